@@ -1,0 +1,64 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let package = Package(
+  name: "swift-iommu",
+  products: [
+    .library(name: "IOMMU", targets: ["IOMMU"]),
+    .library(name: "IOMMUSimulation", targets: ["IOMMUSimulation"]),
+    .executable(name: "iommuctl", targets: ["iommuctl"]),
+  ],
+  traits: [
+    .default(enabledTraits: ["PCINames"]),
+    .trait(name: "PCINames", description: "Device names from pci.ids, by libpci (GPL)"),
+  ],
+  dependencies: [
+    // Only iommuctl uses it; a program that depends on the libraries does not build it.
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0")
+  ],
+  targets: [
+    .target(name: "CIOMMU", path: "CShims", exclude: ["pci"]),
+    .systemLibrary(
+      name: "CPCI", path: "CShims/pci", pkgConfig: "libpci", providers: [.apt(["libpci-dev"])]),
+    .target(name: "AddressSpace", dependencies: ["CIOMMU"]),
+    .target(
+      name: "IOMMU",
+      dependencies: [
+        "AddressSpace", "CIOMMU", .target(name: "CPCI", condition: .when(traits: ["PCINames"])),
+      ]),
+    .target(name: "IOMMUSimulation", dependencies: ["AddressSpace", "CIOMMU", "IOMMU"]),
+    .executableTarget(
+      name: "iommuctl",
+      dependencies: [
+        "AddressSpace", "IOMMU", "IOMMUSimulation",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ]),
+
+    // Tests: what runs in the guests as well as under `swift test` is a library of plain functions.
+    .target(name: "NVMeDriver", dependencies: ["IOMMU"], path: "Tests/NVMeDriver"),
+    .target(
+      name: "ConformanceSuite",
+      dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation", "NVMeDriver"],
+      path: "Tests/ConformanceSuite"),
+    .executableTarget(
+      name: "conformance", dependencies: ["ConformanceSuite", "IOMMU", "IOMMUSimulation"],
+      path: "Tests/conformance"),
+    .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace"]),
+    .testTarget(name: "IOMMUTests", dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation"]),
+    .testTarget(
+      name: "IOMMUSimulationTests",
+      dependencies: ["AddressSpace", "CIOMMU", "ConformanceSuite", "IOMMU", "IOMMUSimulation"]),
+  ],
+  swiftLanguageModes: [.v6])
+
+for target in package.targets where target.type != .system && target.name != "CIOMMU" {
+  target.swiftSettings = [
+    .strictMemorySafety(),  // SE-0458
+    .enableUpcomingFeature("ExistentialAny"),  // SE-0335
+    .enableUpcomingFeature("InternalImportsByDefault"),  // SE-0409
+    .enableUpcomingFeature("MemberImportVisibility"),  // SE-0444
+    .enableExperimentalFeature("Lifetimes"),  // span properties
+  ]
+  // Warnings are errors in CI; not for those who depend on this package.
+  if Context.environment["CI"] != nil { target.swiftSettings! += [.treatAllWarnings(as: .error)] }
+}

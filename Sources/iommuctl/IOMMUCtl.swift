@@ -1,0 +1,1 @@
+@main struct IOMMUCtl { static func main() {} }
