@@ -1,0 +1,150 @@
+import AddressSpace
+
+/// Making a chunk: memory file, mapping, node, pages, and for the coherent arena the IOMMU mapping in capped areas.
+extension Arena {
+  /// Memory that is ready, and the size of its pages.
+  struct Memory {
+    var base: UnsafeMutableRawPointer
+    var byteCount: Int
+    var file: Int32
+    var isHuge: Bool
+  }
+
+  /// Gets at least `byteCount` bytes, on huge pages where that much is asked for and they are to be had.
+  func makeMemory(byteCount: Int) throws(DMAError) -> Memory {
+    if byteCount >= Limits.hugePageByteCount, let memory = try? makeMemory(byteCount, hugePageShift: 21) {
+      return memory
+    }
+    do throws(Errno) {
+      return try makeMemory(byteCount, hugePageShift: nil)
+    } catch {
+      throw DMAError(
+        .outOfMemory, "memfd_create", errno: error, byteCount: UInt64(byteCount), detail: "No memory for an arena")
+    }
+  }
+
+  private func makeMemory(_ asked: Int, hugePageShift: Int?) throws(Errno) -> Memory {
+    let page = hugePageShift.map { 1 << $0 } ?? max(Int(granule.byteCount), 4096)
+    let byteCount = (asked + page - 1) & ~(page - 1)
+    let file = try kernel.createMemoryFile(name, byteCount: byteCount, hugePageShift: hugePageShift)
+    let base: UnsafeMutableRawPointer
+    do throws(Errno) {
+      unsafe base = try kernel.mapMemory(byteCount: byteCount, descriptor: file, offset: 0)
+    } catch {
+      kernel.close(file)
+      throw error
+    }
+    do throws(Errno) {
+      try unsafe kernel.advise(base, byteCount: byteCount, .dontFork)
+      // The node is a preference: a kernel without NUMA refuses it, and the memory is good all the same.
+      if let node { try? unsafe kernel.bindMemory(base, byteCount: byteCount, node: node) }
+      try populate(base, byteCount)
+    } catch {
+      unsafe release(base, byteCount, file)
+      throw error
+    }
+    return unsafe Memory(base: base, byteCount: byteCount, file: file, isHuge: hugePageShift != nil)
+  }
+
+  /// Takes the page faults here, where running out is an error and not a signal. EINVAL: before Linux 5.14.
+  private func populate(_ base: UnsafeMutableRawPointer, _ byteCount: Int) throws(Errno) {
+    do throws(Errno) {
+      try unsafe kernel.advise(base, byteCount: byteCount, .populateWrite)
+    } catch {
+      if error != .invalidArgument { throw error }
+    }
+  }
+
+  /// Adds memory to the arena; `iova` where it is mapped.
+  func add(_ memory: Memory, iova: IOVA?) throws(RangeStoreFailure) {
+    let start = unsafe IOVA(UInt64(UInt(bitPattern: memory.base)))
+    let range = IOVARange(start: start, byteCount: UInt64(memory.byteCount))!
+    let store = try RangeStore(usable: [range], granule: PageSize(byteCount: UInt64(Limits.arenaUnit))!)
+    unsafe add(Chunk(base: memory.base, byteCount: memory.byteCount, file: memory.file, iova: iova, store: store))
+  }
+}
+
+extension DomainCore {
+  /// Grows the coherent arena by at least `byteCount` bytes below `limit`: memory, one IOVA range, areas of capped size.
+  func growCoherent(byteCount: Int, limit: UInt64) throws(DMAError) {
+    let memory = try coherent.makeMemory(byteCount: coherent.nextChunkByteCount(atLeast: byteCount))
+    var mapped: IOVA?
+    do throws(DMAError) {
+      mapped = try mapArena(memory, limit: limit)
+      do throws(RangeStoreFailure) {
+        try coherent.add(memory, iova: mapped)
+      } catch { throw DMAError(.outOfMemory, "allocate", byteCount: UInt64(byteCount)) }
+    } catch {
+      if let mapped { unmapArena(mapped, memory.byteCount, systemCalls: 1) }
+      unsafe coherent.release(memory.base, memory.byteCount, memory.file)
+      throw error
+    }
+  }
+
+  /// Grows the streaming arena by at least `byteCount` bytes.
+  func growStreaming(byteCount: Int) throws(DMAError) {
+    let memory = try streaming.makeMemory(byteCount: streaming.nextChunkByteCount(atLeast: byteCount))
+    do throws(RangeStoreFailure) {
+      try streaming.add(memory, iova: nil)
+    } catch {
+      unsafe streaming.release(memory.base, memory.byteCount, memory.file)
+      throw DMAError(.outOfMemory, "buffer", byteCount: UInt64(byteCount))
+    }
+  }
+
+  private func mapArena(_ memory: Arena.Memory, limit: UInt64) throws(DMAError) -> IOVA {
+    guard enter() else { throw failed(.closed, "allocate", byteCount: memory.byteCount) }
+    defer { leave() }
+    let length = UInt64(memory.byteCount)
+    let iova: IOVA
+    do throws(RangeStoreFailure) {
+      let host = unsafe UInt64(UInt(bitPattern: memory.base))
+      let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length), limit: limit)
+      iova = try locked { state throws(RangeStoreFailure) in try state.store.allocate(request, kind: .fixed, tag: host) }
+    } catch { throw failed(.space(error), "allocate", byteCount: memory.byteCount) }
+    let area = memory.isHuge ? Limits.hugeAreaByteCount : Limits.areaByteCount
+    var offset = 0
+    while offset < memory.byteCount {
+      let part = min(area, memory.byteCount - offset)
+      do throws(Errno) {
+        try mapArea(memory, iova, offset, part)
+      } catch {
+        unmapArena(iova, offset, systemCalls: 1)
+        throw failed(.system(error), "allocate", iova, byteCount: part)
+      }
+      offset += part
+    }
+    locked { $0.statistics.coherentArenaBytes += length }
+    return iova
+  }
+
+  /// One area: by the file where the kernel can, which pins whole folios at a time, else by address.
+  private func mapArea(_ memory: Arena.Memory, _ iova: IOVA, _ offset: Int, _ byteCount: Int) throws(Errno) {
+    let at = iova.rawValue + UInt64(offset)
+    if translation.canMapFiles {
+      do throws(Errno) {
+        try translation.map(
+          iova: at, file: memory.file, start: UInt64(offset), byteCount: UInt64(byteCount), access: .readWrite)
+        locked {
+          $0.statistics.arenaAreas += 1
+          $0.statistics.arenaFileAreas += 1
+        }
+        return
+      } catch {
+        if error != .notTypewriter { throw error }
+      }
+    }
+    let address = unsafe UInt64(UInt(bitPattern: memory.base)) + UInt64(offset)
+    try translation.map(iova: at, address: address, byteCount: UInt64(byteCount), access: .readWrite)
+    locked { $0.statistics.arenaAreas += 1 }
+  }
+
+  /// Takes a half-made chunk back out. If the kernel will not, its IOVA stays taken.
+  private func unmapArena(_ iova: IOVA, _ byteCount: Int, systemCalls: UInt64) {
+    if byteCount > 0 {
+      let done = try? translation.unmap(iova: iova.rawValue, byteCount: UInt64(byteCount))
+      if done != UInt64(byteCount) { return }
+    }
+    locked { _ = $0.store.remove(iova) }
+  }
+}

@@ -1,0 +1,124 @@
+import AddressSpace
+import Synchronization
+
+/// Memory of the library's own, in chunks: memory files on huge pages where they are to be had, near the device.
+///
+/// The coherent arena maps each chunk once, when it is made; the streaming arena maps nothing, its buffers are mapped one
+/// by one. A fork does not get the memory. Chunks stay until the domain goes.
+@safe
+final class Arena: Sendable {
+  /// A stretch of memory, and what of it is in use.
+  struct Chunk: ~Copyable, @unchecked Sendable {
+    let base: UnsafeMutableRawPointer
+    let byteCount: Int
+    let file: Int32
+    /// Where the chunk begins for the device; nil in the streaming arena.
+    let iova: IOVA?
+    /// Keyed by host address, in units of ``Arena/unit``.
+    var store: RangeStore
+  }
+
+  let kernel: any Kernel
+  let granule: PageSize
+  /// The device's NUMA node; nil where there is none, or only one.
+  let node: Int?
+  let name: String
+  private let chunks = Mutex(Chunks())
+
+  private struct Chunks: ~Copyable {
+    var list: [ChunkBox] = []
+    var nextByteCount = Limits.firstChunkByteCount
+  }
+  /// A box, since an array does not hold what cannot be copied.
+  final class ChunkBox: @unchecked Sendable {
+    var chunk: Chunk
+    init(_ chunk: consuming Chunk) { self.chunk = chunk }
+  }
+
+  init(kernel: any Kernel, granule: PageSize, node: Int?, name: String) {
+    (self.kernel, self.granule, self.node, self.name) = (kernel, granule, node, name)
+  }
+
+  /// The memory goes last: whoever drops an arena has seen to it that no device reaches it.
+  deinit {
+    chunks.withLock { chunks in
+      for box in chunks.list { release(box.chunk.base, box.chunk.byteCount, box.chunk.file) }
+    }
+  }
+
+  /// Bytes of all chunks.
+  var byteCount: Int { chunks.withLock { $0.list.reduce(0) { $0 + $1.chunk.byteCount } } }
+
+  /// Takes memory from a chunk that has room; nil when none has: then the caller makes one with ``addChunk``.
+  func allocate(byteCount: Int, alignment: PageSize, limit: UInt64) -> (base: UnsafeMutableRawPointer, iova: IOVA?)? {
+    chunks.withLock { chunks -> UInt64? in
+      let request = RangeStore.Request(byteCount: rounded(byteCount), alignment: alignment)
+      for box in chunks.list {
+        if let iova = box.chunk.iova, iova.rawValue + UInt64(box.chunk.byteCount - 1) > limit { continue }
+        if let address = try? box.chunk.store.allocate(request) { return address.rawValue }
+      }
+      return nil
+    }.map { address in
+      let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(address))!
+      return unsafe (base, iova(of: base))
+    }
+  }
+
+  /// Gives memory back.
+  func free(_ base: UnsafeMutableRawPointer) {
+    let address = unsafe UInt64(UInt(bitPattern: base))
+    chunks.withLock { chunks in _ = Self.chunk(of: address, chunks.list)?.chunk.store.remove(IOVA(address)) }
+  }
+
+  /// Where memory of the coherent arena lies for the device. O(chunks).
+  func iova(of base: UnsafeMutableRawPointer) -> IOVA? {
+    let address = unsafe UInt64(UInt(bitPattern: base))
+    return chunks.withLock { chunks in
+      guard let chunk = Self.chunk(of: address, chunks.list), let iova = chunk.chunk.iova else { return nil }
+      return unsafe IOVA(iova.rawValue + address - UInt64(UInt(bitPattern: chunk.chunk.base)))
+    }
+  }
+
+  /// Where an address of a device lies in the coherent arena, if all of `byteCount` does. O(chunks).
+  func pointer(of address: IOVA, byteCount: Int) -> UnsafeMutableRawPointer? {
+    chunks.withLock { chunks -> UInt? in
+      for box in chunks.list {
+        guard let iova = box.chunk.iova, address >= iova else { continue }
+        let offset = address.rawValue - iova.rawValue
+        guard offset < UInt64(box.chunk.byteCount), UInt64(byteCount) <= UInt64(box.chunk.byteCount) - offset else { continue }
+        return unsafe UInt(bitPattern: box.chunk.base) + UInt(offset)
+      }
+      return nil
+    }.flatMap { unsafe UnsafeMutableRawPointer(bitPattern: $0) }
+  }
+
+  /// The size that the next chunk should have, at least `byteCount`: doubled each time up to a bound.
+  func nextChunkByteCount(atLeast byteCount: Int) -> Int {
+    chunks.withLock { chunks in
+      let wanted = max(chunks.nextByteCount, Int(rounded(byteCount)))
+      chunks.nextByteCount = min(chunks.nextByteCount * 2, Limits.largestGrowthByteCount)
+      return wanted
+    }
+  }
+
+  func add(_ chunk: consuming Chunk) {
+    let box = ChunkBox(chunk)
+    chunks.withLock { $0.list.append(box) }
+  }
+
+  func release(_ base: UnsafeMutableRawPointer, _ byteCount: Int, _ file: Int32) {
+    unsafe kernel.unmapMemory(base, byteCount: byteCount)
+    kernel.close(file)
+  }
+
+  private func rounded(_ byteCount: Int) -> UInt64 {
+    (UInt64(byteCount) + UInt64(Limits.arenaUnit - 1)) & ~UInt64(Limits.arenaUnit - 1)
+  }
+
+  private static func chunk(of address: UInt64, _ list: [ChunkBox]) -> ChunkBox? {
+    list.first { box in
+      let base = unsafe UInt64(UInt(bitPattern: box.chunk.base))
+      return address >= base && address - base < UInt64(box.chunk.byteCount)
+    }
+  }
+}

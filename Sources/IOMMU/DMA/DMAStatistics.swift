@@ -1,0 +1,26 @@
+/// Counters of a domain since it was made; all monotone but those named `live`.
+public struct DMAStatistics: Hashable, Sendable {
+  /// Mappings made: one a buffer, an unsafe mapping or a part of a list.
+  public var maps: UInt64 = 0
+  /// Mappings ended.
+  public var unmaps: UInt64 = 0
+  /// System calls made for maps and unmaps, failed ones included; not those of opening and closing.
+  public var systemCalls: UInt64 = 0
+  /// Maps that failed.
+  public var failedMaps: UInt64 = 0
+  /// Mappings that are live now, arenas not counted.
+  public var liveMappings = 0
+  /// Bytes of IOVA that those take.
+  public var liveBytes: UInt64 = 0
+  /// Bytes of memory that was given up, since an unmap failed and the device may still reach it.
+  public var leakedBytes: UInt64 = 0
+  /// Bytes of memory that the arenas hold, and of these, bytes that are mapped once for all.
+  public var arenaBytes: UInt64 = 0
+  /// Bytes of the coherent arena, mapped and pinned while the domain is open.
+  public var coherentArenaBytes: UInt64 = 0
+  /// Areas that the coherent arena was mapped in, and those of them that went by `IOMMU_IOAS_MAP_FILE`.
+  public var arenaAreas = 0, arenaFileAreas = 0
+
+  /// All zero.
+  public init() {}
+}

@@ -1,0 +1,87 @@
+import AddressSpace
+import Synchronization
+
+/// The data path: address space, translation, address space; a page of code without retain, release or allocation.
+extension DomainCore {
+  /// Maps whole pages at an address of the store's choice, at most `limit`.
+  @inline(__always)
+  func map(_ base: UnsafeRawPointer, byteCount: Int, limit: UInt64, access: DMAAccess) -> Result<IOVA, MapFailure> {
+    guard ProcessGuard.isOwner else { return .failure(.forked) }
+    guard enter() else { return .failure(.closed) }
+    defer { leave() }
+    let length = padded(byteCount)
+    let host = unsafe UInt64(UInt(bitPattern: base))
+    let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length), limit: limit)
+    let iova: IOVA
+    do throws(RangeStoreFailure) {
+      iova = try locked { state throws(RangeStoreFailure) in try state.store.allocate(request, tag: host) }
+    } catch { return noSpace(error) }
+    do throws(Errno) {
+      try translation.map(iova: iova.rawValue, address: host, byteCount: length, access: access)
+    } catch { return undo(iova, error) }
+    locked { $0.mapped(iova, host: host, byteCount: length) }
+    return .success(iova)
+  }
+
+  /// Unmaps what ``map`` mapped; on success the device cannot reach it any more and the IOVA is free.
+  @inline(__always)
+  func unmap(_ iova: IOVA, byteCount: Int) -> Result<Void, MapFailure> {
+    guard ProcessGuard.isOwner else { return .failure(.forked) }
+    let length = padded(byteCount)
+    if enter() {
+      defer { leave() }
+      do throws(Errno) {
+        let done = try translation.unmap(iova: iova.rawValue, byteCount: length)
+        if done != length { return .failure(.mismatch(done)) }
+      } catch { return .failure(.system(error)) }
+      locked { $0.unmapped(iova, byteCount: length, systemCalls: 1) }
+      return .success(())
+    }
+    // Closed: the kernel has unmapped everything already.
+    locked { $0.unmapped(iova, byteCount: length, systemCalls: 0) }
+    return .success(())
+  }
+
+  /// Natural alignment up to 2 MiB: as the kernel's allocator, without the waste of large sizes.
+  @inline(__always)
+  static func alignment(_ length: UInt64) -> PageSize {
+    length >= 1 << 21 ? PageSize(shift: 21) : PageSize(shift: UInt8(truncatingIfNeeded: 64 &- (length &- 1).leadingZeroBitCount))
+  }
+
+  @inline(never)
+  func noSpace(_ reason: RangeStoreFailure) -> Result<IOVA, MapFailure> {
+    locked { $0.statistics.failedMaps += 1 }
+    return .failure(.space(reason))
+  }
+
+  @inline(never)
+  func undo(_ iova: IOVA, _ error: Errno) -> Result<IOVA, MapFailure> {
+    locked { state in
+      _ = state.store.remove(iova)
+      state.statistics.failedMaps += 1
+      state.statistics.systemCalls += 1
+    }
+    return .failure(.system(error))
+  }
+}
+
+extension DomainState {
+  @inline(__always)
+  mutating func mapped(_ iova: IOVA, host: UInt64, byteCount: UInt64) {
+    statistics.maps &+= 1
+    statistics.systemCalls &+= 1
+    statistics.liveMappings &+= 1
+    statistics.liveBytes &+= byteCount
+    if byHostAddress != nil { byHostAddress!.insert(address: host, byteCount: byteCount, iova: iova) }
+  }
+
+  @inline(__always)
+  mutating func unmapped(_ iova: IOVA, byteCount: UInt64, systemCalls: UInt64) {
+    let node = store.remove(iova)
+    statistics.unmaps &+= 1
+    statistics.systemCalls &+= systemCalls
+    statistics.liveMappings &-= 1
+    statistics.liveBytes &-= byteCount
+    if byHostAddress != nil, let node { byHostAddress!.remove(address: node.tag, iova: iova) }
+  }
+}

@@ -1,0 +1,99 @@
+import AddressSpace
+import Synchronization
+
+/// The part of a domain that mappings, buffers and arrays reach, and keep alive.
+///
+/// ``DMADomain`` holds one strong reference, each buffer one more, which a mapping takes over: so a mapping outlives its
+/// device and its domain, and mapping and unmapping an owned buffer retains nothing. The last to go frees the core.
+@safe
+final class DomainCore: @unchecked Sendable {
+  let kernel: any Kernel
+  let translation: any Translation
+  /// The smallest page minus one, in bytes.
+  let granuleMask: UInt64
+  /// Everything that changes, behind one spin lock that is never held across a system call.
+  let state: UnsafeMutablePointer<DomainState>
+  /// Calls into the translation that are under way; ``close()`` waits for them, and no call begins after it.
+  let inFlight = Atomic<Int>(0)
+  let isClosed = Atomic<Bool>(false)
+  let coherent: Arena
+  let streaming: Arena
+
+  init(
+    kernel: any Kernel, translation: any Translation, usable: IOVARanges, granule: PageSize, node: Int?
+  ) throws(RangeStoreFailure) {
+    let first = DomainState(store: try RangeStore(usable: usable, granule: granule))
+    self.kernel = kernel
+    self.translation = translation
+    granuleMask = granule.mask
+    unsafe state = .allocate(capacity: 1)
+    unsafe state.initialize(to: first)
+    coherent = Arena(kernel: kernel, granule: granule, node: node, name: "iommu-coherent")
+    streaming = Arena(kernel: kernel, granule: granule, node: node, name: "iommu-buffers")
+  }
+
+  /// The order matters: nothing is unmapped from memory before the device cannot reach it.
+  deinit {
+    close()
+    unsafe state.deinitialize(count: 1)
+    unsafe state.deallocate()
+  }
+
+  /// Whole pages, in bytes.
+  @inline(__always)
+  func padded(_ byteCount: Int) -> UInt64 { (UInt64(byteCount) &+ granuleMask) & ~granuleMask }
+
+  /// Runs `body` on the state with the lock held. No system call may happen inside.
+  @inline(__always)
+  func locked<Result: ~Copyable, Failure: Error>(
+    _ body: (inout DomainState) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    unsafe state.pointee.lock.lock()
+    defer { unsafe state.pointee.lock.unlock() }
+    return try unsafe body(&state.pointee)
+  }
+
+  /// Begins a call into the translation; false when the domain is closed: then there is nothing to call.
+  @inline(__always)
+  func enter() -> Bool {
+    inFlight.wrappingAdd(1, ordering: .sequentiallyConsistent)
+    if !isClosed.load(ordering: .sequentiallyConsistent) { return true }
+    leave()
+    return false
+  }
+
+  @inline(__always)
+  func leave() { inFlight.wrappingSubtract(1, ordering: .releasing) }
+
+  /// Ends the domain once no device is attached: what is still mapped goes in one unmap-all, and mappings that are alive
+  /// find nothing left to unmap. The second call does nothing.
+  func close() {
+    guard isClosed.compareExchange(expected: false, desired: true, ordering: .sequentiallyConsistent).exchanged else { return }
+    // A call under way is an ioctl, which ends by itself.
+    while inFlight.load(ordering: .acquiring) != 0 { kernel.sleep(.microseconds(20)) }
+    guard ProcessGuard.isOwner else { return }
+    translation.close()
+  }
+}
+
+/// What a domain's lock guards.
+@safe
+struct DomainState: ~Copyable {
+  let lock = SpinLock()
+  var store: RangeStore
+  /// Mappings by host address; made by the first ``DMADomain/translate(_:byteCount:)-(UnsafeRawPointer,_)``.
+  var byHostAddress: IntervalIndex?
+  var statistics = DMAStatistics()
+
+  init(store: consuming RangeStore) { self.store = store }
+}
+
+/// Why a map or unmap failed: trivial, so that the data path carries it for nothing.
+enum MapFailure: Error {
+  case system(Errno)
+  case space(RangeStoreFailure)
+  /// The kernel unmapped this many bytes instead of what was asked.
+  case mismatch(UInt64)
+  case closed
+  case forked
+}

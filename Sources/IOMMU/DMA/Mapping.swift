@@ -1,0 +1,68 @@
+public import AddressSpace
+
+/// A buffer that the device owns: its address as the device sees it, until ``unmap()`` gives the buffer back.
+///
+/// Dropping it unmaps it. It may outlive its ``Device`` and ``DMADomain``, which may be dropped in any order.
+@safe
+public struct Mapping: ~Copyable, @unchecked Sendable {
+  let core: Unmanaged<DomainCore>
+  let base: UnsafeMutableRawPointer
+  /// The address to give to the device.
+  public let address: IOVA
+  /// The buffer's length in bytes; the device reaches no further than the end of its last page.
+  public let byteCount: Int
+
+  init(core: Unmanaged<DomainCore>, base: UnsafeMutableRawPointer, address: IOVA, byteCount: Int) {
+    unsafe self.core = core
+    unsafe self.base = base
+    self.address = address
+    self.byteCount = byteCount
+  }
+
+  deinit { unsafe DomainCore.drop(core, base, byteCount, at: address) }
+
+  /// Takes the buffer back from the device: on return the device cannot reach it any more (strict mode).
+  ///
+  /// The kernel call behind it is one `IOMMU_IOAS_UNMAP` or `VFIO_IOMMU_UNMAP_DMA`. If that fails, or unmaps another
+  /// number of bytes, the memory may still be within the device's reach: it is leaked, counted in
+  /// ``DMAStatistics/leakedBytes``, and never reused.
+  ///
+  /// - Throws: `.system` with the kernel's errno, `.mismatch`, `.forked`.
+  public consuming func unmap() throws(DMAError) -> DMABuffer {
+    let (core, base, byteCount, address) = unsafe (core, base, byteCount, address)
+    discard self
+    switch unsafe core._withUnsafeGuaranteedRef({ $0.unmap(address, byteCount: byteCount) }) {
+    case .success: return unsafe DMABuffer(core: core, base: base, byteCount: byteCount)
+    case .failure(let failure): throw unsafe DomainCore.leak(core, failure, "unmap", address, byteCount)
+    }
+  }
+
+  /// Which side may touch the memory during ``sync(for:_:)``.
+  public enum Side: Hashable, Sendable {
+    /// The CPU looks at, or changes, what the device shares.
+    case cpu
+  }
+
+  /// Lets the CPU touch the memory while it stays mapped: partial hand-over, as for a ring of receive buffers.
+  ///
+  /// The devices that can be attached are coherent, so this costs no cache maintenance: only a barrier on each side.
+  /// That the device leaves the memory alone meanwhile is the driver's duty; the span does not leave the closure.
+  ///
+  /// The corresponding kernel calls are `dma_sync_single_for_cpu` and `dma_sync_single_for_device`.
+  public mutating func sync<Result: ~Copyable, Failure: Error>(
+    for side: Side, _ body: (inout MutableRawSpan) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    dmaReadBarrier()
+    defer { dmaWriteBarrier() }
+    var span = unsafe MutableRawSpan(_unsafeStart: base, byteCount: byteCount)
+    return try body(&span)
+  }
+}
+
+/// What ``DMADomain/tryMap(_:_:)`` answers: the mapping, or the buffer again with the reason.
+public enum MapResult: ~Copyable, Sendable {
+  /// The device owns the buffer now.
+  case mapped(Mapping)
+  /// The buffer stays the CPU's.
+  case failed(DMABuffer, DMAError)
+}

@@ -1,0 +1,24 @@
+import CIOMMU
+import Synchronization
+
+/// Tells a process from its forks.
+///
+/// A fork inherits the parent's IOMMU descriptors but none of its pins: what it maps, unmaps or frees would be
+/// the parent's. One word in a page that a fork gets zeroed (`MADV_WIPEONFORK`) says who we are, at the price of a load.
+@safe
+package enum ProcessGuard {
+  private static let word: UnsafePointer<UInt64>? = unsafe makeWord()
+
+  /// Whether this process is the one that first asked. True where the kernel cannot wipe pages (before Linux 4.14).
+  package static var isOwner: Bool {
+    guard let word = unsafe word else { return true }
+    return unsafe word.pointee != 0
+  }
+
+  private static func makeWord() -> UnsafePointer<UInt64>? {
+    guard let page = unsafe ci_wiped_on_fork_page() else { return nil }
+    let word = unsafe page.assumingMemoryBound(to: UInt64.self)
+    unsafe word.pointee = 1
+    return unsafe UnsafePointer(word)
+  }
+}
