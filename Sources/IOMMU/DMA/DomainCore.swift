@@ -16,13 +16,15 @@ final class DomainCore: @unchecked Sendable {
   /// Calls into the translation that are under way; ``close()`` waits for them, and no call begins after it.
   let inFlight = Atomic<Int>(0)
   let isClosed = Atomic<Bool>(false)
+  /// Devices that are attached.
+  let deviceCount = Atomic<Int>(0)
   let coherent: Arena
   let streaming: Arena
 
   init(
     kernel: any Kernel, translation: any Translation, usable: IOVARanges, granule: PageSize, node: Int?
   ) throws(RangeStoreFailure) {
-    let first = DomainState(store: try RangeStore(usable: usable, granule: granule))
+    let first = try DomainState(usable: usable, granule: granule)
     self.kernel = kernel
     self.translation = translation
     granuleMask = granule.mask
@@ -65,6 +67,9 @@ final class DomainCore: @unchecked Sendable {
   @inline(__always)
   func leave() { inFlight.wrappingSubtract(1, ordering: .releasing) }
 
+  /// Whether several devices use the address space.
+  var isShared: Bool { deviceCount.load(ordering: .relaxed) > 1 }
+
   /// Ends the domain once no device is attached: what is still mapped goes in one unmap-all, and mappings that are alive
   /// find nothing left to unmap. The second call does nothing.
   func close() {
@@ -85,7 +90,34 @@ struct DomainState: ~Copyable {
   var byHostAddress: IntervalIndex?
   var statistics = DMAStatistics()
 
-  init(store: consuming RangeStore) { self.store = store }
+  /// What mappings can get, for messages and ``DMADomain/usableRanges``.
+  var usable: IOVARanges
+
+  init(usable: IOVARanges, granule: PageSize) throws(RangeStoreFailure) {
+    self.usable = usable
+    store = try RangeStore(usable: usable, granule: granule)
+  }
+
+  /// The lowest mapping that has an address above `limit`.
+  func mapping(above limit: UInt64) -> IOVARange? {
+    if let node = store.find(containing: IOVA(limit)), node.isMapping, node.range.last.rawValue > limit { return node.range }
+    var from = limit
+    while from < .max, let node = store.next(from: IOVA(from + 1)) {
+      if node.isMapping { return node.range }
+      from = node.range.last.rawValue
+    }
+    return nil
+  }
+
+  /// Makes the index of host addresses, once. O(n log n).
+  mutating func indexHostAddresses() {
+    guard byHostAddress == nil else { return }
+    var index = IntervalIndex()
+    store.forEach { node in
+      if node.isMapping { index.insert(address: node.tag, byteCount: node.byteCount, iova: node.start) }
+    }
+    byHostAddress = consume index
+  }
 }
 
 /// Why a map or unmap failed: trivial, so that the data path carries it for nothing.

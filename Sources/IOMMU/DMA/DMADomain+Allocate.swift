@@ -1,0 +1,104 @@
+public import AddressSpace
+
+extension DMADomain {
+  /// Coherent memory for `count` elements, zeroed; both sides see it until the array is dropped.
+  ///
+  /// From the domain's coherent arena: a system call only when the arena has to grow.
+  ///
+  /// The corresponding kernel call is `dma_alloc_coherent`.
+  /// - Throws: `.empty`, `.overflow`, `.outOfMemory`, `.memoryLock`, `.noSpace`, `.closed`, `.forked`.
+  public func allocate<Element: BitwiseCopyable>(
+    _ type: Element.Type, count: Int
+  ) throws(DMAError) -> CoherentArray<Element> {
+    let page = Int(core.granuleMask) + 1
+    guard count > 0 else { throw core.failed(.space(.empty), "allocate", byteCount: 0).on(deviceName) }
+    let natural = MemoryLayout<Element>.stride
+    guard natural <= Int.max / 4 / count else {
+      throw DMAError(.overflow, "allocate", device: deviceName, detail: "\(count) elements of \(natural) bytes")
+    }
+    let (stride, alignment) = CoherentArray<Element>.layout(natural: natural, count: count, page: page)
+    let memory = try allocateCoherent(byteCount: stride * count, alignment: max(alignment, MemoryLayout<Element>.alignment))
+    return unsafe CoherentArray(
+      core: .passRetained(core), base: memory.base, address: memory.iova, count: count, stride: stride)
+  }
+
+  /// Memory of the coherent arena, zeroed; grows the arena when no chunk has room.
+  private func allocateCoherent(
+    byteCount: Int, alignment: Int
+  ) throws(DMAError) -> (base: UnsafeMutableRawPointer, iova: IOVA) {
+    guard ProcessGuard.isOwner else { throw core.failed(.forked, "allocate", byteCount: byteCount).on(deviceName) }
+    guard !isClosed else { throw core.failed(.closed, "allocate", byteCount: byteCount).on(deviceName) }
+    let size = PageSize(byteCount: UInt64(alignment))!
+    let limit = limit.load(ordering: .relaxed)
+    while true {
+      if let (base, iova) = unsafe core.coherent.allocate(byteCount: byteCount, alignment: size, limit: limit) {
+        unsafe base.initializeMemory(as: UInt8.self, repeating: 0, count: byteCount)
+        return unsafe (base, iova!)
+      }
+      do throws(DMAError) {
+        try core.growCoherent(byteCount: byteCount, limit: limit)
+      } catch { throw error.on(deviceName) }
+    }
+  }
+
+  /// Streaming memory that the CPU owns first; its contents are whatever an earlier buffer of this domain left.
+  ///
+  /// From the domain's buffer arena: a system call only when the arena has to grow. It is not within the device's reach
+  /// before ``map(_:_:)``.
+  ///
+  /// - Throws: `.empty`, `.outOfMemory`, `.closed`, `.forked`.
+  public func buffer(byteCount: Int) throws(DMAError) -> DMABuffer {
+    guard byteCount > 0 else { throw core.failed(.space(.empty), "buffer", byteCount: byteCount).on(deviceName) }
+    guard byteCount <= Int.max / 4 else { throw core.failed(.space(.overflow), "buffer", byteCount: byteCount).on(deviceName) }
+    guard ProcessGuard.isOwner else { throw core.failed(.forked, "buffer", byteCount: byteCount).on(deviceName) }
+    guard !isClosed else { throw core.failed(.closed, "buffer", byteCount: byteCount).on(deviceName) }
+    let length = Int(core.padded(byteCount))
+    while true {
+      if let (base, _) = unsafe core.streaming.allocate(byteCount: length, alignment: granule, limit: .max) {
+        // The device will reach the rest of the last page too.
+        unsafe (base + byteCount).initializeMemory(as: UInt8.self, repeating: 0, count: length - byteCount)
+        return unsafe DMABuffer(core: .passRetained(core), base: base, byteCount: byteCount)
+      }
+      do throws(DMAError) {
+        try core.growStreaming(byteCount: length)
+      } catch { throw error.on(deviceName) }
+    }
+  }
+}
+
+extension DomainCore {
+  /// A buffer was dropped: its memory and its reference go back.
+  static func freeBuffer(_ core: Unmanaged<DomainCore>, _ base: UnsafeMutableRawPointer, _ byteCount: Int) {
+    if ProcessGuard.isOwner { unsafe core._withUnsafeGuaranteedRef { unsafe $0.streaming.free(base) } }
+    unsafe core.release()
+  }
+
+  /// A coherent array was dropped: its memory goes back to the arena, which stays mapped.
+  static func freeCoherent(_ core: Unmanaged<DomainCore>, _ base: UnsafeMutableRawPointer) {
+    if ProcessGuard.isOwner { unsafe core._withUnsafeGuaranteedRef { unsafe $0.coherent.free(base) } }
+    unsafe core.release()
+  }
+
+  /// A mapping was dropped: unmap, then the memory goes back. If that fails the memory is leaked and counted.
+  static func drop(_ core: Unmanaged<DomainCore>, _ base: UnsafeMutableRawPointer, _ byteCount: Int, at address: IOVA) {
+    switch unsafe core._withUnsafeGuaranteedRef({ $0.unmap(address, byteCount: byteCount) }) {
+    case .success: unsafe freeBuffer(core, base, byteCount)
+    case .failure(let failure): _ = unsafe leak(core, failure, "unmap", address, byteCount)
+    }
+  }
+
+  /// An unmap failed: the memory stays out of use, and the core stays with it, so that it is not even returned to the
+  /// operating system while a device may reach it.
+  static func leak(
+    _ core: Unmanaged<DomainCore>, _ failure: MapFailure, _ operation: String, _ address: IOVA, _ byteCount: Int
+  ) -> DMAError {
+    unsafe core._withUnsafeGuaranteedRef { $0.leaked(failure, operation, address, byteCount) }
+  }
+
+  /// Counts memory that is given up, and says why.
+  func leaked(_ failure: MapFailure, _ operation: String, _ address: IOVA, _ byteCount: Int) -> DMAError {
+    let length = padded(byteCount)
+    locked { $0.statistics.leakedBytes += length }
+    return failed(failure, operation, address, byteCount: byteCount)
+  }
+}

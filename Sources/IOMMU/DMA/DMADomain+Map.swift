@@ -1,0 +1,135 @@
+public import AddressSpace
+import Synchronization
+
+extension DMADomain {
+  /// Gives a buffer to the device: on return the device can reach it, and the CPU cannot touch it.
+  ///
+  /// The kernel call behind it is one `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA`, which pins the pages. If it throws, the
+  /// buffer is freed; ``tryMap(_:_:)`` gives it back instead. O(log n) in the number of mappings.
+  ///
+  /// - Throws: `.memoryLock`, `.noSpace`, `.tooManyMappings`, `.closed`, `.forked`, `.invalidArgument` for a buffer of
+  ///   another domain, `.system`.
+  public func map(_ buffer: consuming DMABuffer, _ direction: DMADirection) throws(DMAError) -> Mapping {
+    guard unsafe buffer.core.toOpaque() == Unmanaged.passUnretained(core).toOpaque() else { throw foreignBuffer("map") }
+    let limit = limit.load(ordering: .relaxed)
+    switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limit: limit, access: direction.access) {
+    case .success(let address):
+      let (core, base, byteCount) = unsafe buffer.take()
+      return unsafe Mapping(core: core, base: base, address: address, byteCount: byteCount)
+    case .failure(let failure):
+      throw core.failed(failure, "map", byteCount: buffer.byteCount, limit: limit).on(deviceName)
+    }
+  }
+
+  /// As ``map(_:_:)``, but a buffer that cannot be mapped comes back with the error.
+  public func tryMap(_ buffer: consuming DMABuffer, _ direction: DMADirection) -> MapResult {
+    guard unsafe buffer.core.toOpaque() == Unmanaged.passUnretained(core).toOpaque() else {
+      return .failed(buffer, foreignBuffer("tryMap"))
+    }
+    let limit = limit.load(ordering: .relaxed)
+    switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limit: limit, access: direction.access) {
+    case .success(let address):
+      let (core, base, byteCount) = unsafe buffer.take()
+      return unsafe .mapped(Mapping(core: core, base: base, address: address, byteCount: byteCount))
+    case .failure(let failure):
+      let error = core.failed(failure, "tryMap", byteCount: buffer.byteCount, limit: limit).on(deviceName)
+      return .failed(buffer, error)
+    }
+  }
+
+  private func foreignBuffer(_ operation: String) -> DMAError {
+    DMAError(
+      .invalidArgument, operation, device: deviceName, detail: "The buffer belongs to another domain",
+      remedy: "Get it from this domain's buffer(byteCount:)")
+  }
+
+  /// Maps memory that the caller owns and keeps alive, at an address of the library's choice or at `address`.
+  ///
+  /// Whole pages only, so that the device reaches nothing else: start and length are multiples of ``granule``. With
+  /// `widening` the pages that the memory begins and ends in are mapped as a whole, and the device reaches their other
+  /// bytes too.
+  ///
+  /// The kernel call behind it is one `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA`, which pins the pages. O(log n).
+  ///
+  /// - Throws: `.empty`, `.unaligned`, `.overflow`; for a fixed address `.outsideAperture`, `.reserved`, `.outsideMask`,
+  ///   `.overlap` (both ranges in the detail); `.badMemory` for memory that is not mapped or not writable as asked;
+  ///   `.memoryLock`, `.noSpace`, `.tooManyMappings`, `.closed`, `.forked`, `.system`.
+  public func map(
+    unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA? = nil, widening: Bool = false
+  ) throws(DMAError) -> UnsafeMapping {
+    let pages = try unsafe pages(of: memory, widening: widening)
+    let limit = limit.load(ordering: .relaxed)
+    let result =
+      if let address {
+        core.map(host: pages.host, byteCount: pages.byteCount, at: address, limit: limit, access: direction.access)
+      } else {
+        unsafe core.map(
+          UnsafeRawPointer(bitPattern: UInt(pages.host))!, byteCount: pages.byteCount, limit: limit,
+          access: direction.access)
+      }
+    switch result {
+    case .success(let iova):
+      return unsafe UnsafeMapping(
+        core: .passRetained(core), pages: (iova, pages.byteCount),
+        address: IOVA(iova.rawValue + UInt64(pages.offset)), byteCount: memory.count)
+    case .failure(let failure):
+      throw core.failed(failure, "map(unsafe:)", address, host: pages.host, byteCount: pages.byteCount, limit: limit)
+        .on(deviceName)
+    }
+  }
+
+  /// The pages that memory lies in.
+  private func pages(
+    of memory: UnsafeRawBufferPointer, widening: Bool
+  ) throws(DMAError) -> (host: UInt64, byteCount: Int, offset: Int) {
+    guard let base = memory.baseAddress, memory.count > 0 else {
+      throw core.failed(.space(.empty), "map(unsafe:)", byteCount: 0).on(deviceName)
+    }
+    let mask = core.granuleMask
+    let host = unsafe UInt64(UInt(bitPattern: base))
+    let (end, overflow) = host.addingReportingOverflow(UInt64(memory.count))
+    guard !overflow, end <= .max - mask else {
+      throw DMAError(
+        .overflow, "map(unsafe:)", address: host, byteCount: UInt64(memory.count), device: deviceName,
+        detail: "The memory leaves the address space")
+    }
+    if (host | end) & mask != 0, !widening {
+      throw DMAError(
+        .unaligned, "map(unsafe:)", address: host, byteCount: UInt64(memory.count), device: deviceName,
+        detail: "Memory must begin and end on a multiple of \(mask + 1) bytes, or the device reaches more than it was given",
+        remedy: "Use buffer(byteCount:), align the memory, or allow widening: true")
+    }
+    let first = host & ~mask
+    return (first, Int(((end + mask) & ~mask) - first), Int(host - first))
+  }
+}
+
+extension DomainCore {
+  /// Maps whole pages at the caller's address.
+  func map(host: UInt64, byteCount: Int, at iova: IOVA, limit: UInt64, access: DMAAccess) -> Result<IOVA, MapFailure> {
+    guard ProcessGuard.isOwner else { return .failure(.forked) }
+    guard let range = IOVARange(start: iova, byteCount: UInt64(byteCount)) else { return noSpace(.overflow) }
+    guard enter() else { return .failure(.closed) }
+    defer { leave() }
+    do throws(RangeStoreFailure) {
+      try locked { state throws(RangeStoreFailure) in
+        try state.store.insert(RangeStore.Node(range: range, kind: .fixed, tag: host), limit: limit)
+      }
+    } catch { return noSpace(error) }
+    do throws(Errno) {
+      try translation.map(iova: iova.rawValue, address: host, byteCount: UInt64(byteCount), access: access)
+    } catch { return undo(iova, error) }
+    locked { $0.mapped(iova, host: host, byteCount: UInt64(byteCount)) }
+    return .success(iova)
+  }
+
+  /// Ends an unsafe mapping and its reference; the reference stays when the unmap fails.
+  static func dropUnsafe(_ core: Unmanaged<DomainCore>, _ address: IOVA, _ byteCount: Int) -> DMAError? {
+    switch unsafe core._withUnsafeGuaranteedRef({ $0.unmap(address, byteCount: byteCount) }) {
+    case .success:
+      unsafe core.release()
+      return nil
+    case .failure(let failure): return unsafe leak(core, failure, "unmap", address, byteCount)
+    }
+  }
+}

@@ -1,0 +1,108 @@
+public import AddressSpace
+import Synchronization
+
+/// The DMA side of a device: what it may reach, and at which addresses.
+///
+/// Comes with a ``Device`` as `device.dma`. Devices opened with `sharing:` have a domain value of their own, with a mask of
+/// their own, over one address space. All methods may be called from any thread.
+@safe
+public final class DMADomain: Sendable {
+  let core: DomainCore
+  /// The highest address that the device of this value can drive.
+  let limit: Atomic<UInt64>
+  /// The device that errors name.
+  let deviceName: String
+
+  init(core: DomainCore, deviceName: String) {
+    self.core = core
+    self.deviceName = deviceName
+    limit = Atomic(.max)
+  }
+
+  /// Says how many address bits the device drives: no address given to it will have others.
+  ///
+  /// The default is 64 bits, which for most devices is a promise that the driver makes. Set it before allocating:
+  /// memory that was given out above a lower mask stays where it is, and the call throws.
+  ///
+  /// The corresponding kernel call is `dma_set_mask_and_coherent`.
+  /// - Throws: `.outsideMask` when the IOMMU offers no address below the mask, or when something is mapped above it.
+  public func setMask(_ mask: DMAMask) throws(DMAError) {
+    let usable = usableRanges.intersection([mask.range])
+    guard !usable.isEmpty else {
+      throw DMAError(
+        .outsideMask, "setMask", address: mask.limit, device: deviceName,
+        detail: "The IOMMU offers \(usableRanges) only", remedy: "The device cannot be used behind this IOMMU")
+    }
+    // Mappings above the mask may be another device's where several share the domain.
+    let above = core.isShared ? nil : core.locked { $0.mapping(above: mask.limit) }
+    if let above {
+      throw DMAError(
+        .outsideMask, "setMask", address: above.start.rawValue, byteCount: above.byteCount, device: deviceName,
+        detail: "\(above) is in use, above the mask's \(IOVA(mask.limit))", remedy: "Set the mask before mapping")
+    }
+    limit.store(mask.limit, ordering: .relaxed)
+  }
+
+  /// The mask set last.
+  public var mask: DMAMask { DMAMask.bits(64 - limit.load(ordering: .relaxed).leadingZeroBitCount) }
+
+  /// The addresses that mappings can get: the IOMMU's aperture without reserved regions and without page 0; the mask is
+  /// not taken into account. Sorted, inclusive ranges.
+  public var usableRanges: IOVARanges { core.locked { $0.usable } }
+
+  /// The smallest page in bytes: addresses and lengths of unsafe mappings are multiples of it.
+  public var granule: PageSize { PageSize(byteCount: core.granuleMask + 1)! }
+
+  /// How the kernel is reached.
+  public var interface: Interface { core.translation.interface }
+
+  /// Counters of the address space; one consistent copy.
+  public var statistics: DMAStatistics {
+    var copy = core.locked { $0.statistics }
+    copy.arenaBytes = UInt64(core.coherent.byteCount + core.streaming.byteCount)
+    return copy
+  }
+
+  /// Whether the last device of the domain was closed.
+  public var isClosed: Bool { core.isClosed.load(ordering: .relaxed) }
+
+  /// Closes every lazy window now: on return no address that was unmapped is in the device's reach.
+  ///
+  /// In strict mode there is no window, and this returns at once.
+  public func drain() throws(DMAError) {}
+}
+
+// MARK: - Translate
+
+extension DMADomain {
+  /// Where an address of the device lies in this process, if all of `byteCount` bytes lie in one mapping or in the
+  /// coherent arena; else nil.
+  ///
+  /// - Complexity: O(log n) in the number of mappings.
+  public func translate(_ address: IOVA, byteCount: Int = 1) -> UnsafeMutableRawPointer? {
+    guard byteCount > 0, let range = IOVARange(start: address, byteCount: UInt64(byteCount)) else { return nil }
+    return core.locked { state -> UInt? in
+      guard let node = state.store.find(containing: address), node.isMapping, node.range.contains(range) else { return nil }
+      return UInt(node.tag + (address.rawValue - node.start.rawValue))
+    }.flatMap { unsafe UnsafeMutableRawPointer(bitPattern: $0) }
+  }
+
+  /// Where memory of this process lies for the device, if all of `byteCount` bytes lie in one mapping or in the coherent
+  /// arena; else nil. Of several mappings of the same memory, any.
+  ///
+  /// - Complexity: O(log n) in the number of mappings. The first call makes the index: O(n log n).
+  public func translate(_ pointer: UnsafeRawPointer, byteCount: Int = 1) -> IOVA? {
+    guard byteCount > 0 else { return nil }
+    let host = unsafe UInt64(UInt(bitPattern: pointer))
+    return core.locked { state in
+      state.indexHostAddresses()
+      guard let found = state.byHostAddress!.find(containing: host, byteCount: UInt64(byteCount)) else { return nil }
+      return IOVA(found.iova.rawValue + (host - found.address))
+    }
+  }
+}
+
+extension RangeStore.Node {
+  /// Whether memory is mapped here, and `tag` is its host address.
+  var isMapping: Bool { (kind == .allocation || kind == .fixed) && tag != 0 }
+}
