@@ -1,2 +1,21 @@
-#define _GNU_SOURCE
+// The few functions that are too large or too rare to be inlined into every caller.
 #include "CIOMMU.h"
+
+int32_t ci_cpu_limit(void) {
+  // "0-7" or "0,2-5": the last number is the highest. sysconf counts processors, which is less where there are gaps.
+  char text[256];
+  int fd = ci_open("/sys/devices/system/cpu/possible", CI_O_RDONLY, 0);
+  int64_t length = fd < 0 ? -1 : ci_read(fd, text, sizeof text);
+  if (fd >= 0) ci_close(fd);
+  int32_t last = -1, number = -1;
+  for (int64_t i = 0; i < length; i++) {
+    if (text[i] < '0' || text[i] > '9') {
+      number = -1;
+    } else {
+      number = (number < 0 ? 0 : number) * 10 + (text[i] - '0');
+      if (number > 1 << 20) return ci_nproc_configured();  // no machine has so many: do not believe it
+      last = number;
+    }
+  }
+  return last < 0 ? ci_nproc_configured() : last + 1;
+}

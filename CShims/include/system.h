@@ -1,2 +1,7 @@
+// System calls that are not about a device: files, memory, waiting, the process itself, sockets.
 #pragma once
-#include <stdint.h>
+#include "system/file.h"
+#include "system/memory.h"
+#include "system/process.h"
+#include "system/socket.h"
+#include "system/wait.h"

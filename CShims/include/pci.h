@@ -1,0 +1,199 @@
+// PCI configuration space: offsets and bits. Names are those of the kernel's linux/pci_regs.h with CI_ before them;
+// an offset stands alone, the bits of its register are indented under it. All registers are little endian.
+#pragma once
+
+#define CI_PCI_CFG_SPACE_SIZE 256u
+#define CI_PCI_CFG_SPACE_EXP_SIZE 4096u
+
+// Header
+
+#define CI_PCI_VENDOR_ID 0x00u
+#define CI_PCI_DEVICE_ID 0x02u
+#define CI_PCI_COMMAND 0x04u
+#define   CI_PCI_COMMAND_IO 0x0001u
+#define   CI_PCI_COMMAND_MEMORY 0x0002u
+#define   CI_PCI_COMMAND_MASTER 0x0004u
+#define   CI_PCI_COMMAND_PARITY 0x0040u
+#define   CI_PCI_COMMAND_SERR 0x0100u
+#define   CI_PCI_COMMAND_INTX_DISABLE 0x0400u
+#define CI_PCI_STATUS 0x06u
+#define   CI_PCI_STATUS_IMM_READY 0x0001u
+#define   CI_PCI_STATUS_INTERRUPT 0x0008u
+#define   CI_PCI_STATUS_CAP_LIST 0x0010u
+#define   CI_PCI_STATUS_PARITY 0x0100u
+#define   CI_PCI_STATUS_SIG_TARGET_ABORT 0x0800u
+#define   CI_PCI_STATUS_REC_TARGET_ABORT 0x1000u
+#define   CI_PCI_STATUS_REC_MASTER_ABORT 0x2000u
+#define   CI_PCI_STATUS_SIG_SYSTEM_ERROR 0x4000u
+#define   CI_PCI_STATUS_DETECTED_PARITY 0x8000u
+#define CI_PCI_CLASS_REVISION 0x08u
+#define CI_PCI_REVISION_ID 0x08u
+#define CI_PCI_CLASS_PROG 0x09u
+#define CI_PCI_CLASS_DEVICE 0x0au
+#define CI_PCI_CACHE_LINE_SIZE 0x0cu
+#define CI_PCI_LATENCY_TIMER 0x0du
+#define CI_PCI_HEADER_TYPE 0x0eu
+#define   CI_PCI_HEADER_TYPE_MASK 0x7fu
+#define   CI_PCI_HEADER_TYPE_NORMAL 0u
+#define   CI_PCI_HEADER_TYPE_BRIDGE 1u
+#define   CI_PCI_HEADER_TYPE_CARDBUS 2u
+#define   CI_PCI_HEADER_TYPE_MFD 0x80u
+#define CI_PCI_BASE_ADDRESS_0 0x10u
+#define CI_PCI_BASE_ADDRESS_1 0x14u
+#define CI_PCI_BASE_ADDRESS_2 0x18u
+#define CI_PCI_BASE_ADDRESS_3 0x1cu
+#define CI_PCI_BASE_ADDRESS_4 0x20u
+#define CI_PCI_BASE_ADDRESS_5 0x24u
+#define   CI_PCI_BASE_ADDRESS_SPACE_IO 0x01u
+#define   CI_PCI_BASE_ADDRESS_MEM_TYPE_MASK 0x06u
+#define   CI_PCI_BASE_ADDRESS_MEM_TYPE_32 0x00u
+#define   CI_PCI_BASE_ADDRESS_MEM_TYPE_64 0x04u
+#define   CI_PCI_BASE_ADDRESS_MEM_PREFETCH 0x08u
+#define CI_PCI_SUBSYSTEM_VENDOR_ID 0x2cu
+#define CI_PCI_SUBSYSTEM_ID 0x2eu
+#define CI_PCI_ROM_ADDRESS 0x30u
+#define   CI_PCI_ROM_ADDRESS_ENABLE 0x01u
+#define CI_PCI_CAPABILITY_LIST 0x34u
+#define CI_PCI_INTERRUPT_LINE 0x3cu
+#define CI_PCI_INTERRUPT_PIN 0x3du
+
+// Class codes: base class and subclass, as CLASS_DEVICE holds them
+
+#define CI_PCI_BASE_CLASS_STORAGE 0x01u
+#define CI_PCI_BASE_CLASS_NETWORK 0x02u
+#define CI_PCI_BASE_CLASS_DISPLAY 0x03u
+#define CI_PCI_BASE_CLASS_BRIDGE 0x06u
+#define CI_PCI_CLASS_STORAGE_SATA 0x0106u
+#define CI_PCI_CLASS_STORAGE_EXPRESS 0x010802u  // NVMe, with its programming interface
+#define CI_PCI_CLASS_NETWORK_ETHERNET 0x0200u
+#define CI_PCI_CLASS_DISPLAY_VGA 0x0300u
+#define CI_PCI_CLASS_BRIDGE_HOST 0x0600u
+#define CI_PCI_CLASS_BRIDGE_ISA 0x0601u
+#define CI_PCI_CLASS_BRIDGE_PCI 0x0604u
+#define CI_PCI_CLASS_SERIAL_USB 0x0c03u
+
+// Capabilities: a list from CAPABILITY_LIST; offsets below count from the capability
+
+#define CI_PCI_CAP_LIST_ID 0u
+#define CI_PCI_CAP_LIST_NEXT 1u
+#define CI_PCI_CAP_ID_PM 0x01u
+#define CI_PCI_CAP_ID_MSI 0x05u
+#define CI_PCI_CAP_ID_VNDR 0x09u
+#define CI_PCI_CAP_ID_EXP 0x10u
+#define CI_PCI_CAP_ID_MSIX 0x11u
+#define CI_PCI_CAP_ID_AF 0x13u
+
+// Power management
+
+#define CI_PCI_PM_PMC 2u
+#define CI_PCI_PM_CTRL 4u
+#define   CI_PCI_PM_CTRL_STATE_MASK 0x0003u
+#define   CI_PCI_PM_CTRL_NO_SOFT_RESET 0x0008u
+
+// MSI
+
+#define CI_PCI_MSI_FLAGS 0x02u
+#define   CI_PCI_MSI_FLAGS_ENABLE 0x0001u
+#define   CI_PCI_MSI_FLAGS_QMASK 0x000eu
+#define   CI_PCI_MSI_FLAGS_QSIZE 0x0070u
+#define   CI_PCI_MSI_FLAGS_64BIT 0x0080u
+#define   CI_PCI_MSI_FLAGS_MASKBIT 0x0100u
+#define CI_PCI_MSI_ADDRESS_LO 0x04u
+#define CI_PCI_MSI_ADDRESS_HI 0x08u
+#define CI_PCI_MSI_DATA_32 0x08u
+#define CI_PCI_MSI_MASK_32 0x0cu
+#define CI_PCI_MSI_DATA_64 0x0cu
+#define CI_PCI_MSI_MASK_64 0x10u
+
+// MSI-X
+
+#define CI_PCI_MSIX_FLAGS 2u
+#define   CI_PCI_MSIX_FLAGS_QSIZE 0x07ffu
+#define   CI_PCI_MSIX_FLAGS_MASKALL 0x4000u
+#define   CI_PCI_MSIX_FLAGS_ENABLE 0x8000u
+#define CI_PCI_MSIX_TABLE 4u
+#define   CI_PCI_MSIX_TABLE_BIR 0x00000007u
+#define   CI_PCI_MSIX_TABLE_OFFSET 0xfffffff8u
+#define CI_PCI_MSIX_PBA 8u
+#define   CI_PCI_MSIX_PBA_BIR 0x00000007u
+#define   CI_PCI_MSIX_PBA_OFFSET 0xfffffff8u
+#define CI_PCI_MSIX_ENTRY_SIZE 16u
+#define CI_PCI_MSIX_ENTRY_LOWER_ADDR 0x0u
+#define CI_PCI_MSIX_ENTRY_UPPER_ADDR 0x4u
+#define CI_PCI_MSIX_ENTRY_DATA 0x8u
+#define CI_PCI_MSIX_ENTRY_VECTOR_CTRL 0xcu
+#define   CI_PCI_MSIX_ENTRY_CTRL_MASKBIT 0x00000001u
+
+// PCI Express
+
+#define CI_PCI_EXP_FLAGS 0x02u
+#define   CI_PCI_EXP_FLAGS_VERS 0x000fu
+#define   CI_PCI_EXP_FLAGS_TYPE 0x00f0u
+#define   CI_PCI_EXP_TYPE_ENDPOINT 0x0u
+#define   CI_PCI_EXP_TYPE_LEG_END 0x1u
+#define   CI_PCI_EXP_TYPE_ROOT_PORT 0x4u
+#define   CI_PCI_EXP_TYPE_UPSTREAM 0x5u
+#define   CI_PCI_EXP_TYPE_DOWNSTREAM 0x6u
+#define   CI_PCI_EXP_TYPE_PCI_BRIDGE 0x7u
+#define   CI_PCI_EXP_TYPE_RC_END 0x9u
+#define CI_PCI_EXP_DEVCAP 0x04u
+#define   CI_PCI_EXP_DEVCAP_PAYLOAD 0x00000007u
+#define   CI_PCI_EXP_DEVCAP_FLR 0x10000000u
+#define CI_PCI_EXP_DEVCTL 0x08u
+#define   CI_PCI_EXP_DEVCTL_RELAX_EN 0x0010u
+#define   CI_PCI_EXP_DEVCTL_PAYLOAD 0x00e0u
+#define   CI_PCI_EXP_DEVCTL_NOSNOOP_EN 0x0800u
+#define   CI_PCI_EXP_DEVCTL_READRQ 0x7000u
+#define   CI_PCI_EXP_DEVCTL_BCR_FLR 0x8000u
+#define CI_PCI_EXP_DEVSTA 0x0au
+#define   CI_PCI_EXP_DEVSTA_CED 0x0001u
+#define   CI_PCI_EXP_DEVSTA_NFED 0x0002u
+#define   CI_PCI_EXP_DEVSTA_FED 0x0004u
+#define   CI_PCI_EXP_DEVSTA_URD 0x0008u
+#define   CI_PCI_EXP_DEVSTA_TRPND 0x0020u
+#define CI_PCI_EXP_LNKCAP 0x0cu
+#define   CI_PCI_EXP_LNKCAP_SLS 0x0000000fu
+#define   CI_PCI_EXP_LNKCAP_MLW 0x000003f0u
+#define CI_PCI_EXP_LNKSTA 0x12u
+#define   CI_PCI_EXP_LNKSTA_CLS 0x000fu
+#define   CI_PCI_EXP_LNKSTA_NLW 0x03f0u
+#define CI_PCI_EXP_DEVCAP2 0x24u
+#define CI_PCI_EXP_DEVCTL2 0x28u
+#define   CI_PCI_EXP_DEVCTL2_COMP_TIMEOUT 0x000fu
+
+// Advanced features: function level reset of conventional devices
+
+#define CI_PCI_AF_CAP 3u
+#define   CI_PCI_AF_CAP_TP 0x01u
+#define   CI_PCI_AF_CAP_FLR 0x02u
+#define CI_PCI_AF_CTRL 4u
+#define   CI_PCI_AF_CTRL_FLR 0x01u
+#define CI_PCI_AF_STATUS 5u
+#define   CI_PCI_AF_STATUS_TP 0x01u
+
+// Extended capabilities: from 0x100, each with a word of id (15:0), version (19:16) and next offset (31:20)
+
+#define CI_PCI_EXT_CAP_ID_ERR 0x01u
+#define CI_PCI_EXT_CAP_ID_DSN 0x03u
+#define CI_PCI_EXT_CAP_ID_ACS 0x0du
+#define CI_PCI_EXT_CAP_ID_ARI 0x0eu
+#define CI_PCI_EXT_CAP_ID_ATS 0x0fu
+#define CI_PCI_EXT_CAP_ID_SRIOV 0x10u
+#define CI_PCI_EXT_CAP_ID_PRI 0x13u
+#define CI_PCI_EXT_CAP_ID_REBAR 0x15u
+#define CI_PCI_EXT_CAP_ID_PASID 0x1bu
+
+#define CI_PCI_ATS_CAP 0x04u
+#define CI_PCI_ATS_CTRL 0x06u
+#define   CI_PCI_ATS_CTRL_ENABLE 0x8000u
+#define CI_PCI_PASID_CAP 0x04u
+#define   CI_PCI_PASID_CAP_WIDTH 0x1f00u
+#define CI_PCI_ACS_CAP 0x04u
+#define   CI_PCI_ACS_SV 0x0001u
+#define   CI_PCI_ACS_TB 0x0002u
+#define   CI_PCI_ACS_RR 0x0004u
+#define   CI_PCI_ACS_CR 0x0008u
+#define   CI_PCI_ACS_UF 0x0010u
+#define   CI_PCI_ACS_EC 0x0020u
+#define   CI_PCI_ACS_DT 0x0040u
+#define CI_PCI_ACS_CTRL 0x06u
