@@ -1,4 +1,5 @@
 public import AddressSpace
+import Synchronization
 
 extension DMADomain {
   /// Coherent memory for `count` elements, zeroed; both sides see it until the array is dropped.

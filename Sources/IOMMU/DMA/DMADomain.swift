@@ -94,10 +94,10 @@ extension DMADomain {
   public func translate(_ pointer: UnsafeRawPointer, byteCount: Int = 1) -> IOVA? {
     guard byteCount > 0 else { return nil }
     let host = unsafe UInt64(UInt(bitPattern: pointer))
-    return core.locked { state in
+    return core.locked { state -> IOVA? in
       state.indexHostAddresses()
       guard let found = state.byHostAddress!.find(containing: host, byteCount: UInt64(byteCount)) else { return nil }
-      return IOVA(found.iova.rawValue + (host - found.address))
+      return IOVA(found.address.rawValue + (host - found.start))
     }
   }
 }

@@ -72,7 +72,7 @@ extension DomainState {
     statistics.systemCalls &+= 1
     statistics.liveMappings &+= 1
     statistics.liveBytes &+= byteCount
-    if byHostAddress != nil { byHostAddress!.insert(address: host, byteCount: byteCount, iova: iova) }
+    if byHostAddress != nil { try? byHostAddress!.insert(.init(start: host, byteCount: byteCount, address: iova)) }
   }
 
   @inline(__always)
@@ -82,6 +82,6 @@ extension DomainState {
     statistics.systemCalls &+= systemCalls
     statistics.liveMappings &-= 1
     statistics.liveBytes &-= byteCount
-    if byHostAddress != nil, let node { byHostAddress!.remove(address: node.tag, iova: iova) }
+    if byHostAddress != nil, let node { byHostAddress!.remove(start: node.tag, address: iova) }
   }
 }

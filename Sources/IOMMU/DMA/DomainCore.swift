@@ -114,7 +114,8 @@ struct DomainState: ~Copyable {
     guard byHostAddress == nil else { return }
     var index = IntervalIndex()
     store.forEach { node in
-      if node.isMapping { index.insert(address: node.tag, byteCount: node.byteCount, iova: node.start) }
+      guard node.isMapping else { return }
+      try? index.insert(.init(start: node.tag, byteCount: node.byteCount, address: node.start))
     }
     byHostAddress = consume index
   }

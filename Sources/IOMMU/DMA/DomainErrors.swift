@@ -58,7 +58,7 @@ extension DomainCore {
       error.code = .noSpace
       error.detail = "No free range below \(IOVA(limit)); \(locked { $0.statistics.liveMappings }) mappings are live"
       error.remedy = "Unmap, or set a wider mask"
-    case .boundaryTooSmall, .granuleTooSmall:
+    case .boundaryTooSmall, .granuleTooSmall, .duplicate:
       error.code = .invalidArgument
       error.detail = "\(reason)"
     case .outOfMemory: error.code = .outOfMemory

@@ -33,24 +33,30 @@ public struct MappedList: ~Copyable, @unchecked Sendable {
   }
 
   deinit {
-    // An unmap that fails is counted by the core; the memory then stays out of use (`retire` leaks it).
-    if list != nil { _ = retire(&list) }
+    // Nothing can be thrown here: an unmap that fails is counted, and the memory stays out of use.
+    if list != nil, retire() != nil { list.take()?.leak() }
   }
 
   /// Takes all buffers back from the device with one kernel call.
   ///
   /// - Throws: As ``Mapping/unmap()``; the memory of the whole list is leaked then, and counted.
   public consuming func unmap() throws(DMAError) -> ScatterList {
-    if let error = retire(&list) { throw error }
-    return list.take()!
+    let error = retire()
+    let taken = list.take()!  // nothing is left for the deinit to do
+    if let error {
+      taken.leak()
+      throw error
+    }
+    return taken
   }
 
-  /// Unmaps once; on failure the list is given up.
-  private func retire(_ list: inout ScatterList?) -> DMAError? {
+  /// Unmaps; gives the reference back unless that fails.
+  private func retire() -> DMAError? {
     let failure = unsafe core._withUnsafeGuaranteedRef { $0.unmapParts(address, byteCount: byteCount, parts: segments) }
-    guard let failure else { return nil }
-    let error = unsafe core._withUnsafeGuaranteedRef { $0.leaked(failure, "unmap(list)", address, byteCount) }
-    list.take()?.leak()
-    return error
+    guard let failure else {
+      unsafe core.release()
+      return nil
+    }
+    return unsafe core._withUnsafeGuaranteedRef { $0.leaked(failure, "unmap(list)", address, byteCount) }
   }
 }

@@ -7,7 +7,7 @@ import Synchronization
 /// the parent's. One word in a page that a fork gets zeroed (`MADV_WIPEONFORK`) says who we are, at the price of a load.
 @safe
 package enum ProcessGuard {
-  private static let word: UnsafePointer<UInt64>? = unsafe makeWord()
+  private nonisolated(unsafe) static let word: UnsafePointer<UInt64>? = unsafe makeWord()
 
   /// Whether this process is the one that first asked. True where the kernel cannot wipe pages (before Linux 4.14).
   package static var isOwner: Bool {
@@ -16,7 +16,11 @@ package enum ProcessGuard {
   }
 
   private static func makeWord() -> UnsafePointer<UInt64>? {
-    guard let page = unsafe ci_wiped_on_fork_page() else { return nil }
+    let length = ci_page_size()
+    let flags = CI_MAP_PRIVATE | CI_MAP_ANONYMOUS
+    let address = unsafe ci_mmap(nil, length, CI_PROT_READ | CI_PROT_WRITE, flags, -1, 0)
+    guard address > 0, let page = unsafe UnsafeMutableRawPointer(bitPattern: Int(address)) else { return nil }
+    guard unsafe ci_madvise(page, length, CI_MADV_WIPEONFORK) == 0 else { return nil }
     let word = unsafe page.assumingMemoryBound(to: UInt64.self)
     unsafe word.pointee = 1
     return unsafe UnsafePointer(word)

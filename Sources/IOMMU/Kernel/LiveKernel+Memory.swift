@@ -1,0 +1,59 @@
+import CIOMMU
+
+extension LiveKernel {
+  package func createMemoryFile(_ name: String, byteCount: Int, hugePageShift: Int?) throws(Errno) -> Int32 {
+    let flags = hugePageShift.map { CI_MFD_HUGETLB | UInt32($0) << 26 } ?? 0
+    let descriptor = try check(unsafe ci_memfd_create(name, flags))
+    do throws(Errno) {
+      try check(ci_ftruncate(descriptor, UInt64(byteCount)))
+    } catch {
+      close(descriptor)
+      throw error
+    }
+    return descriptor
+  }
+
+  package func mapMemory(
+    byteCount: Int, descriptor: Int32, offset: UInt64
+  ) throws(Errno) -> UnsafeMutableRawPointer {
+    let flags = descriptor < 0 ? CI_MAP_PRIVATE | CI_MAP_ANONYMOUS : CI_MAP_SHARED
+    let address = try check(
+      unsafe ci_mmap(nil, UInt64(byteCount), CI_PROT_READ | CI_PROT_WRITE, flags, descriptor, offset))
+    guard let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(UInt64(address))) else { throw .noMemory }
+    return unsafe base
+  }
+
+  package func coverMemory(_ base: UnsafeMutableRawPointer, byteCount: Int) throws(Errno) {
+    let flags = CI_MAP_PRIVATE | CI_MAP_ANONYMOUS | CI_MAP_FIXED
+    try check(unsafe ci_mmap(base, UInt64(byteCount), CI_PROT_READ | CI_PROT_WRITE, flags, -1, 0))
+  }
+
+  package func unmapMemory(_ base: UnsafeMutableRawPointer, byteCount: Int) {
+    _ = unsafe ci_munmap(base, UInt64(byteCount))
+  }
+
+  package func advise(_ base: UnsafeMutableRawPointer, byteCount: Int, _ advice: MemoryAdvice) throws(Errno) {
+    let number =
+      switch advice {
+      case .dontFork: CI_MADV_DONTFORK
+      case .wipeOnFork: CI_MADV_WIPEONFORK
+      case .hugePage: CI_MADV_HUGEPAGE
+      case .populateWrite: CI_MADV_POPULATE_WRITE
+      }
+    try check(unsafe ci_madvise(base, UInt64(byteCount), Int32(number)))
+  }
+
+  package func bindMemory(_ base: UnsafeMutableRawPointer, byteCount: Int, node: Int) throws(Errno) {
+    guard node >= 0 else { throw .invalidArgument }
+    try check(unsafe ci_mbind_node(base, UInt64(byteCount), Int32(CI_MPOL_PREFERRED), UInt32(node), 0))
+  }
+
+  package func memoryLockLimit() -> UInt64 {
+    var limit = ci_rlimit()
+    return unsafe ci_getrlimit(Int32(CI_RLIMIT_MEMLOCK), &limit) < 0 ? .max : limit.current
+  }
+
+  package func hasCapability(_ capability: Int) -> Bool { ci_has_capability(UInt32(capability)) == 1 }
+
+  package func effectiveUser() -> UInt32 { ci_geteuid() }
+}
