@@ -1,0 +1,72 @@
+extension RangeStore {
+  /// The node that an address lies in; `nil` when it is free or not usable.
+  ///
+  /// - Complexity: O(log n). Writes nothing.
+  package func find(containing address: IOVA) -> Node? {
+    let unit = unit(address)
+    let (leaf, slot) = unsafe map.pointee.tree.lookUp(unit)
+    guard slot >= 0 else { return nil }
+    let value = leaf.value(slot)
+    return value.start <= unit && unit < value.end ? node(value) : nil
+  }
+
+  /// The lowest node that has an address of a range.
+  ///
+  /// - Complexity: O(log n + u) with u the unusable ranges inside the range.
+  package func find(overlapping range: IOVARange) -> Node? {
+    guard let node = first(endingAbove: unit(range.start)), node.range.overlaps(range) else { return nil }
+    return node
+  }
+
+  /// The lowest node that starts at an address or above: to walk the nodes while the store changes between the steps.
+  ///
+  /// - Complexity: O(log n + u) with u the unusable ranges on the way.
+  package func next(from address: IOVA) -> Node? {
+    var unit = unit(address)
+    while let node = first(endingAbove: unit) {
+      if node.start >= address { return node }
+      unit = self.unit(node.range.last) + 1
+    }
+    return nil
+  }
+
+  /// The lowest node that ends behind a granule.
+  private func first(endingAbove unit: UInt64) -> Node? {
+    unsafe map.pointee.value(from: unit).flatMap { node($0) }
+  }
+
+  /// Calls a function with every node, from the lowest. It must not change the store.
+  ///
+  /// - Complexity: O(n).
+  package func forEach(_ body: (Node) -> Void) {
+    unsafe map.pointee.tree.forEach { _, value in
+      if let node = node(value) { body(node) }
+    }
+  }
+}
+
+// MARK: - Counters
+
+extension RangeStore {
+  /// The number of nodes.
+  package var count: Int { Kind.allCases.reduce(0) { $0 + count(of: $1) } }
+
+  /// The bytes that all nodes occupy.
+  package var byteCount: UInt64 { Kind.allCases.reduce(0) { $0 + byteCount(of: $1) } }
+
+  /// The number of nodes of a kind.
+  package func count(of kind: Kind) -> Int { unsafe map.pointee.counts[Int(kind.rawValue)] }
+
+  /// The bytes that the nodes of a kind occupy.
+  package func byteCount(of kind: Kind) -> UInt64 {
+    unsafe map.pointee.granules[Int(kind.rawValue)] << UInt64(granule.shift)
+  }
+
+  /// The bytes of memory that the nodes take.
+  package var footprint: Int {
+    unsafe map.pointee.tree.pool.byteCount + MemoryLayout<TileMap>.size
+  }
+
+  /// How many tree nodes the search of the last allocation looked at: a figure for tests and benchmarks.
+  package var visits: Int { unsafe map.pointee.visits }
+}
