@@ -6,6 +6,11 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+#if !defined(__clang__)  // Swift needs to know which pointers may be NULL; other compilers do not know the words
+#define _Nonnull
+#define _Nullable
+#endif
+
 // Swift imports these and inlines them into its callers; nothing of them is a symbol.
 #define CI_SHIM static inline __attribute__((always_inline))
 

@@ -228,6 +228,8 @@ struct ci_vfio_irq_info {
 #define CI_VFIO_IRQ_SET_ACTION_MASK (1u << 3)
 #define CI_VFIO_IRQ_SET_ACTION_UNMASK (1u << 4)
 #define CI_VFIO_IRQ_SET_ACTION_TRIGGER (1u << 5)
+#define CI_VFIO_IRQ_SET_DATA_TYPE_MASK 0x07u
+#define CI_VFIO_IRQ_SET_ACTION_TYPE_MASK 0x38u
 
 /// Followed by `count` bytes (BOOL) or descriptors (EVENTFD).
 struct ci_vfio_irq_set {

@@ -113,6 +113,7 @@ struct ci_file_status {
   uint32_t rdev_major, rdev_minor;
 };
 
+/// The part of struct stat that Swift gets.
 CI_SHIM struct ci_file_status ci_file_status_from(const struct stat *_Nonnull s) {
   return (struct ci_file_status){
       .device = s->st_dev,
