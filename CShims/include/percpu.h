@@ -1,6 +1,8 @@
 // The processor that runs this thread, for data kept apart by processor.
 #pragma once
 #include <sys/rseq.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base.h"
 
@@ -20,6 +22,14 @@ CI_SHIM int32_t ci_rseq_registered(void) { return __rseq_size != 0; }
 /// is still a valid index (0), while `cpu_id` is -1 or -2.
 CI_SHIM uint32_t ci_cpu(void) {
   return *(const volatile uint32_t *)(ci_rseq() + offsetof(struct rseq, cpu_id_start));
+}
+
+/// sched_setaffinity(2): keeps the calling thread on one processor below 1024. For tests and benchmarks.
+CI_SHIM int32_t ci_pin_to_cpu(uint32_t cpu) {
+  uint64_t mask[16] = {0};
+  if (cpu >= sizeof mask * 8) return -EINVAL;
+  mask[cpu / 64] = 1ull << (cpu % 64);
+  return (int32_t)ci_or_errno64(syscall(SYS_sched_setaffinity, 0, sizeof mask, mask));
 }
 
 /// Tells the processor that this is a spin loop.
