@@ -6,7 +6,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
-#if !defined(__clang__)  // Swift needs to know which pointers may be NULL; other compilers do not know the words
+// Swift needs to know which pointers may be NULL; compilers other than its own do not know the words.
+#if !defined(__clang__)
 #define _Nonnull
 #define _Nullable
 #endif

@@ -6,20 +6,20 @@
 
 #include "base.h"
 
-// glibc registers a restartable sequence area for each thread at a fixed distance from the thread pointer; the
-// kernel keeps the processor's number in it. Reading it is one load: no system call, no lock.
-// The number may be out of date by the next instruction: it chooses a slot, it proves nothing about who runs there.
+// glibc registers a restartable sequence area for each thread at a fixed distance from the thread pointer;
+// the kernel keeps the processor's number in it. Reading it is one load: no system call, no lock. The number
+// may be out of date by the next instruction: it chooses a slot, it proves nothing about who runs there.
 
 /// The calling thread's rseq area.
 CI_SHIM const volatile char *_Nonnull ci_rseq(void) {
   return (const volatile char *)__builtin_thread_pointer() + __rseq_offset;
 }
 
-/// Whether the kernel keeps the area. Not under valgrind, on kernels without rseq, or where a tunable forbids it.
+/// Whether the kernel keeps the area: not under valgrind, without rseq in the kernel, or by a tunable.
 CI_SHIM int32_t ci_rseq_registered(void) { return __rseq_size != 0; }
 
-/// The current processor, < `ci_cpu_limit`. It reads `cpu_id_start`, not `cpu_id`: without registration that one
-/// is still a valid index (0), while `cpu_id` is -1 or -2.
+/// The current processor, < `ci_cpu_limit`. It reads `cpu_id_start`, not `cpu_id`: without registration that
+/// one is still a valid index (0), while `cpu_id` is -1 or -2.
 CI_SHIM uint32_t ci_cpu(void) {
   return *(const volatile uint32_t *)(ci_rseq() + offsetof(struct rseq, cpu_id_start));
 }
@@ -41,6 +41,6 @@ CI_SHIM void ci_cpu_pause(void) {
 #endif
 }
 
-/// One more than the highest processor number that this machine can ever have: the length of a table by `ci_cpu`.
-/// Not the number of processors: numbers may have gaps.
+/// One more than the highest processor number that this machine can ever have: the length of a table by
+/// `ci_cpu`. Not the number of processors: numbers may have gaps.
 int32_t ci_cpu_limit(void);

@@ -1,6 +1,7 @@
-// Compares the shim's declarations of the uAPI with the kernel's own headers: every size, every field's offset and
-// size, every constant, every request. `check` writes the list of comparisons from the shim's headers, so that none
-// can be forgotten; a difference is a compile error that names it. The program counts what was compared.
+// Compares the shim's declarations of the uAPI with the kernel's own headers: every size, every field's
+// offset and size, every constant, every request. `check` writes the list of comparisons from the shim's
+// headers, so that none can be forgotten; a difference is a compile error that names it. The program counts
+// what was compared.
 #include <linux/iommufd.h>
 #include <linux/pci_regs.h>
 #include <linux/version.h>
@@ -11,7 +12,8 @@
 #include "CIOMMU.h"
 
 // 0, or a compile error with the names in it.
-#define SAME(ours, theirs) (0 * sizeof(struct { int unused; _Static_assert((ours) == (theirs), #ours " is not " #theirs); }))
+#define SAME(ours, theirs) \
+  (0 * sizeof(struct { int unused; _Static_assert((ours) == (theirs), #ours " is not " #theirs); }))
 #define MEMBER(type, field) (((struct type *)0)->field)
 
 #define CONSTANT(name) constants += 1 + SAME((uint64_t)CI_##name, (uint64_t)(name));
@@ -49,7 +51,7 @@ int main(void) {
   TAIL(vfio_device_feature_dma_buf, dma_ranges)
   printf(
       "Linux %d.%d.%d: %zu requests, %zu structures, %zu fields, %zu tails, %zu constants compared%s\n",
-      LINUX_VERSION_CODE >> 16, LINUX_VERSION_CODE >> 8 & 255, LINUX_VERSION_CODE & 255, requests, sizes, offsets,
-      tails, constants, failed ? ": DIFFERENT" : ", all equal");
+      LINUX_VERSION_CODE >> 16, LINUX_VERSION_CODE >> 8 & 255, LINUX_VERSION_CODE & 255, requests, sizes,
+      offsets, tails, constants, failed ? ": DIFFERENT" : ", all equal");
   return failed;
 }

@@ -11,7 +11,8 @@ BEGIN {
 
 /^#define +CI_(IOMMU|IOMMUFD|VFIO|PCI)_/ {
   name = substr($2, 4)
-  if (name ~ /\(/ || name in own || name ~ /^PCI_(BASE_)?CLASS_/ && name !~ /^PCI_CLASS_(REVISION|PROG|DEVICE)$/) next
+  if (name ~ /\(/ || name in own) next
+  if (name ~ /^PCI_(BASE_)?CLASS_/ && name !~ /^PCI_CLASS_(REVISION|PROG|DEVICE)$/) next
   print (name in minus_one ? "CONSTANT32" : "CONSTANT") "(" name ")"
 }
 

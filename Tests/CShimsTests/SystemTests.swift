@@ -105,6 +105,13 @@ struct FileTests {
       let ended = unsafe ci_directory_next(record, 24, &offset, &type) == nil
       #expect(ended, "\(length)")
     }
+    // A name that does not end with its record.
+    var record = [UInt8](repeating: 0x2e, count: 24)
+    record[16...17] = [24, 0]
+    var offset: UInt64 = 0
+    var type: UInt32 = 0
+    let ended = unsafe ci_directory_next(record, 24, &offset, &type) == nil
+    #expect(ended)
   }
 
   @Test func renameAndUnlink() throws {
