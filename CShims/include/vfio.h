@@ -2,6 +2,8 @@
 // call's value, or -errno. `capacity` is the length of a buffer that begins with the structure: where it is
 // too small for the capabilities (or devices) that follow, `argsz` (or `count`) comes back as what is needed.
 #pragma once
+#include <fcntl.h>
+
 #include "vfio_data.h"
 #include "vfio_features.h"
 #include "vfio_types.h"
@@ -219,12 +221,13 @@ CI_SHIM int32_t ci_vfio_device_feature_sized(
 }
 
 /// VFIO_DEVICE_FEATURE_DMA_BUF: the descriptor of a dma-buf of one range of a BAR, for IOMMU_IOAS_MAP_FILE.
+/// Closed on exec, as all descriptors are.
 CI_SHIM int32_t ci_vfio_device_get_dma_buf(
     int device, uint32_t region, uint32_t open_flags, uint64_t offset, uint64_t length) {
   struct {
     struct ci_vfio_device_feature_dma_buf header;
     struct ci_vfio_region_dma_range range;
-  } argument = {{region, open_flags, 0, 1}, {offset, length}};
+  } argument = {{region, open_flags | (uint32_t)O_CLOEXEC, 0, 1}, {offset, length}};
   return ci_vfio_device_feature(
       device, CI_VFIO_DEVICE_FEATURE_DMA_BUF | CI_VFIO_DEVICE_FEATURE_GET, &argument, sizeof argument);
 }

@@ -141,6 +141,7 @@ CI_SHIM int32_t ci_page_node(const void *_Nonnull address) {
 /// get_mempolicy(2): the node of the page at `address`, which is brought in if it is not there.
 CI_SHIM int32_t ci_page_node_populated(const void *_Nonnull address) {
   int node = -1;
-  long result = syscall(SYS_get_mempolicy, &node, NULL, 0, address, 3 /* MPOL_F_NODE | MPOL_F_ADDR */);
+  const unsigned long flags = 3;  // MPOL_F_NODE | MPOL_F_ADDR
+  long result = syscall(SYS_get_mempolicy, &node, NULL, 0ul, address, flags);
   return result < 0 ? -errno : node;
 }

@@ -81,7 +81,7 @@ CI_SHIM int32_t ci_poll(struct ci_pollfd *_Nullable descriptors, uint32_t count,
   for (int64_t left = timeout;;) {
     struct timespec wait = ci_timespec(left < 0 ? 0 : left);
     // The system call itself, which (unlike glibc's ppoll) needs no _GNU_SOURCE.
-    long ready = syscall(SYS_ppoll, descriptors, (unsigned long)count, timeout < 0 ? NULL : &wait, NULL, 0);
+    long ready = syscall(SYS_ppoll, descriptors, (unsigned long)count, timeout < 0 ? NULL : &wait, NULL, 0ul);
     if (ready >= 0) return (int32_t)ready;
     if (errno != EINTR) return -errno;
     if (timeout >= 0) left = deadline - ci_monotonic_ns();
