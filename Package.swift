@@ -43,6 +43,7 @@ let package = Package(
     .executableTarget(
       name: "conformance", dependencies: ["ConformanceSuite", "IOMMU", "IOMMUSimulation"],
       path: "Tests/conformance"),
+    .testTarget(name: "CShimsTests", dependencies: ["CIOMMU"]),
     .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace"]),
     .testTarget(name: "IOMMUTests", dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation"]),
     .testTarget(

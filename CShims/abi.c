@@ -1,9 +1,11 @@
 // Holds the declarations of the uAPI to the kernel's numbers, at every compilation. Compiles to nothing.
-// What stands here is checked on every build machine; Tests/ABI compares all of it with the kernel's own headers.
+// What stands here is checked on every build machine; Tests/ABI compares all of it with the kernel's own
+// headers.
 #include "CIOMMU.h"
 
 #define CI_SIZE(type, bytes) _Static_assert(sizeof(struct type) == (bytes), #type)
-#define CI_OFFSET(type, field, bytes) _Static_assert(offsetof(struct type, field) == (bytes), #type "." #field)
+#define CI_OFFSET(type, field, bytes) \
+  _Static_assert(offsetof(struct type, field) == (bytes), #type "." #field)
 #define CI_REQUEST(name, value) _Static_assert((name) == (value), #name)
 
 // iommufd

@@ -2,7 +2,8 @@
 #include "CIOMMU.h"
 
 int32_t ci_cpu_limit(void) {
-  // "0-7" or "0,2-5": the last number is the highest. sysconf counts processors, which is less where there are gaps.
+  // "0-7" or "0,2-5": the last number is the highest. sysconf counts processors, which is less where there
+  // are gaps.
   char text[256];
   int fd = ci_open("/sys/devices/system/cpu/possible", CI_O_RDONLY, 0);
   int64_t length = fd < 0 ? -1 : ci_read(fd, text, sizeof text);

@@ -6,6 +6,12 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+// Swift needs to know which pointers may be NULL; compilers other than its own do not know the words.
+#if !defined(__clang__)
+#define _Nonnull
+#define _Nullable
+#endif
+
 // Swift imports these and inlines them into its callers; nothing of them is a symbol.
 #define CI_SHIM static inline __attribute__((always_inline))
 

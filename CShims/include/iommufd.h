@@ -1,6 +1,6 @@
-// One function for each ioctl of /dev/iommu. Each fills in the `size` of its argument and returns 0 or -errno.
-// The kernel's errno contract: ENOTTY unknown request, E2BIG unknown tail that is not 0, EOPNOTSUPP known field
-// with an unknown value, EINVAL a wrong value, ENOENT no such object or IOVA, EOVERFLOW arithmetic.
+// One function for each ioctl of /dev/iommu. Each fills in its argument's `size` and returns 0 or -errno.
+// The kernel's errno contract: ENOTTY unknown request, E2BIG unknown tail that is not 0, EOPNOTSUPP known
+// field with an unknown value, EINVAL wrong value, ENOENT no such object or IOVA, EOVERFLOW arithmetic.
 #pragma once
 #include "iommufd_types.h"
 
@@ -16,7 +16,7 @@ CI_SHIM int32_t ci_iommu_ioas_alloc(int fd, struct ci_iommu_ioas_alloc *_Nonnull
   return ci_ioctl(fd, CI_IOMMU_IOAS_ALLOC, argument);
 }
 
-/// IOMMU_IOAS_ALLOW_IOVAS: the only ranges in which the kernel may choose, and which attaching may not narrow.
+/// IOMMU_IOAS_ALLOW_IOVAS: the only ranges where the kernel may choose; attaching may not narrow them.
 CI_SHIM int32_t ci_iommu_ioas_allow_iovas(int fd, struct ci_iommu_ioas_allow_iovas *_Nonnull argument) {
   argument->size = sizeof *argument;
   return ci_ioctl(fd, CI_IOMMU_IOAS_ALLOW_IOVAS, argument);

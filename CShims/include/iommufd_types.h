@@ -1,6 +1,6 @@
 // The iommufd uAPI: numbers, flags and structures of Linux 7.2, declared here because a build machine's
-// own headers may be older (Debian 12 has no linux/iommufd.h). Names are the kernel's with ci_ or CI_ before them.
-// Tests/ABI compares every line with the kernel's own headers.
+// own headers may be older (Debian 12 has no linux/iommufd.h). Names are the kernel's with ci_ or CI_ before
+// them. Tests/ABI compares every line with the kernel's own headers.
 #pragma once
 #include "base.h"
 
@@ -200,7 +200,7 @@ struct ci_iommu_viommu_arm_smmuv3_invalidate {
 #define CI_IOMMU_HW_CAP_PCI_PASID_PRIV (1ull << 2)
 #define CI_IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED (1ull << 3)
 
-/// `data_type` is the kernel's in_data_type (with FLAG_INPUT_TYPE) and out_data_type, which share their place.
+/// `data_type` is in_data_type (with FLAG_INPUT_TYPE) and out_data_type, which share their place.
 struct ci_iommu_hw_info {
   uint32_t size, flags, dev_id, data_len;
   uint64_t data_uptr;

@@ -1,23 +1,23 @@
-// Device registers: loads and stores of one width each, and the barriers between them and memory that the device
-// reads and writes by DMA.
+// Device registers: loads and stores of one width each, and the barriers between them and memory that the
+// device reads and writes by DMA.
 //
-// Pairing. A driver writes a descriptor to memory and then rings a doorbell; the device must not see the doorbell
-// first. So `ci_mmio_store*` begins with a write barrier, as Linux' writel does. A driver reads an index from a
-// register (or from memory) and then reads what the device wrote before it; the processor must not read that
-// early. So `ci_mmio_load*` ends with a read barrier, as readl does. Between two places in *memory* there is no
-// register to carry the barrier: a driver puts `ci_dma_wmb` between a descriptor's body and its ownership bit, and
-// `ci_dma_rmb` between reading an ownership bit and the body behind it. The `_relaxed` ones order nothing but
-// accesses to the same device: for runs of registers that refer to no memory.
+// Pairing. A driver writes a descriptor to memory and then rings a doorbell; the device must not see the
+// doorbell first. So `ci_mmio_store*` begins with a write barrier, as Linux' writel does. A driver reads an
+// index from a register (or from memory) and then reads what the device wrote before it; the processor must
+// not read that early. So `ci_mmio_load*` ends with a read barrier, as readl does. Between two places in
+// *memory* there is no register to carry the barrier: a driver puts `ci_dma_wmb` between a descriptor's body
+// and its ownership bit, and `ci_dma_rmb` between reading an ownership bit and the body behind it. The
+// `_relaxed` ones order nothing but accesses to the same device: for registers that refer to no memory.
 //
 //              x86-64                         arm64
-// dma_wmb      compiler only: stores are      dmb oshst: earlier stores before later ones, as far as devices see
-//              made visible in order          (outer shareable). dsb would also wait for their completion, which a
-//                                             doorbell does not need: device and memory need only see one order.
+// dma_wmb      compiler only: stores are      dmb oshst: earlier stores before later ones, as devices see
+//              made visible in order          them (outer shareable). dsb would also wait until they have
+//                                             completed; a doorbell needs only the order.
 // dma_rmb      compiler only: so are loads    dmb oshld: earlier loads before later loads and stores
 // dma_mb       mfence: a store may be         dmb osh
 //              delayed past a later load
-// wmb rmb mb   sfence lfence mfence:          dsb st, dsb ld, dsb sy: completion, not only order. For what is not
-//              also write-combining memory    ordinary memory on one side: write-combining BARs, timing, sleep
+// wmb rmb mb   sfence lfence mfence:          dsb st, dsb ld, dsb sy: completed, not only in order. For what
+//              also write-combining memory    is not ordinary memory: write-combining BARs, sleep, time
 #pragma once
 #include "base.h"
 
@@ -40,7 +40,7 @@ CI_SHIM void ci_dma_wmb(void) { CI_BARRIER("", "dmb oshst"); }
 /// Linux dma_rmb(): loads before it are made before those after it.
 CI_SHIM void ci_dma_rmb(void) { CI_BARRIER("", "dmb oshld"); }
 
-/// Linux dma_mb(): all accesses before it, before all after it: a store, then a load of what the device answers.
+/// Linux dma_mb(): all accesses before it, before all after it: a store, then a load of the answer.
 CI_SHIM void ci_dma_mb(void) { CI_BARRIER("mfence", "dmb osh"); }
 
 /// Linux wmb(): stores have completed, those to write-combining BARs too.
@@ -52,10 +52,10 @@ CI_SHIM void ci_rmb(void) { CI_BARRIER("lfence", "dsb ld"); }
 /// Linux mb(): everything has completed.
 CI_SHIM void ci_mb(void) { CI_BARRIER("mfence", "dsb sy"); }
 
-// x86-64: a volatile access is one instruction of its width. `may_alias`, because the same shims reach coherent
-// memory, whose bytes Swift stores as other types.
-// arm64: assembly with a plain base register. For a volatile access the compiler may choose an instruction that
-// also updates the address, and a hypervisor that emulates the register cannot decode such an abort.
+// x86-64: a volatile access is one instruction of its width. `may_alias`, because the same shims reach
+// coherent memory, whose bytes Swift stores as other types.
+// arm64: assembly with a plain base register. For a volatile access the compiler may choose an instruction
+// that also updates the address, and a hypervisor that emulates the register cannot decode such an abort.
 #if defined(__x86_64__)
 #define CI_MMIO_WIDTH(bits, load, store, modifier)                                                   \
   typedef uint##bits##_t __attribute__((may_alias)) ci_register##bits;                               \

@@ -1,5 +1,5 @@
-// PCI configuration space: offsets and bits. Names are those of the kernel's linux/pci_regs.h with CI_ before them;
-// an offset stands alone, the bits of its register are indented under it. All registers are little endian.
+// PCI configuration space: offsets and bits. Names are those of the kernel's linux/pci_regs.h with CI_ before
+// them. The bits of a register are indented under its offset. All registers are little endian.
 #pragma once
 
 #define CI_PCI_CFG_SPACE_SIZE 256u

@@ -1,25 +1,35 @@
 // The processor that runs this thread, for data kept apart by processor.
 #pragma once
 #include <sys/rseq.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base.h"
 
-// glibc registers a restartable sequence area for each thread at a fixed distance from the thread pointer; the
-// kernel keeps the processor's number in it. Reading it is one load: no system call, no lock.
-// The number may be out of date by the next instruction: it chooses a slot, it proves nothing about who runs there.
+// glibc registers a restartable sequence area for each thread at a fixed distance from the thread pointer;
+// the kernel keeps the processor's number in it. Reading it is one load: no system call, no lock. The number
+// may be out of date by the next instruction: it chooses a slot, it proves nothing about who runs there.
 
 /// The calling thread's rseq area.
 CI_SHIM const volatile char *_Nonnull ci_rseq(void) {
   return (const volatile char *)__builtin_thread_pointer() + __rseq_offset;
 }
 
-/// Whether the kernel keeps the area. Not under valgrind, on kernels without rseq, or where a tunable forbids it.
+/// Whether the kernel keeps the area: not under valgrind, without rseq in the kernel, or by a tunable.
 CI_SHIM int32_t ci_rseq_registered(void) { return __rseq_size != 0; }
 
-/// The current processor, < `ci_cpu_limit`. It reads `cpu_id_start`, not `cpu_id`: without registration that one
-/// is still a valid index (0), while `cpu_id` is -1 or -2.
+/// The current processor, < `ci_cpu_limit`. It reads `cpu_id_start`, not `cpu_id`: without registration that
+/// one is still a valid index (0), while `cpu_id` is -1 or -2.
 CI_SHIM uint32_t ci_cpu(void) {
   return *(const volatile uint32_t *)(ci_rseq() + offsetof(struct rseq, cpu_id_start));
+}
+
+/// sched_setaffinity(2): keeps the calling thread on one processor below 1024. For tests and benchmarks.
+CI_SHIM int32_t ci_pin_to_cpu(uint32_t cpu) {
+  uint64_t mask[16] = {0};
+  if (cpu >= sizeof mask * 8) return -EINVAL;
+  mask[cpu / 64] = 1ull << (cpu % 64);
+  return (int32_t)ci_or_errno64(syscall(SYS_sched_setaffinity, 0, sizeof mask, mask));
 }
 
 /// Tells the processor that this is a spin loop.
@@ -31,6 +41,6 @@ CI_SHIM void ci_cpu_pause(void) {
 #endif
 }
 
-/// One more than the highest processor number that this machine can ever have: the length of a table by `ci_cpu`.
-/// Not the number of processors: numbers may have gaps.
+/// One more than the highest processor number that this machine can ever have: the length of a table by
+/// `ci_cpu`. Not the number of processors: numbers may have gaps.
 int32_t ci_cpu_limit(void);

@@ -1,7 +1,9 @@
 // One function for each ioctl of VFIO: container, group and device. Each fills in `argsz` and returns 0, the
-// call's value, or -errno. `capacity` is the length of a buffer that begins with the structure: where it is too
-// small for the capabilities (or devices) that follow, `argsz` (or `count`) comes back as what is needed.
+// call's value, or -errno. `capacity` is the length of a buffer that begins with the structure: where it is
+// too small for the capabilities (or devices) that follow, `argsz` (or `count`) comes back as what is needed.
 #pragma once
+#include <fcntl.h>
+
 #include "vfio_data.h"
 #include "vfio_features.h"
 #include "vfio_types.h"
@@ -90,7 +92,7 @@ CI_SHIM int32_t ci_vfio_group_unset_container(int group) {
   return ci_ioctl(group, CI_VFIO_GROUP_UNSET_CONTAINER, NULL);
 }
 
-/// VFIO_GROUP_GET_DEVICE_FD: opens a device by PCI address, with " vf_token=UUID" after it where one is needed.
+/// VFIO_GROUP_GET_DEVICE_FD: opens a device by PCI address; where it needs one, with " vf_token=UUID" after.
 CI_SHIM int32_t ci_vfio_group_get_device_fd(int group, const char *_Nonnull name) {
   return ci_ioctl(group, CI_VFIO_GROUP_GET_DEVICE_FD, (void *)(uintptr_t)name);
 }
@@ -118,7 +120,8 @@ CI_SHIM int32_t ci_vfio_device_detach_iommufd_pt(
 }
 
 /// VFIO_DEVICE_GET_INFO: numbers of regions and interrupts and, behind the structure, capabilities.
-CI_SHIM int32_t ci_vfio_device_get_info(int device, struct ci_vfio_device_info *_Nonnull info, uint32_t capacity) {
+CI_SHIM int32_t ci_vfio_device_get_info(
+    int device, struct ci_vfio_device_info *_Nonnull info, uint32_t capacity) {
   info->argsz = capacity;
   return ci_ioctl(device, CI_VFIO_DEVICE_GET_INFO, info);
 }
@@ -143,19 +146,19 @@ CI_SHIM int32_t ci_vfio_device_set_irqs_none(
   return ci_ioctl(device, CI_VFIO_DEVICE_SET_IRQS, &set);
 }
 
-/// VFIO_DEVICE_SET_IRQS with one byte for each of `count` interrupts: 0 leaves it alone. For `scratch` see below.
+/// VFIO_DEVICE_SET_IRQS with a byte for each of `count` interrupts: 0 leaves it alone. `scratch`: see below.
 CI_SHIM int32_t ci_vfio_device_set_irqs_bool(
-    int device, uint32_t action, uint32_t index, uint32_t start, uint32_t count, const uint8_t *_Nonnull values,
-    void *_Nullable scratch, uint32_t scratch_size) {
+    int device, uint32_t action, uint32_t index, uint32_t start, uint32_t count,
+    const uint8_t *_Nonnull values, void *_Nullable scratch, uint32_t scratch_size) {
   struct ci_vfio_irq_set set = {0, CI_VFIO_IRQ_SET_DATA_BOOL | action, index, start, count};
   return ci_vfio_set_irqs_data(device, set, values, 1, scratch, scratch_size);
 }
 
 /// VFIO_DEVICE_SET_IRQS with an eventfd (or -1: none) for each of `count` interrupts. More than
-/// CI_VFIO_IRQ_INLINE need `scratch` of `ci_vfio_irq_set_size` bytes, else -ENOBUFS; its content does not matter.
+/// CI_VFIO_IRQ_INLINE need `scratch` of `ci_vfio_irq_set_size` bytes, else -ENOBUFS.
 CI_SHIM int32_t ci_vfio_device_set_irqs_eventfd(
-    int device, uint32_t action, uint32_t index, uint32_t start, uint32_t count, const int32_t *_Nonnull eventfds,
-    void *_Nullable scratch, uint32_t scratch_size) {
+    int device, uint32_t action, uint32_t index, uint32_t start, uint32_t count,
+    const int32_t *_Nonnull eventfds, void *_Nullable scratch, uint32_t scratch_size) {
   struct ci_vfio_irq_set set = {0, CI_VFIO_IRQ_SET_DATA_EVENTFD | action, index, start, count};
   return ci_vfio_set_irqs_data(device, set, eventfds, 4, scratch, scratch_size);
 }
@@ -176,8 +179,8 @@ CI_SHIM int32_t ci_vfio_device_get_pci_hot_reset_info(
   return ci_ioctl(device, CI_VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, info);
 }
 
-/// VFIO_DEVICE_PCI_HOT_RESET. Ownership is proved by the groups' descriptors, or, with iommufd, by none at all.
-/// More than CI_VFIO_HOT_RESET_GROUPS give -E2BIG.
+/// VFIO_DEVICE_PCI_HOT_RESET. Ownership is proved by the groups' descriptors, or, with iommufd, by none at
+/// all. More than CI_VFIO_HOT_RESET_GROUPS give -E2BIG.
 CI_SHIM int32_t ci_vfio_device_pci_hot_reset(int device, const int32_t *_Nullable groups, uint32_t count) {
   struct {
     struct ci_vfio_pci_hot_reset reset;
@@ -195,8 +198,8 @@ CI_SHIM int32_t ci_vfio_device_ioeventfd(int device, struct ci_vfio_device_ioeve
   return ci_ioctl(device, CI_VFIO_DEVICE_IOEVENTFD, argument);
 }
 
-/// VFIO_DEVICE_FEATURE with up to CI_VFIO_FEATURE_INLINE bytes, which are read and written back; more give -E2BIG.
-/// `flags` is the feature's number with GET, SET or PROBE.
+/// VFIO_DEVICE_FEATURE with up to CI_VFIO_FEATURE_INLINE bytes, which are read and written back; more give
+/// -E2BIG. `flags` is the feature's number with GET, SET or PROBE.
 CI_SHIM int32_t ci_vfio_device_feature(int device, uint32_t flags, void *_Nullable data, uint32_t size) {
   struct {
     struct ci_vfio_device_feature header;
@@ -217,13 +220,14 @@ CI_SHIM int32_t ci_vfio_device_feature_sized(
   return ci_ioctl(device, CI_VFIO_DEVICE_FEATURE, argument);
 }
 
-/// VFIO_DEVICE_FEATURE_DMA_BUF: a dma-buf of one range of a BAR, which IOMMU_IOAS_MAP_FILE takes. A descriptor.
+/// VFIO_DEVICE_FEATURE_DMA_BUF: the descriptor of a dma-buf of one range of a BAR, for IOMMU_IOAS_MAP_FILE.
+/// Closed on exec, as all descriptors are.
 CI_SHIM int32_t ci_vfio_device_get_dma_buf(
     int device, uint32_t region, uint32_t open_flags, uint64_t offset, uint64_t length) {
   struct {
     struct ci_vfio_device_feature_dma_buf header;
     struct ci_vfio_region_dma_range range;
-  } argument = {{region, open_flags, 0, 1}, {offset, length}};
+  } argument = {{region, open_flags | (uint32_t)O_CLOEXEC, 0, 1}, {offset, length}};
   return ci_vfio_device_feature(
       device, CI_VFIO_DEVICE_FEATURE_DMA_BUF | CI_VFIO_DEVICE_FEATURE_GET, &argument, sizeof argument);
 }

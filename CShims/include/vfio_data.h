@@ -1,5 +1,5 @@
-// What follows VFIO's structures: chains of capabilities, lists of devices, the data of SET_IRQS. Read with bounds,
-// by memcpy, so that neither a short buffer nor an odd offset from a kernel can lead outside.
+// What follows VFIO's structures: chains of capabilities, lists of devices, the data of SET_IRQS. Read with
+// bounds, by memcpy, so that neither a short buffer nor an odd offset from a kernel can lead outside.
 #pragma once
 #include "vfio_types.h"
 
@@ -18,8 +18,9 @@ CI_SHIM int32_t ci_vfio_copy(
   return 0;
 }
 
-/// The offset of the capability `id` in a buffer that begins with an info structure; the chain starts at `first`
-/// (`cap_offset`). -ENOENT where there is none, -EPROTO where the chain leaves the buffer or does not end.
+/// The offset of the capability `id` in a buffer that begins with an info structure; the chain starts at
+/// `first` (`cap_offset`). -ENOENT where there is none, -EPROTO where the chain leaves the buffer or does not
+/// end.
 CI_SHIM int32_t ci_vfio_capability(const void *_Nonnull info, uint32_t size, uint32_t first, uint16_t id) {
   struct ci_vfio_info_cap_header header;
   uint32_t offset = first;
@@ -44,7 +45,8 @@ CI_SHIM int32_t ci_vfio_sparse_mmap_count(const void *_Nonnull info, uint32_t si
 CI_SHIM int32_t ci_vfio_sparse_mmap_area(
     const void *_Nonnull info, uint32_t size, uint32_t offset, uint32_t index,
     struct ci_vfio_region_sparse_mmap_area *_Nonnull out) {
-  uint64_t at = offset + sizeof(struct ci_vfio_region_info_cap_sparse_mmap) + (uint64_t)index * sizeof *out;
+  const uint64_t head = sizeof(struct ci_vfio_region_info_cap_sparse_mmap);
+  uint64_t at = offset + head + (uint64_t)index * sizeof *out;
   return ci_vfio_copy(info, size, at, out, sizeof *out);
 }
 
@@ -60,7 +62,8 @@ CI_SHIM int32_t ci_vfio_iova_range_count(const void *_Nonnull info, uint32_t siz
 CI_SHIM int32_t ci_vfio_iova_range_at(
     const void *_Nonnull info, uint32_t size, uint32_t offset, uint32_t index,
     struct ci_vfio_iova_range *_Nonnull out) {
-  uint64_t at = offset + sizeof(struct ci_vfio_iommu_type1_info_cap_iova_range) + (uint64_t)index * sizeof *out;
+  const uint64_t head = sizeof(struct ci_vfio_iommu_type1_info_cap_iova_range);
+  uint64_t at = offset + head + (uint64_t)index * sizeof *out;
   return ci_vfio_copy(info, size, at, out, sizeof *out);
 }
 
@@ -79,8 +82,8 @@ CI_SHIM uint64_t ci_vfio_irq_set_size(uint32_t count, uint32_t width) {
 
 /// Puts the structure and its data together and issues SET_IRQS. For vfio.h.
 CI_SHIM int32_t ci_vfio_set_irqs_data(
-    int device, struct ci_vfio_irq_set set, const void *_Nonnull data, uint32_t width, void *_Nullable scratch,
-    uint32_t scratch_size) {
+    int device, struct ci_vfio_irq_set set, const void *_Nonnull data, uint32_t width,
+    void *_Nullable scratch, uint32_t scratch_size) {
   struct {
     struct ci_vfio_irq_set set;
     int32_t data[CI_VFIO_IRQ_INLINE];

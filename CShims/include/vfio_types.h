@@ -1,9 +1,9 @@
 // The VFIO uAPI for PCI devices: numbers, flags and structures of Linux 7.2, declared here because a build
-// machine's own headers may be older (Debian 12 has no cdev). Names are the kernel's with ci_ or CI_ before them.
-// Tests/ABI compares every line with the kernel's own headers.
+// machine's own headers may be older (Debian 12 has no cdev). Names are the kernel's with ci_ or CI_ before
+// them. Tests/ABI compares every line with the kernel's own headers.
 //
-// The kernel ends some structures with an array of unknown length, which Swift's importer drops. They are declared
-// without it here; vfio.h and vfio_data.h have functions for what follows them.
+// The kernel ends some structures with an array of unknown length, which Swift's importer drops. They are
+// declared without it here; vfio.h and vfio_data.h have functions for what follows them.
 #pragma once
 #include "base.h"
 
@@ -228,6 +228,8 @@ struct ci_vfio_irq_info {
 #define CI_VFIO_IRQ_SET_ACTION_MASK (1u << 3)
 #define CI_VFIO_IRQ_SET_ACTION_UNMASK (1u << 4)
 #define CI_VFIO_IRQ_SET_ACTION_TRIGGER (1u << 5)
+#define CI_VFIO_IRQ_SET_DATA_TYPE_MASK 0x07u
+#define CI_VFIO_IRQ_SET_ACTION_TYPE_MASK 0x38u
 
 /// Followed by `count` bytes (BOOL) or descriptors (EVENTFD).
 struct ci_vfio_irq_set {
@@ -241,7 +243,8 @@ struct ci_vfio_irq_set {
 #define CI_VFIO_PCI_DEVID_OWNED 0u
 #define CI_VFIO_PCI_DEVID_NOT_OWNED 0xffffffffu
 
-/// `devid` is the iommufd's id of the device with FLAG_DEV_ID, else the group's number (the kernel's group_id).
+/// `devid` is the iommufd's id of the device with FLAG_DEV_ID, else the group's number (the kernel's
+/// group_id).
 struct ci_vfio_pci_dependent_device {
   uint32_t devid;
   uint16_t segment;

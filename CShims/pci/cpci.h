@@ -14,7 +14,8 @@ static inline const char *_Nullable ci_pci_vendor_name(
 
 /// The device's name without its vendor's, NULL where pci.ids has none.
 static inline const char *_Nullable ci_pci_device_name(
-    struct pci_access *_Nonnull access, char *_Nonnull buffer, int32_t size, uint16_t vendor, uint16_t device) {
+    struct pci_access *_Nonnull access, char *_Nonnull buffer, int32_t size, uint16_t vendor,
+    uint16_t device) {
   return pci_lookup_name(access, buffer, size, PCI_LOOKUP_DEVICE | PCI_LOOKUP_NO_NUMBERS, vendor, device);
 }
 

@@ -48,7 +48,7 @@ CI_SHIM int32_t ci_open(const char *_Nonnull path, int32_t flags, uint32_t mode)
   return ci_openat(CI_AT_FDCWD, path, flags, mode);
 }
 
-/// close(2). Never repeated: after EINTR the descriptor is gone, and its number may be another thread's by now.
+/// close(2). Never repeated: after EINTR the descriptor is gone, and another thread may have its number.
 CI_SHIM int32_t ci_close(int fd) { return ci_or_errno(close(fd)); }
 
 /// fcntl(F_DUPFD_CLOEXEC): a second descriptor of the same open file.
@@ -113,6 +113,7 @@ struct ci_file_status {
   uint32_t rdev_major, rdev_minor;
 };
 
+/// The part of struct stat that Swift gets.
 CI_SHIM struct ci_file_status ci_file_status_from(const struct stat *_Nonnull s) {
   return (struct ci_file_status){
       .device = s->st_dev,
@@ -156,8 +157,9 @@ CI_SHIM int32_t ci_faccessat(int directory, const char *_Nonnull path, int32_t m
   return ci_or_errno(faccessat(directory, path, mode, flags));
 }
 
-/// readlinkat(2): the length of the target, which ends with 0 in `buffer`. -ENAMETOOLONG where it does not fit.
-CI_SHIM int64_t ci_readlinkat(int directory, const char *_Nonnull path, char *_Nonnull buffer, uint64_t size) {
+/// readlinkat(2): the length of the target, to which a 0 is added; -ENAMETOOLONG where that does not fit.
+CI_SHIM int64_t ci_readlinkat(
+    int directory, const char *_Nonnull path, char *_Nonnull buffer, uint64_t size) {
   if (size == 0) return -ENAMETOOLONG;
   ssize_t length = readlinkat(directory, path, buffer, size);
   if (length < 0) return -errno;
@@ -172,7 +174,9 @@ CI_SHIM int64_t ci_readlink(const char *_Nonnull path, char *_Nonnull buffer, ui
 }
 
 /// mkdir(2).
-CI_SHIM int32_t ci_mkdir(const char *_Nonnull path, uint32_t mode) { return ci_or_errno(mkdir(path, (mode_t)mode)); }
+CI_SHIM int32_t ci_mkdir(const char *_Nonnull path, uint32_t mode) {
+  return ci_or_errno(mkdir(path, (mode_t)mode));
+}
 
 /// unlink(2).
 CI_SHIM int32_t ci_unlink(const char *_Nonnull path) { return ci_or_errno(unlink(path)); }
@@ -196,8 +200,8 @@ CI_SHIM int64_t ci_directory_read(int directory, void *_Nonnull buffer, uint64_t
   return ci_or_errno64(syscall(SYS_getdents64, directory, buffer, size));
 }
 
-/// The next name in a buffer that `ci_directory_read` filled with `size` bytes, "." and ".." left out; NULL at its
-/// end. `offset` starts at 0 and is moved on; `type` becomes one of CI_DT_… (filesystems may say UNKNOWN).
+/// The next name in a buffer that `ci_directory_read` filled with `size` bytes, without "." and ".."; NULL at
+/// its end. `offset` starts at 0 and is moved on; `type` becomes one of CI_DT_….
 CI_SHIM const char *_Nullable ci_directory_next(
     const void *_Nonnull buffer, uint64_t size, uint64_t *_Nonnull offset, uint32_t *_Nonnull type) {
   // struct linux_dirent64: u64 inode, s64 cookie, u16 length of the record, u8 type, the name with its 0.
@@ -207,8 +211,9 @@ CI_SHIM const char *_Nullable ci_directory_next(
     uint16_t length;
     memcpy(&length, entry + length_at, sizeof length);
     if (length <= name_at || length > size - *offset) return NULL;
-    *offset += length;
     const char *name = entry + name_at;
+    if (memchr(name, 0, (size_t)length - name_at) == NULL) return NULL;
+    *offset += length;
     if (name[0] == '.' && (name[1] == 0 || (name[1] == '.' && name[2] == 0))) continue;
     *type = (uint8_t)entry[type_at];
     return name;

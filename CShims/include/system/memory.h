@@ -1,5 +1,6 @@
-// Memory: mapping, huge pages, files without a name, NUMA nodes. Raw system calls where glibc wants _GNU_SOURCE,
-// which the Swift importer does not define, and where the alternative is another library (libnuma).
+// Memory: mapping, huge pages, files without a name, NUMA nodes. Raw system calls where glibc wants
+// _GNU_SOURCE, which the Swift importer does not define, and where the alternative is another library
+// (libnuma).
 #pragma once
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -75,7 +76,9 @@ CI_SHIM int64_t ci_mmap(
 }
 
 /// munmap(2).
-CI_SHIM int32_t ci_munmap(void *_Nonnull address, uint64_t length) { return ci_or_errno(munmap(address, length)); }
+CI_SHIM int32_t ci_munmap(void *_Nonnull address, uint64_t length) {
+  return ci_or_errno(munmap(address, length));
+}
 
 /// mprotect(2).
 CI_SHIM int32_t ci_mprotect(void *_Nonnull address, uint64_t length, int32_t protection) {
@@ -94,7 +97,7 @@ CI_SHIM int32_t ci_memfd_create(const char *_Nonnull name, uint32_t flags) {
   return (int32_t)ci_or_errno64(syscall(SYS_memfd_create, name, flags | 1u /* MFD_CLOEXEC */));
 }
 
-/// fcntl(F_ADD_SEALS): after F_SEAL_SHRINK no other holder of the descriptor can cut memory from under a mapping.
+/// fcntl(F_ADD_SEALS): after F_SEAL_SHRINK no holder of the descriptor can cut memory from under a mapping.
 CI_SHIM int32_t ci_add_seals(int fd, int32_t seals) { return ci_or_errno(fcntl(fd, 1024 + 9, seals)); }
 
 /// fallocate(2): with PUNCH_HOLE | KEEP_SIZE gives memory back.
@@ -138,6 +141,7 @@ CI_SHIM int32_t ci_page_node(const void *_Nonnull address) {
 /// get_mempolicy(2): the node of the page at `address`, which is brought in if it is not there.
 CI_SHIM int32_t ci_page_node_populated(const void *_Nonnull address) {
   int node = -1;
-  long result = syscall(SYS_get_mempolicy, &node, NULL, 0, address, 3 /* MPOL_F_NODE | MPOL_F_ADDR */);
+  const unsigned long flags = 3;  // MPOL_F_NODE | MPOL_F_ADDR
+  long result = syscall(SYS_get_mempolicy, &node, NULL, 0ul, address, flags);
   return result < 0 ? -errno : node;
 }

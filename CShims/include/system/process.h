@@ -30,7 +30,7 @@ CI_SHIM int32_t ci_getgroups(int32_t capacity, uint32_t *_Nullable groups) {
 /// sysconf(_SC_PAGESIZE).
 CI_SHIM uint64_t ci_page_size(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
 
-/// sysconf(_SC_NPROCESSORS_CONF): processors that are configured, online or not. For tables see `ci_cpu_limit`.
+/// sysconf(_SC_NPROCESSORS_CONF): processors, online or not. For tables by processor see `ci_cpu_limit`.
 CI_SHIM int32_t ci_nproc_configured(void) { return (int32_t)sysconf(_SC_NPROCESSORS_CONF); }
 
 /// uname(2): the kernel's release ("7.2.13") with its 0. -ENAMETOOLONG where it does not fit.

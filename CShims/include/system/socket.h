@@ -17,10 +17,11 @@ CI_SHIM int32_t ci_socketpair(int32_t *_Nonnull first, int32_t *_Nonnull second)
   return 0;
 }
 
-/// sendmsg(2) with SCM_RIGHTS: `size` ≥ 1 bytes (a descriptor does not travel alone) and `count` descriptors, which
-/// stay open here. The bytes sent. A peer that is gone gives -EPIPE and no signal.
+/// sendmsg(2) with SCM_RIGHTS: `size` ≥ 1 bytes (a descriptor does not travel alone) and `count` descriptors,
+/// which stay open here. The bytes sent. A peer that is gone gives -EPIPE and no signal.
 CI_SHIM int64_t ci_send_descriptors(
-    int socket, const void *_Nonnull bytes, uint64_t size, const int32_t *_Nullable descriptors, uint32_t count) {
+    int socket, const void *_Nonnull bytes, uint64_t size,
+    const int32_t *_Nullable descriptors, uint32_t count) {
   union {
     struct cmsghdr align;
     char space[CMSG_SPACE(CI_DESCRIPTORS_MAX * sizeof(int32_t))];
@@ -43,10 +44,12 @@ CI_SHIM int64_t ci_send_descriptors(
   return ci_or_errno64(sent);
 }
 
-/// recvmsg(2) with SCM_RIGHTS: the bytes received (0: the peer is gone); `*count` is the room in `descriptors` and
-/// comes back as the number received, closed on exec. Where one finds no room all are closed: -EMSGSIZE.
+/// recvmsg(2) with SCM_RIGHTS: the bytes received (0: the peer is gone); `*count` is the room in
+/// `descriptors` and comes back as the number received, closed on exec. Where one finds no room all are
+/// closed: -EMSGSIZE.
 CI_SHIM int64_t ci_receive_descriptors(
-    int socket, void *_Nonnull bytes, uint64_t size, int32_t *_Nullable descriptors, uint32_t *_Nonnull count) {
+    int socket, void *_Nonnull bytes, uint64_t size,
+    int32_t *_Nullable descriptors, uint32_t *_Nonnull count) {
   union {
     struct cmsghdr align;
     char space[CMSG_SPACE(CI_DESCRIPTORS_MAX * sizeof(int32_t))];
@@ -60,7 +63,8 @@ CI_SHIM int64_t ci_receive_descriptors(
   CI_RETRY(received, recvmsg(socket, &message, MSG_CMSG_CLOEXEC));
   if (received < 0) return -errno;
   int cut = (message.msg_flags & (MSG_CTRUNC | MSG_TRUNC)) != 0;
-  for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL; header = CMSG_NXTHDR(&message, header)) {
+  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+  for (; header != NULL; header = CMSG_NXTHDR(&message, header)) {
     if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
     uint32_t here = (uint32_t)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int32_t));
     for (uint32_t i = 0; i < here; i++) {

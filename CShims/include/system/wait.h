@@ -1,4 +1,4 @@
-// Waiting: eventfds, poll, futexes, the monotonic clock. Times are nanoseconds; a negative one means for ever.
+// Waiting: eventfds, poll, futexes, the monotonic clock. Times are nanoseconds, negative ones for ever.
 #pragma once
 #include <linux/futex.h>
 #include <poll.h>
@@ -81,7 +81,7 @@ CI_SHIM int32_t ci_poll(struct ci_pollfd *_Nullable descriptors, uint32_t count,
   for (int64_t left = timeout;;) {
     struct timespec wait = ci_timespec(left < 0 ? 0 : left);
     // The system call itself, which (unlike glibc's ppoll) needs no _GNU_SOURCE.
-    long ready = syscall(SYS_ppoll, descriptors, (unsigned long)count, timeout < 0 ? NULL : &wait, NULL, 0);
+    long ready = syscall(SYS_ppoll, descriptors, (unsigned long)count, timeout < 0 ? NULL : &wait, NULL, 0ul);
     if (ready >= 0) return (int32_t)ready;
     if (errno != EINTR) return -errno;
     if (timeout >= 0) left = deadline - ci_monotonic_ns();
@@ -90,19 +90,19 @@ CI_SHIM int32_t ci_poll(struct ci_pollfd *_Nullable descriptors, uint32_t count,
 
 // futex
 
-/// futex(FUTEX_WAIT): sleeps while `*word` is `expected`. 0 woken (or by chance), -EAGAIN it is not, -ETIMEDOUT.
+/// futex(FUTEX_WAIT): sleeps while `*word` is `expected`. 0 (woken, or by chance), -EAGAIN or -ETIMEDOUT.
 CI_SHIM int32_t ci_futex_wait(const volatile uint32_t *_Nonnull word, uint32_t expected, int64_t timeout) {
   // WAIT_BITSET takes a deadline and not a duration, so it can be repeated after a signal as it is.
   struct timespec end = ci_timespec(timeout < 0 ? 0 : ci_deadline_ns(timeout));
+  const struct timespec *until = timeout < 0 ? NULL : &end;
+  const int operation = FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG;
   long result;
-  CI_RETRY(
-      result, syscall(
-                  SYS_futex, word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, expected, timeout < 0 ? NULL : &end, NULL,
-                  FUTEX_BITSET_MATCH_ANY));
+  CI_RETRY(result, syscall(SYS_futex, word, operation, expected, until, NULL, FUTEX_BITSET_MATCH_ANY));
   return (int32_t)ci_or_errno64(result);
 }
 
 /// futex(FUTEX_WAKE): wakes up to `count` threads, and says how many.
 CI_SHIM int32_t ci_futex_wake(const volatile uint32_t *_Nonnull word, int32_t count) {
-  return (int32_t)ci_or_errno64(syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, count, NULL, NULL, 0));
+  const int operation = FUTEX_WAKE | FUTEX_PRIVATE_FLAG;
+  return (int32_t)ci_or_errno64(syscall(SYS_futex, word, operation, count, NULL, NULL, 0));
 }
