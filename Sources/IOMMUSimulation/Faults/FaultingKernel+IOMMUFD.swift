@@ -1,0 +1,74 @@
+package import AddressSpace
+package import IOMMU
+import Synchronization
+
+extension FaultingKernel {
+  package func iommufdDestroy(_ iommufd: Int32, id: UInt32) throws(Errno) {
+    try pass { () throws(Errno) in try base.iommufdDestroy(iommufd, id: id) }
+    // The id may be given to another object.
+    plan.withLock { $0.areas[FaultPlan.MapKey(descriptor: iommufd, ioas: id)] = nil }
+  }
+
+  package func ioasAllocate(_ iommufd: Int32) throws(Errno) -> UInt32 {
+    try pass { () throws(Errno) in try base.ioasAllocate(iommufd) }
+  }
+
+  package func ioasRanges(_ iommufd: Int32, ioas: UInt32) throws(Errno) -> IOASRanges {
+    try pass { () throws(Errno) in try base.ioasRanges(iommufd, ioas: ioas) }
+  }
+
+  package func ioasAllow(_ iommufd: Int32, ioas: UInt32, ranges: [IOVARange]) throws(Errno) {
+    try pass { () throws(Errno) in try base.ioasAllow(iommufd, ioas: ioas, ranges: ranges) }
+  }
+
+  package func ioasMap(
+    _ iommufd: Int32, ioas: UInt32, flags: UInt32, address: UInt64, byteCount: UInt64, iova: UInt64
+  ) throws(Errno) -> UInt64 {
+    let start = try pass { () throws(Errno) in
+      try base.ioasMap(
+        iommufd, ioas: ioas, flags: flags, address: address, byteCount: byteCount, iova: iova)
+    }
+    let key = FaultPlan.MapKey(descriptor: iommufd, ioas: ioas)
+    plan.withLock { $0.mapped(key, iova: start, byteCount: byteCount) }
+    return start
+  }
+
+  package func ioasMapFile(
+    _ iommufd: Int32, ioas: UInt32, flags: UInt32, file: Int32, start: UInt64, byteCount: UInt64,
+    iova: UInt64
+  ) throws(Errno) -> UInt64 {
+    let place = try pass { () throws(Errno) in
+      try base.ioasMapFile(
+        iommufd, ioas: ioas, flags: flags, file: file, start: start, byteCount: byteCount, iova: iova)
+    }
+    let key = FaultPlan.MapKey(descriptor: iommufd, ioas: ioas)
+    plan.withLock { $0.mapped(key, iova: place, byteCount: byteCount) }
+    return place
+  }
+
+  package func ioasUnmap(
+    _ iommufd: Int32, ioas: UInt32, iova: UInt64, byteCount: UInt64
+  ) throws(Errno) -> UInt64 {
+    try pass { () throws(Errno) in
+      let key = FaultPlan.MapKey(descriptor: iommufd, ioas: ioas)
+      let last = byteCount == .max ? UInt64.max : iova &+ (byteCount &- 1)
+      let swallowed = plan.withLock { $0.swallows() ? $0.unmapped(key, iova: iova, last: last) : nil }
+      if let swallowed { return swallowed }
+      let done = try base.ioasUnmap(iommufd, ioas: ioas, iova: iova, byteCount: byteCount)
+      _ = plan.withLock { $0.unmapped(key, iova: iova, last: last) }
+      return done
+    }
+  }
+
+  package func hwptAllocate(
+    _ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32
+  ) throws(Errno) -> UInt32 {
+    try pass { () throws(Errno) in
+      try base.hwptAllocate(iommufd, flags: flags, device: device, pageTable: pageTable)
+    }
+  }
+
+  package func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo {
+    try pass { () throws(Errno) in try base.hardwareInfo(iommufd, device: device) }
+  }
+}

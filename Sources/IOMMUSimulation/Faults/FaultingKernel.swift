@@ -1,0 +1,162 @@
+package import IOMMU
+import Synchronization
+
+/// A kernel that fails on purpose: it passes every call to another kernel, counts it, and fails or swallows chosen ones.
+///
+/// Two uses. *Anomaly tests* fail the first call of an operation, then the second, and so on until the operation
+/// completes, and look each time that nothing is left behind. *Negative controls* swallow an unmap, which a test
+/// that looks for DMA after unmap must notice.
+///
+/// Calls that cannot fail (`close`, `unmapMemory`, clocks, limits) are counted by name and never chosen.
+package final class FaultingKernel: Kernel {
+  package let base: any Kernel
+  let plan = Mutex(FaultPlan())
+
+  /// Passes everything to `base` until told otherwise.
+  package init(_ base: any Kernel) { self.base = base }
+
+  package var name: String { base.name }
+  package var isSimulated: Bool { base.isSimulated }
+}
+
+// MARK: - The plan
+
+extension FaultingKernel {
+  /// Fails the n-th call from now (1 is the next) with an errno: of all calls that can fail, or of one by name, such as
+  /// `ioasMap`. One plan at a time; the failure happens once.
+  package func fail(_ n: Int, of name: String? = nil, with errno: Errno) {
+    plan.withLock { $0.failure = FaultPlan.Failure(name: name, left: n, errno: errno, isForever: false) }
+  }
+
+  /// Fails the n-th call from now and every one after it.
+  package func failFrom(_ n: Int, of name: String? = nil, with errno: Errno) {
+    plan.withLock { $0.failure = FaultPlan.Failure(name: name, left: n, errno: errno, isForever: true) }
+  }
+
+  /// Reports the n-th unmap from now, or every one when `n` is nil, as done in full, and does not do it.
+  package func swallowUnmap(_ n: Int? = nil) { plan.withLock { $0.swallowing = .some(n ?? 0) } }
+
+  /// Passes everything on again. Counts stay.
+  package func passAll() {
+    plan.withLock {
+      $0.failure = nil
+      $0.swallowing = nil
+    }
+  }
+
+  /// Forgets counts and names.
+  package func resetCounts() {
+    plan.withLock {
+      ($0.counts, $0.names, $0.fallible, $0.failed, $0.swallowed) = ([:], [], 0, 0, 0)
+    }
+  }
+
+  /// Whether the failure that was asked for has happened.
+  package var hasFailed: Bool { plan.withLock { $0.failed > 0 } }
+  /// Calls that could fail, since the counts began.
+  package var callCount: Int { plan.withLock { $0.fallible } }
+  /// Unmaps that were reported and not done.
+  package var swallowedCount: Int { plan.withLock { $0.swallowed } }
+  /// Calls by name, those that cannot fail included.
+  package func count(of name: String) -> Int { plan.withLock { $0.counts[name] ?? 0 } }
+  /// The names of all calls in order; the latest hundred thousand.
+  package var names: [String] { plan.withLock { $0.names } }
+}
+
+// MARK: - Passing on
+
+extension FaultingKernel {
+  /// A call that can fail.
+  func pass<Result>(
+    _ name: String = #function, _ body: () throws(Errno) -> Result
+  ) throws(Errno) -> Result {
+    if let errno = plan.withLock({ $0.step(name) }) { throw errno }
+    return try body()
+  }
+
+  /// A call that cannot.
+  func note(_ name: String = #function) { plan.withLock { $0.note(name) } }
+}
+
+/// What a ``FaultingKernel`` is to do, and what it has seen.
+struct FaultPlan {
+  struct Failure {
+    /// The call, nil for any.
+    let name: String?
+    var left: Int
+    let errno: Errno
+    let isForever: Bool
+  }
+
+  var failure: Failure?
+  /// nil: no unmap; 0: all of them; n: the n-th from now.
+  var swallowing: Int?
+  var counts: [String: Int] = [:]
+  var names: [String] = []
+  var fallible = 0, failed = 0, swallowed = 0
+  /// What callers believe to be mapped, to answer a swallowed unmap.
+  var areas: [MapKey: AreaMap<Void>] = [:]
+
+  private static let nameLimit = 100_000
+
+  /// A number space of IOVAs: an IOAS, or a container with id 0.
+  struct MapKey: Hashable { let descriptor: Int32, ioas: UInt32 }
+
+  mutating func note(_ function: String) {
+    let name = Self.baseName(function)
+    counts[name, default: 0] += 1
+    if names.count >= Self.nameLimit { names.removeFirst(Self.nameLimit / 2) }
+    names.append(name)
+  }
+
+  /// Counts a call; the error that it shall have.
+  mutating func step(_ function: String) -> Errno? {
+    note(function)
+    fallible += 1
+    guard var plan = failure, plan.name == nil || plan.name == Self.baseName(function) else { return nil }
+    plan.left -= 1
+    failure = plan.left == 0 && !plan.isForever ? nil : plan
+    guard plan.left <= 0 else { return nil }
+    failed += 1
+    return plan.errno
+  }
+
+  /// Whether this unmap is to be swallowed.
+  mutating func swallows() -> Bool {
+    guard let left = swallowing else { return false }
+    if left > 1 {
+      swallowing = left - 1
+      return false
+    }
+    if left == 1 { swallowing = nil }
+    swallowed += 1
+    return true
+  }
+
+  /// `ioasMap(_:ioas:…)` without its labels.
+  private static func baseName(_ function: String) -> String {
+    String(function.prefix { $0 != "(" })
+  }
+}
+
+// MARK: - What callers believe to be mapped
+
+extension FaultPlan {
+  mutating func mapped(_ key: MapKey, iova: UInt64, byteCount: UInt64) {
+    guard byteCount > 0, !iova.addingReportingOverflow(byteCount - 1).overflow else { return }
+    let last = iova + (byteCount - 1)
+    // After a swallowed unmap the base may hold more than callers believe, never less.
+    if areas[key]?.first(in: iova, through: last) != nil { return }
+    areas[key, default: AreaMap()].insert(iova, through: last, ())
+  }
+
+  /// Forgets the areas inside a range and says how many bytes they had.
+  mutating func unmapped(_ key: MapKey, iova: UInt64, last: UInt64) -> UInt64 {
+    var byteCount: UInt64 = 0
+    while let area = areas[key]?.first(in: iova, through: last), area.start >= iova, area.last <= last {
+      areas[key]!.remove(startingAt: area.start)
+      byteCount += area.byteCount
+    }
+    return byteCount
+  }
+}

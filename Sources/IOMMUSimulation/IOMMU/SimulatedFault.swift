@@ -1,0 +1,49 @@
+/// A request of a device that the simulated IOMMU refused.
+public struct SimulatedFault: Hashable, Sendable, CustomStringConvertible {
+  /// Why a request was refused.
+  public enum Reason: String, Hashable, Sendable {
+    /// The device is in no domain.
+    case blocked
+    /// Nothing is mapped at the address.
+    case notMapped
+    /// The area may not be read, or not be written.
+    case permission
+    /// The address is above the IOMMU's input size.
+    case addressSize
+  }
+
+  /// The PCI address of the device, such as `0000:00:02.0`.
+  public let device: String
+  /// The first address that was refused, as the device drove it.
+  public let iova: UInt64
+  /// Whether the device wanted to write.
+  public let isWrite: Bool
+  /// Why it was refused.
+  public let reason: Reason
+
+  /// One line, such as `0000:00:02.0: write to 0x1000: notMapped`.
+  public var description: String {
+    "\(device): \(isWrite ? "write to" : "read of") 0x\(String(iova, radix: 16)): \(reason.rawValue)"
+  }
+}
+
+/// What the simulated IOMMU did, counted since the machine began.
+///
+/// The figures follow what a real kernel's driver does: one invalidation for each area that is unmapped while a
+/// device is attached, one when the last device leaves a domain, none when no device is attached.
+public struct SimulatedCounters: Hashable, Sendable {
+  /// Areas mapped, one for each page table that they were entered into.
+  public internal(set) var maps = 0
+  /// Areas unmapped.
+  public internal(set) var unmaps = 0
+  /// Translation-cache invalidations, each with its own wait: `TLBI` and `CMD_SYNC`, or an IOTLB descriptor.
+  public internal(set) var invalidations = 0
+  /// Flushes that caching mode asks for when something is mapped; not among ``invalidations``.
+  public internal(set) var flushesOnMap = 0
+  /// Invalidations of a device's context, PASID or stream-table entry, by attaching and detaching.
+  public internal(set) var configurationInvalidations = 0
+  /// Requests refused.
+  public internal(set) var faults = 0
+  /// Bytes that devices read from and wrote to memory.
+  public internal(set) var bytesRead: UInt64 = 0, bytesWritten: UInt64 = 0
+}

@@ -1,0 +1,164 @@
+import IOMMU
+
+/// The IOMMU of a simulated machine: domains, which device is in which, translation, and what it had to invalidate.
+///
+/// Everything above it (iommufd, type1) speaks of domains and never of how they translate. Today a domain is a
+/// flat map that the kernel owns; tables that the process owns, an IOTLB and the real formats go behind the same
+/// five verbs: make, map, unmap, attach, translate.
+struct SimulatedIOMMU {
+  /// One translation context: the page table of a HWPT or of a type1 container.
+  struct DomainID: Hashable { let number: Int }
+
+  /// What a device may do with an area.
+  struct Permissions: OptionSet {
+    let rawValue: UInt8
+    static let read = Permissions(rawValue: 1), write = Permissions(rawValue: 2)
+  }
+
+  /// A piece of host memory that a translated request reaches.
+  struct Segment {
+    let host: UInt
+    let byteCount: Int
+  }
+
+  /// Why a request was not translated, and the first address that was not.
+  struct Refusal: Error {
+    let reason: SimulatedFault.Reason
+    let iova: UInt64
+  }
+
+  private struct Mapping {
+    /// Address in this process.
+    let host: UInt
+    let permissions: Permissions
+    /// Bytes of the pages behind it, which decides what leaves can map it.
+    let pageByteCount: UInt64
+  }
+
+  private struct Domain {
+    var table = AreaMap<Mapping>()
+    var members: Set<PCIAddress> = []
+  }
+
+  let kind: SimulatedMachine.IOMMUKind
+  let addressBits: Int
+  let cachingMode: Bool
+  private(set) var counters = SimulatedCounters()
+  private var domains: [DomainID: Domain] = [:]
+  private var domainOf: [PCIAddress: DomainID] = [:]
+  private var nextDomain = 1
+
+  init(kind: SimulatedMachine.IOMMUKind, addressBits: Int, cachingMode: Bool) {
+    (self.kind, self.addressBits, self.cachingMode) = (kind, addressBits, cachingMode)
+  }
+
+  /// Changes the counters.
+  mutating func count(_ change: (inout SimulatedCounters) -> Void) { change(&counters) }
+
+  /// Highest address that a domain translates.
+  var apertureLast: UInt64 { addressBits >= 64 ? .max : (1 << UInt64(addressBits)) - 1 }
+  var domainCount: Int { domains.count }
+}
+
+// MARK: - Domains
+
+extension SimulatedIOMMU {
+  /// An empty domain with no device in it.
+  mutating func makeDomain() -> DomainID {
+    let id = DomainID(number: nextDomain)
+    nextDomain += 1
+    domains[id] = Domain()
+    return id
+  }
+
+  /// Frees a domain that no device is in; its table goes without a command, since no tag is live.
+  mutating func destroy(_ id: DomainID) {
+    assert(domains[id]?.members.isEmpty == true)
+    domains[id] = nil
+  }
+
+  /// Puts a device into a domain, out of the one it was in.
+  mutating func attach(_ device: PCIAddress, to id: DomainID) {
+    guard domainOf[device] != id else { return }
+    leave(device)
+    domainOf[device] = id
+    domains[id]!.members.insert(device)
+    counters.configurationInvalidations += 1
+  }
+
+  /// Leaves a device blocked: every request of it faults.
+  mutating func block(_ device: PCIAddress) {
+    guard domainOf[device] != nil else { return }
+    leave(device)
+    counters.configurationInvalidations += 1
+  }
+
+  /// When the last device leaves, the driver flushes the domain's tag, once.
+  private mutating func leave(_ device: PCIAddress) {
+    guard let id = domainOf.removeValue(forKey: device) else { return }
+    domains[id]!.members.remove(device)
+    if domains[id]!.members.isEmpty { counters.invalidations += 1 }
+  }
+
+  func domain(of device: PCIAddress) -> DomainID? { domainOf[device] }
+  func isAttached(_ id: DomainID) -> Bool { domains[id]?.members.isEmpty == false }
+}
+
+// MARK: - Maps
+
+extension SimulatedIOMMU {
+  /// Maps an area. With caching mode the driver flushes once for each run of contiguous pages; the simulator takes
+  /// no two base pages to be contiguous.
+  mutating func map(
+    _ id: DomainID, _ span: Span64, to host: UInt, _ permissions: Permissions, pageByteCount: UInt64
+  ) {
+    let mapping = Mapping(host: host, permissions: permissions, pageByteCount: pageByteCount)
+    domains[id]!.table.insert(span.start, through: span.last, mapping)
+    counters.maps += 1
+    if cachingMode && isAttached(id) {
+      counters.flushesOnMap += Int(clamping: (span.last - span.start) / pageByteCount + 1)
+    }
+  }
+
+  /// Unmaps one area as mapped. While a device is in the domain that is one invalidation; an SMMU adds one for each
+  /// table of base pages that an iommufd unmap frees, because its driver unmaps 2 MiB at a time and flushes the walk.
+  mutating func unmap(_ id: DomainID, startingAt start: UInt64, freesTables: Bool) {
+    guard let area = domains[id]!.table.remove(startingAt: start) else { return }
+    counters.unmaps += 1
+    guard isAttached(id) else { return }
+    counters.invalidations += 1
+    guard kind == .smmuv3, freesTables, area.value.pageByteCount < Self.blockByteCount else { return }
+    let first = (area.start + (Self.blockByteCount - 1)) & ~(Self.blockByteCount - 1)
+    guard first >= area.start, first <= area.last else { return }
+    counters.invalidations += Int((area.last - first + 1) / Self.blockByteCount)
+  }
+
+  private static var blockByteCount: UInt64 { 2 << 20 }
+}
+
+// MARK: - Translation
+
+extension SimulatedIOMMU {
+  /// Translates a request as a whole: every byte of it, or a refusal. O(log n + areas touched).
+  func translate(
+    _ device: PCIAddress, _ iova: UInt64, byteCount: Int, _ access: Permissions
+  ) throws(Refusal) -> [Segment] {
+    guard byteCount > 0 else { return [] }
+    guard let id = domainOf[device], let domain = domains[id] else { throw Refusal(reason: .blocked, iova: iova) }
+    var segments: [Segment] = []
+    var (address, left) = (iova, UInt64(byteCount))
+    while left > 0 {
+      guard address <= apertureLast else { throw Refusal(reason: .addressSize, iova: address) }
+      guard let area = domain.table.area(at: address) else { throw Refusal(reason: .notMapped, iova: address) }
+      guard area.value.permissions.contains(access) else { throw Refusal(reason: .permission, iova: address) }
+      let offset = address - area.start
+      let length = min(left, area.byteCount - offset)
+      segments.append(Segment(host: area.value.host + UInt(offset), byteCount: Int(length)))
+      left -= length
+      let (next, overflow) = address.addingReportingOverflow(length)
+      guard left == 0 || !overflow else { throw Refusal(reason: .addressSize, iova: address) }
+      address = next
+    }
+    return segments
+  }
+}

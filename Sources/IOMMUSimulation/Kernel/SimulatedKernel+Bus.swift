@@ -1,0 +1,96 @@
+import IOMMU
+
+// The devices' side of the kernel: what a ``DeviceBus`` asks for.
+
+extension SimulatedKernel {
+  func deviceReads(
+    _ address: PCIAddress, _ iova: UInt64, byteCount: Int
+  ) -> Result<[UInt8], DeviceBus.Failure> {
+    locked { state in
+      state.translate(address, iova, byteCount: byteCount, .read).map { segments in
+        state.iommu?.countRead(byteCount)
+        return segments.flatMap { HostMemory.read($0.host, byteCount: $0.byteCount) }
+      }
+    }
+  }
+
+  func deviceWrites(
+    _ address: PCIAddress, _ iova: UInt64, _ bytes: [UInt8]
+  ) -> Result<Void, DeviceBus.Failure> {
+    locked { state in
+      state.translate(address, iova, byteCount: bytes.count, .write).map { segments in
+        state.iommu?.countWritten(bytes.count)
+        var next = 0
+        for segment in segments {
+          HostMemory.write(bytes[next..<next + segment.byteCount], to: segment.host)
+          next += segment.byteCount
+        }
+      }
+    }
+  }
+
+  func deviceInterrupts(_ address: PCIAddress, _ vector: Int) {
+    locked { $0.deviceInterrupts(address, vector) }
+  }
+
+  func deviceSetsPin(_ address: PCIAddress, _ asserted: Bool) {
+    locked { $0.deviceSetsPin(address, asserted) }
+  }
+
+  func deviceUsesMessages(_ address: PCIAddress) -> Bool { locked { $0.deviceUsesMessages(address) } }
+
+  func deviceWakes(_ address: PCIAddress, after delay: Duration) {
+    let nanoseconds = delay.nanoseconds
+    locked { $0.clock.wake(address, after: nanoseconds) }
+  }
+}
+
+extension KernelState {
+  /// Where a request of a device goes: bus mastering, the address bits that the device drives, then the IOMMU.
+  func translate(
+    _ address: PCIAddress, _ iova: UInt64, byteCount: Int, _ access: SimulatedIOMMU.Permissions
+  ) -> Result<[SimulatedIOMMU.Segment], DeviceBus.Failure> {
+    let device: DeviceState
+    switch busMaster(address) {
+    case .failure(let failure): return .failure(failure)
+    case .success(let found): device = found
+    }
+    let bits = device.identity.addressBits
+    let driven = bits == 64 ? iova : iova & ((1 << UInt64(bits)) - 1)
+    guard let iommu else { return .failure(.refused) }
+    do throws(SimulatedIOMMU.Refusal) {
+      return .success(try iommu.translate(address, driven, byteCount: byteCount, access))
+    } catch {
+      record(SimulatedFault(
+        device: address.description, iova: error.iova, isWrite: access == .write, reason: error.reason))
+      return .failure(.refused)
+    }
+  }
+
+  private func record(_ fault: SimulatedFault) {
+    iommu?.countFault()
+    if faults.count < Self.faultLimit { faults.append(fault) }
+    guard let address = PCIAddress(fault.device) else { return }
+    let now = clock.now
+    for line in FaultLines(machine: machine).lines(fault, device: address) { log.add(line, at: now) }
+  }
+}
+
+/// Copies to and from memory of this process that a translation named.
+enum HostMemory {
+  static func read(_ address: UInt, byteCount: Int) -> [UInt8] {
+    unsafe Array(UnsafeRawBufferPointer(start: UnsafeRawPointer(bitPattern: address), count: byteCount))
+  }
+
+  static func write(_ bytes: ArraySlice<UInt8>, to address: UInt) {
+    unsafe UnsafeMutableRawBufferPointer(
+      start: UnsafeMutableRawPointer(bitPattern: address), count: bytes.count
+    ).copyBytes(from: bytes)
+  }
+}
+
+extension SimulatedIOMMU {
+  mutating func countRead(_ byteCount: Int) { count { $0.bytesRead += UInt64(byteCount) } }
+  mutating func countWritten(_ byteCount: Int) { count { $0.bytesWritten += UInt64(byteCount) } }
+  mutating func countFault() { count { $0.faults += 1 } }
+}

@@ -1,0 +1,65 @@
+package import IOMMU
+
+extension SimulatedKernel {
+  package func createEvent() throws(Errno) -> Int32 {
+    let event = try HostSystem.createEvent()
+    locked { state in _ = state.memory.events.insert(event) }
+    return event
+  }
+
+  package func takeEvent(_ descriptor: Int32) throws(Errno) -> UInt64? {
+    runDueTimers()
+    return try HostSystem.takeEvent(descriptor)
+  }
+
+  package func signalEvent(_ descriptor: Int32) throws(Errno) { try HostSystem.signalEvent(descriptor) }
+
+  /// Waits. When a device asked to be woken before the time is up, the clock jumps there instead of waiting.
+  package func waitReadable(_ descriptors: [Int32], timeout: Duration?) throws(Errno) -> Int? {
+    let deadline = timeout.map { now() &+ $0.nanoseconds }
+    while true {
+      runDueTimers()
+      if let ready = try HostSystem.wait(descriptors, nanoseconds: 0) { return ready }
+      let now = now()
+      if let deadline, now >= deadline { return nil }
+      if let wake = locked({ $0.clock.nextWake }), wake <= deadline ?? .max {
+        locked { $0.clock.advance(to: wake) }
+        continue
+      }
+      // In slices, since another thread may have a device start something that takes time.
+      let slice = min(deadline.map { $0 - now } ?? .max, 20_000_000)
+      if let ready = try HostSystem.wait(descriptors, nanoseconds: Int64(slice)) { return ready }
+    }
+  }
+
+  package func now() -> UInt64 { locked { $0.clock.now } }
+
+  /// Moves the clock on: nobody has to wait for a simulated machine.
+  package func sleep(_ duration: Duration) {
+    let end = now() &+ duration.nanoseconds
+    while let wake = locked({ $0.clock.nextWake }), wake <= end {
+      locked { $0.clock.advance(to: wake) }
+      runDueTimers()
+    }
+    locked { $0.clock.advance(to: end) }
+  }
+
+  package func kernelLog(from sequence: UInt64) throws(Errno) -> [KernelLogLine] {
+    locked { state in state.log.lines.filter { $0.sequence >= sequence } }
+  }
+
+  /// Calls the models whose time has come.
+  func runDueTimers() {
+    let slots = locked { state in state.clock.takeDue().compactMap { state.devices[$0]?.slot } }
+    for slot in slots { slot.wake() }
+  }
+}
+
+extension Duration {
+  /// Nanoseconds, 0 for a negative time and at most some 290 years.
+  var nanoseconds: UInt64 {
+    let (seconds, attoseconds) = components
+    guard seconds >= 0, attoseconds >= 0 else { return 0 }
+    return UInt64(clamping: min(seconds, 9_000_000_000) * 1_000_000_000 + attoseconds / 1_000_000_000)
+  }
+}

@@ -1,0 +1,59 @@
+package import AddressSpace
+package import IOMMU
+
+extension SimulatedKernel {
+  package func iommufdDestroy(_ iommufd: Int32, id: UInt32) throws(Errno) {
+    try locked { (state) throws(Errno) in try state.iommufdDestroy(iommufd, id) }
+  }
+
+  package func ioasAllocate(_ iommufd: Int32) throws(Errno) -> UInt32 {
+    try locked { (state) throws(Errno) in try state.ioasAllocate(iommufd) }
+  }
+
+  package func ioasRanges(_ iommufd: Int32, ioas: UInt32) throws(Errno) -> IOASRanges {
+    try locked { (state) throws(Errno) in try state.ioasRanges(iommufd, ioas: ioas) }
+  }
+
+  package func ioasAllow(_ iommufd: Int32, ioas: UInt32, ranges: [IOVARange]) throws(Errno) {
+    try locked { (state) throws(Errno) in try state.ioasAllow(iommufd, ioas: ioas, ranges: ranges) }
+  }
+
+  package func ioasMap(
+    _ iommufd: Int32, ioas: UInt32, flags: UInt32, address: UInt64, byteCount: UInt64, iova: UInt64
+  ) throws(Errno) -> UInt64 {
+    try locked { (state) throws(Errno) in
+      try state.ioasMap(
+        iommufd, ioas: ioas, flags: flags, address: address, byteCount: byteCount, iova: iova)
+    }
+  }
+
+  package func ioasMapFile(
+    _ iommufd: Int32, ioas: UInt32, flags: UInt32, file: Int32, start: UInt64, byteCount: UInt64,
+    iova: UInt64
+  ) throws(Errno) -> UInt64 {
+    try locked { (state) throws(Errno) in
+      try state.ioasMapFile(
+        iommufd, ioas: ioas, flags: flags, file: file, start: start, byteCount: byteCount, iova: iova)
+    }
+  }
+
+  package func ioasUnmap(
+    _ iommufd: Int32, ioas: UInt32, iova: UInt64, byteCount: UInt64
+  ) throws(Errno) -> UInt64 {
+    try locked { (state) throws(Errno) in
+      try state.ioasUnmap(iommufd, ioas: ioas, iova: iova, byteCount: byteCount)
+    }
+  }
+
+  package func hwptAllocate(
+    _ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32
+  ) throws(Errno) -> UInt32 {
+    try locked { (state) throws(Errno) in
+      try state.hwptAllocate(iommufd, flags: flags, device: device, pageTable: pageTable)
+    }
+  }
+
+  package func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo {
+    try locked { (state) throws(Errno) in try state.hardwareInfo(iommufd, device: device) }
+  }
+}

@@ -1,0 +1,70 @@
+public import IOMMU
+
+/// A simulated machine that runs: the ``host`` to drive devices with, and a window into what happens behind it.
+///
+/// ```swift
+/// let machine = SimulatedHost(devices: ["0000:03:00.0": EduModel()])
+/// let device = try Device("0000:03:00.0", on: machine.host)
+/// // … let the driver work …
+/// #expect(machine.faults.isEmpty)
+/// #expect(machine.counters.invalidations == 1)
+/// ```
+public final class SimulatedHost: Sendable {
+  /// What a `Device` is opened on.
+  public let host: Host
+
+  /// The kernel behind the host.
+  package let kernel: SimulatedKernel
+
+  /// Boots a machine with its own devices and those given by address, each bound to vfio-pci in a group of its own.
+  /// Traps when an address is no PCI address or is taken twice.
+  public init(_ machine: SimulatedMachine = .vtd, devices: [String: any DeviceModel] = [:]) {
+    var machine = machine
+    machine.devices += devices.sorted { $0.key < $1.key }.map { SimulatedDevice($0.key, $0.value) }
+    kernel = SimulatedKernel(machine)
+    host = Host(kernel: kernel)
+  }
+
+  /// The requests that the IOMMU refused, oldest first; at most 4096 are kept.
+  public var faults: [SimulatedFault] { kernel.locked { $0.faults } }
+
+  /// What the IOMMU did since the machine began.
+  public var counters: SimulatedCounters { kernel.locked { $0.iommu?.counters ?? SimulatedCounters() } }
+
+  /// Whether nothing is left of what drivers opened, mapped and pinned.
+  public var isClean: Bool { kernel.census.isEmpty }
+
+  /// The model of a device as it is now: a copy of a structure, the object itself of a class. Nil when there is no such
+  /// device or its model is of another type.
+  public func model<Model: DeviceModel>(at address: String, as type: Model.Type = Model.self) -> Model? {
+    let slot = kernel.locked { state in PCIAddress(address).flatMap { state.devices[$0]?.slot } }
+    return slot?.snapshot(as: type)
+  }
+
+  /// Takes a device out of the machine, as a hot unplug does: its user is asked to let go, ioctls fail with ENODEV,
+  /// registers read as all ones, and it does no more DMA.
+  public func unplug(_ address: String) {
+    guard let address = PCIAddress(address) else { return }
+    kernel.locked { $0.unplug(address) }
+  }
+}
+
+extension Host {
+  /// A machine that exists only in this process, with an ``EduModel`` that drives 64 address bits at `0000:00:02.0`
+  /// unless devices are given.
+  ///
+  /// - Parameters:
+  ///   - machine: The IOMMU, the kernel and the process's rights.
+  ///   - devices: Models by PCI address.
+  ///   - interfaces: What the kernel offers; nil leaves the machine's own choice.
+  public static func simulated(
+    _ machine: SimulatedMachine = .vtd, devices: [String: any DeviceModel] = [:],
+    interfaces: Set<Interface>? = nil
+  ) -> Host {
+    var machine = machine
+    if let interfaces { machine.interfaces = interfaces }
+    let isEmpty = machine.devices.isEmpty && devices.isEmpty
+    let devices = isEmpty ? ["0000:00:02.0": EduModel(addressBits: 64)] : devices
+    return SimulatedHost(machine, devices: devices).host
+  }
+}

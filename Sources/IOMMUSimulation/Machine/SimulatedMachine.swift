@@ -1,0 +1,117 @@
+public import IOMMU
+
+/// What a simulated machine is made of: its IOMMU, its kernel's abilities, this process's rights, and its devices.
+///
+/// A value: take a preset, change what a test is about, and build a ``SimulatedHost`` of it.
+///
+/// ```swift
+/// var machine = SimulatedMachine.vtd
+/// machine.memoryLockLimit = 8 << 20
+/// machine.canLockMemory = false
+/// let simulated = SimulatedHost(machine, devices: ["0000:03:00.0": EduModel()])
+/// ```
+public struct SimulatedMachine: Sendable {
+  /// The make of an IOMMU. It decides reserved regions, names in sysfs, register values and the form of log lines.
+  public enum IOMMUKind: String, Hashable, Sendable, CaseIterable {
+    /// Intel VT-d: interrupts at 0xfee00000–0xfeefffff are reserved.
+    case vtd
+    /// Arm SMMU version 3: the software MSI window at 0x8000000–0x80fffff is reserved.
+    case smmuv3
+  }
+
+  // The IOMMU
+
+  /// The IOMMU, nil for a machine that has none in use.
+  public var iommu: IOMMUKind? = .vtd
+  /// Input address bits that a domain translates, 12…64.
+  public var addressBits = 48
+  /// Page sizes as a bit mask; the smallest is the granule.
+  public var pageSizes: UInt64 = 0x4020_1000
+  /// Whether the IOMMU caches entries that are not present, as an emulated VT-d may; each map then flushes.
+  public var cachingMode = false
+  /// Whether VT-d runs in scalable mode with first-stage tables; false is legacy mode. It shows in registers and in
+  /// fault reasons only.
+  public var usesFirstStage = false
+
+  // The kernel
+
+  /// The ways to a device that the kernel was built with. Without `.iommufd` there is no `/dev/iommu`, without
+  /// `.type1` no `/dev/vfio/vfio` and no group nodes.
+  public var interfaces: Set<Interface> = [.iommufd, .type1]
+  /// Whether devices have nodes of their own (`/dev/vfio/devices/vfioN`); a kernel without has none to bind to iommufd.
+  public var hasDeviceNodes = true
+  /// Whether the kernel has `IOMMU_IOAS_MAP_FILE` (Linux 6.13 and later); ENOTTY without.
+  public var mapsFiles = true
+  /// Whether the platform isolates interrupts (interrupt remapping, an ITS).
+  public var isolatesInterrupts = true
+  /// Whether `allow_unsafe_interrupts` is set for iommufd and type1.
+  public var allowsUnsafeInterrupts = false
+  /// Whether VFIO's no-IOMMU mode is on; it takes effect for devices without an IOMMU.
+  public var noIOMMUMode = false
+  /// How many mappings a type1 container takes, `dma_entry_limit`.
+  public var mappingLimit: UInt32 = 65_535
+
+  // The process
+
+  /// `RLIMIT_MEMLOCK` in bytes, `UInt64.max` for unlimited.
+  public var memoryLockLimit: UInt64 = .max
+  /// Whether the process has CAP_IPC_LOCK, which lifts the limit.
+  public var canLockMemory = true
+  /// Bytes that other processes of the same user have pinned through iommufd; they count against the limit there.
+  public var bytesPinnedByOthers: UInt64 = 0
+  /// The effective user.
+  public var user: UInt32 = 0
+  /// The groups that the process is in.
+  public var groups: Set<UInt32> = [0]
+  /// Owner, group and mode of `/dev/vfio/N`, `/dev/vfio/devices/vfioN` and `/dev/iommu`.
+  public var nodeOwner: UInt32 = 0, nodeGroup: UInt32 = 0, nodeMode: UInt32 = 0o600
+
+  /// The devices. Those given to ``SimulatedHost/init(_:devices:)`` are added to them.
+  public var devices: [SimulatedDevice] = []
+
+  /// A machine with VT-d in legacy mode, both interfaces, root's rights, and no device.
+  public init() {}
+}
+
+extension SimulatedMachine {
+  /// Intel VT-d, 48 address bits.
+  public static var vtd: SimulatedMachine { SimulatedMachine() }
+  /// Intel VT-d as an emulator presents it: caching mode on, so that each map costs a flush.
+  public static var vtdCaching: SimulatedMachine {
+    var machine = SimulatedMachine()
+    machine.cachingMode = true
+    return machine
+  }
+  /// Arm SMMUv3, 48 address bits.
+  public static var smmuv3: SimulatedMachine {
+    var machine = SimulatedMachine()
+    machine.iommu = .smmuv3
+    return machine
+  }
+  /// A machine whose kernel has no iommufd: groups and type1 only.
+  public static var type1Only: SimulatedMachine {
+    var machine = SimulatedMachine()
+    machine.interfaces = [.type1]
+    machine.hasDeviceNodes = false
+    return machine
+  }
+  /// A machine whose kernel has iommufd and no VFIO container.
+  public static var iommufdOnly: SimulatedMachine {
+    var machine = SimulatedMachine()
+    machine.interfaces = [.iommufd]
+    return machine
+  }
+  /// A machine without an IOMMU.
+  public static var withoutIOMMU: SimulatedMachine {
+    var machine = SimulatedMachine()
+    machine.iommu = nil
+    return machine
+  }
+  /// An ordinary user with 8 MiB of lockable memory, in the group that the nodes belong to.
+  public static var unprivileged: SimulatedMachine {
+    var machine = SimulatedMachine()
+    (machine.user, machine.groups, machine.nodeGroup, machine.nodeMode) = (1000, [1000, 36], 36, 0o660)
+    (machine.memoryLockLimit, machine.canLockMemory) = (8 << 20, false)
+    return machine
+  }
+}

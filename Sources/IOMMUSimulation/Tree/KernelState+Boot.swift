@@ -1,0 +1,95 @@
+import IOMMU
+
+// The tree as it is after boot, and the devices in it.
+
+extension KernelState {
+  /// Makes groups, devices and files. Slots are made by the caller, since models keep their bus.
+  func boot(_ slots: [(device: SimulatedDevice, address: PCIAddress, slot: DeviceSlot)]) {
+    addMachineFiles()
+    var nextGroup = 0
+    let taken = Set(slots.compactMap(\.device.group))
+    for (spec, address, slot) in slots {
+      let group = group(of: spec, next: &nextGroup, taken: taken)
+      let device = DeviceState(spec, at: address, slot: slot, group: group)
+      group?.members.append(device)
+      devices[address] = device
+      addFiles(of: device)
+      if let hostDriver = spec.hostDriver { addDriver(hostDriver) }
+      if let driver = spec.driver { settle(device, driver) }
+    }
+  }
+
+  /// The group that the machine's description names, or the next free one; none without an IOMMU.
+  private func group(of spec: SimulatedDevice, next: inout Int, taken: Set<Int>) -> GroupState? {
+    guard machine.iommu != nil || machine.noIOMMUMode else { return nil }
+    while taken.contains(next) || groups[next] != nil { next += 1 }
+    let number = machine.iommu == nil ? next : spec.group ?? next
+    if let group = groups[number] { return group }
+    let group = GroupState(number: number, isNoIOMMU: machine.iommu == nil)
+    groups[number] = group
+    addFiles(of: group)
+    return group
+  }
+
+  private func addMachineFiles() {
+    for name in ["vfio-pci", "pci-stub", "pcieport"] { addDriver(name) }
+    tree.add("/sys/bus/pci/drivers_probe", .file(.probe, mode: 0o200))
+    tree.add("/sys/bus/pci/devices", .directory)
+    tree.add("/sys/kernel/iommu_groups", .directory)
+    tree.add("/sys/class/iommu", .directory)
+    tree.add("/proc/self/status", .file(.processStatus, mode: 0o444))
+    tree.addText("/proc/cmdline", machine.iommu == .vtd ? "console=ttyS0 intel_iommu=on" : "console=ttyAMA0")
+    tree.add("/proc/modules", .file(.text(""), mode: 0o444))
+    tree.addText("/proc/sys/kernel/osrelease", "7.2.0-simulated")
+    addModuleParameters()
+    addIOMMUUnit()
+    if machine.interfaces.contains(.iommufd) { tree.add("/dev/iommu", .node(.iommufd)) }
+    tree.add("/dev/vfio", .directory)
+    if machine.interfaces.contains(.type1) { tree.add("/dev/vfio/vfio", .node(.container)) }
+  }
+
+  private func addModuleParameters() {
+    let unsafe = machine.allowsUnsafeInterrupts ? "Y" : "N"
+    if machine.interfaces.contains(.type1) {
+      let folder = "/sys/module/vfio_iommu_type1/parameters/"
+      tree.addText(folder + "allow_unsafe_interrupts", unsafe, mode: 0o644)
+      tree.addText(folder + "dma_entry_limit", "\(machine.mappingLimit)", mode: 0o644)
+      tree.addText(folder + "disable_hugepages", "N", mode: 0o644)
+    }
+    if machine.interfaces.contains(.iommufd) {
+      tree.addText("/sys/module/iommufd/parameters/allow_unsafe_interrupts", unsafe, mode: 0o644)
+    }
+    let noIOMMU = machine.noIOMMUMode ? "Y" : "N"
+    tree.addText("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode", noIOMMU, mode: 0o644)
+    tree.add("/sys/module/vfio_pci", .directory)
+  }
+
+  /// Where sysfs has the IOMMU, below /sys.
+  var unitPath: (name: String, path: String)? {
+    switch machine.iommu {
+    case .vtd: ("dmar0", "devices/virtual/iommu/dmar0")
+    case .smmuv3:
+      (
+        "smmu3.0x0000000009050000",
+        "devices/platform/arm-smmu-v3.0.auto/iommu/smmu3.0x0000000009050000"
+      )
+    case nil: nil
+    }
+  }
+
+  private func addIOMMUUnit() {
+    guard let unit = unitPath, let kind = machine.iommu else { return }
+    let base = "/sys/" + unit.path
+    tree.add(base, .directory)
+    tree.add("/sys/class/iommu/" + unit.name, .link("../../" + unit.path))
+    tree.add(base + "/devices", .directory)
+    guard kind == .vtd else { return }
+    let registers = HardwareRegisters(machine, kind)
+    tree.addText(base + "/intel-iommu/version", "1:0")
+    tree.addText(base + "/intel-iommu/address", "fed90000")
+    tree.addText(base + "/intel-iommu/cap", String(registers.capability, radix: 16))
+    tree.addText(base + "/intel-iommu/ecap", String(registers.extendedCapability, radix: 16))
+    tree.addText(base + "/intel-iommu/domains_supported", "65536")
+    tree.addText(base + "/intel-iommu/domains_used", "1")
+  }
+}

@@ -1,0 +1,106 @@
+import IOMMU
+
+// The files of groups, devices and drivers.
+
+extension KernelState {
+  func addFiles(of group: GroupState) {
+    let base = "/sys/kernel/iommu_groups/\(group.number)"
+    tree.add(base + "/devices", .directory)
+    if group.isNoIOMMU {
+      tree.addText(base + "/name", "vfio-noiommu")
+    } else {
+      // Caching mode without first-stage tables makes the host's own domains strict.
+      let type = machine.cachingMode && !machine.usesFirstStage ? "DMA" : "DMA-FQ"
+      tree.addText(base + "/type", type, mode: 0o644)
+    }
+  }
+
+  /// Where sysfs has a device.
+  func path(of device: DeviceState) -> String {
+    let root = "/sys/devices/pci\(hexadecimal(UInt64(device.address.domain), width: 4)):00"
+    return root + (device.spec.bridge.map { "/\($0)" } ?? "") + "/\(device.address)"
+  }
+
+  private func relative(_ target: String, from device: DeviceState) -> String {
+    // A link in /sys/devices/pci0000:00/<address> climbs three levels to /sys, and one more for a bridge.
+    String(repeating: "../", count: device.spec.bridge == nil ? 3 : 4) + target
+  }
+
+  func addFiles(of device: DeviceState) {
+    let (base, identity) = (path(of: device), device.identity)
+    func number(_ value: some BinaryInteger, _ width: Int) -> String {
+      "0x" + hexadecimal(UInt64(value), width: width)
+    }
+    tree.addText(base + "/vendor", number(identity.vendor, 4))
+    tree.addText(base + "/device", number(identity.device, 4))
+    tree.addText(base + "/subsystem_vendor", number(identity.subsystemVendor, 4))
+    tree.addText(base + "/subsystem_device", number(identity.subsystemDevice, 4))
+    tree.addText(base + "/class", number(identity.classCode, 6))
+    tree.addText(base + "/revision", number(identity.revision, 2))
+    tree.addText(base + "/numa_node", "\(device.spec.numaNode)", mode: 0o644)
+    tree.addText(base + "/irq", identity.hasINTx ? "10" : "0")
+    tree.addText(base + "/enable", "0", mode: 0o644)
+    tree.addText(base + "/dma_mask_bits", "32")
+    tree.addText(base + "/consistent_dma_mask_bits", "32")
+    tree.addText(base + "/modalias", modalias(identity))
+    tree.add(base + "/resource", .file(.text(resourceLines(device)), mode: 0o444))
+    tree.add(base + "/config", .file(.config(device.address), mode: 0o644))
+    tree.add(base + "/driver_override", .file(.driverOverride(device.address), mode: 0o644))
+    tree.add(base + "/remove", .file(.removeDevice(device.address), mode: 0o220))
+    if identity.canReset {
+      tree.addText(base + "/reset_method", "flr", mode: 0o644)
+      tree.add(base + "/reset", .file(.ignored(""), mode: 0o200))
+    }
+    tree.add(base + "/subsystem", .link(relative("bus/pci", from: device)))
+    let below = path(of: device).dropFirst("/sys/".count)
+    tree.add("/sys/bus/pci/devices/\(device.address)", .link("../../../" + below))
+    addGroupLinks(of: device, base: base, below: String(below))
+  }
+
+  private func addGroupLinks(of device: DeviceState, base: String, below: String) {
+    guard let group = device.group else { return }
+    let groupPath = "kernel/iommu_groups/\(group.number)"
+    tree.add(base + "/iommu_group", .link(relative(groupPath, from: device)))
+    tree.add("/sys/\(groupPath)/devices/\(device.address)", .link("../../../../" + below))
+    if let unit = unitPath { tree.add(base + "/iommu", .link(relative(unit.path, from: device))) }
+    guard !group.isNoIOMMU else { return }
+    var regions: [ReservedSpan] = []
+    for region in group.members.flatMap({ reservedRegions(of: $0) }) + reservedRegions(of: device)
+    where !regions.contains(where: { $0.span == region.span && $0.type == region.type }) {
+      regions.append(region)
+    }
+    let lines = regions.sorted { $0.span.start < $1.span.start }.map {
+      "0x\(hexadecimal($0.span.start, width: 16)) 0x\(hexadecimal($0.span.last, width: 16)) \($0.type)\n"
+    }
+    tree.add("/sys/\(groupPath)/reserved_regions", .file(.text(lines.joined()), mode: 0o444))
+  }
+
+  private func modalias(_ identity: DeviceIdentity) -> String {
+    func upper(_ value: some BinaryInteger, _ width: Int) -> String {
+      hexadecimal(UInt64(value), width: width).uppercased()
+    }
+    let code = identity.classCode
+    return "pci:v\(upper(identity.vendor, 8))d\(upper(identity.device, 8))sv\(upper(identity.subsystemVendor, 8))"
+      + "sd\(upper(identity.subsystemDevice, 8))bc\(upper(code >> 16 & 0xff, 2))sc\(upper(code >> 8 & 0xff, 2))"
+      + "i\(upper(code & 0xff, 2))"
+  }
+
+  /// Thirteen lines of start, end and flags: the BARs, the ROM, and a bridge's windows.
+  private func resourceLines(_ device: DeviceState) -> String {
+    var lines: [String] = []
+    // Each device has its BARs in a window of 256 MiB of its own.
+    var next = 0xa000_0000 + UInt64(device.address.requesterID) << 28
+    for index in 0..<13 {
+      let byteCount = device.barByteCount(index)
+      guard index < 6, byteCount > 0 else {
+        lines.append("0x0000000000000000 0x0000000000000000 0x0000000000000000")
+        continue
+      }
+      let start = (next + byteCount - 1) & ~(byteCount - 1)
+      next = start + byteCount
+      let flags: UInt64 = 0x40200 | (device.identity.bars[index].is64Bit ? 0x100000 : 0)
+      lines.append([start, next - 1, flags].map { "0x" + hexadecimal($0, width: 16) }.joined(separator: " "))
+    }
+    return lines.joined(separator: "\n") + "\n"
+  }
+}
