@@ -52,12 +52,8 @@ linux_tarball() {
 # 7.2 is the version that this was written for; else the newest, if it has what is tested here.
 linux_package() {
   local found
-  found=$(apt-cache "${apt_options[@]}" pkgnames linux-source- | grep -E '^linux-source-[0-9]+\.[0-9]+$' | sort -V)
-  if grep -qx linux-source-7.2 <<< "$found"; then
-    echo linux-source-7.2
-    return
-  fi
-  found=$(tail -n 1 <<< "$found")
+  found=$(newest 'linux-source-7\.2')
+  [ -n "$found" ] || found=$(newest 'linux-source-[0-9]+\.[0-9]+')
   [ -n "$found" ] || die "the mirror has no linux-source package; name a tarball in IOMMU_LINUX_TARBALL"
   [ "$(printf '%s\n' 6.13 "${found#linux-source-}" | sort -V | head -n 1)" = 6.13 ] ||
     die "Linux 6.13 or newer is needed; the mirror has $found. Name a tarball in IOMMU_LINUX_TARBALL"
@@ -88,7 +84,7 @@ setup_kernel() { # ARCHITECTURE
     --strip-components=1 --no-same-owner
   local make=(make -C "$source" "O=$build" "ARCH=$architecture" "CROSS_COMPILE=$compiler_prefix")
   logged "configuring the $architecture kernel" configure_kernel
-  [ ! -s "$unfinished/dropped" ] || say "not in this source: $(xargs < "$unfinished/dropped")"
+  [ ! -s "$unfinished/dropped" ] || say "this source does not take: $(xargs < "$unfinished/dropped")"
   logged "building the $architecture kernel (some minutes)" "${make[@]}" -j"$(nproc)" "${image##*/}"
   logged "installing its headers" "${make[@]}" headers_install "INSTALL_HDR_PATH=$made"
 
@@ -104,5 +100,5 @@ configure_kernel() {
   "${make[@]}" tinyconfig &&
     ARCH=$architecture "$source/scripts/kconfig/merge_config.sh" -m -O "$build" "$build/.config" "$fragment" &&
     "${make[@]}" olddefconfig || return
-  grep -vxFf "$build/.config" "$fragment" > "$unfinished/dropped" || true
+  grep -vxFf "$build/.config" "$fragment" | grep -v '^#' > "$unfinished/dropped" || true
 }

@@ -47,41 +47,57 @@ mirror() {
 
 release() { (. /etc/os-release && eval "echo \${$1:-}"); }
 
-# private_apt SUITES ARCHITECTURES: starts an apt configuration of its own for `apt_private`.
-# SUITES that the mirror does not have are passed over.
+# private_apt SUITES ARCHITECTURE: reads these suites' package lists, to be used by the functions
+# below as by a machine of that architecture. A suite that the mirror lacks is passed over.
 private_apt() {
-  local suites=$1 architectures=$2 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-  local mirror options suite
+  local suites=$1 architecture=$2 keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror suite
   command -v apt-get > /dev/null || die "this takes apt-get, which this machine lacks"
   ensure "$keyring:debian-archive-keyring"
   mirror=$(mirror)
-  options="arch=${architectures// /,} signed-by=$keyring"
   apt_folder="$unfinished/apt"
   rm -rf "$apt_folder"
   mkdir -p "$apt_folder/lists/partial" "$apt_folder/archives/partial"
-  for suite in $suites; do echo "deb [$options] $mirror $suite main"; done > "$apt_folder/sources.list"
+  : > "$apt_folder/status"
+  for suite in $suites; do
+    echo "deb [arch=$architecture signed-by=$keyring] $mirror $suite main"
+  done > "$apt_folder/sources.list"
   apt_options=(
     -qq -o "Dir::Etc::SourceList=$apt_folder/sources.list" -o Dir::Etc::SourceParts=-
-    -o "Dir::State::Lists=$apt_folder/lists" -o "Dir::Cache::Archives=$apt_folder/archives"
-    -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User="$(id -un)"
+    -o "Dir::State::Lists=$apt_folder/lists" -o "Dir::State::Status=$apt_folder/status"
+    -o "Dir::Cache::Archives=$apt_folder/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
+    -o "APT::Architecture=$architecture" -o "APT::Architectures=$architecture" -o "APT::Sandbox::User=$(id -un)"
     -o Acquire::Languages=none -o APT::Get::Assume-Yes=true -o APT::Install-Recommends=false
   )
-  for architecture in $architectures; do apt_options+=(-o "APT::Architectures::=$architecture"); done
-  apt-get "${apt_options[@]}" update > "$apt_folder/update.log" 2>&1 || true
+  apt-get "${apt_options[@]}" update > "$apt_folder/log" 2>&1 || true
 }
 
-# newest PACKAGE ARCHITECTURE: its version in the suites of private_apt, or nothing.
+# candidate PACKAGE: the version that apt would take, or nothing.
 candidate() {
   apt-cache "${apt_options[@]}" policy "$1" | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }'
 }
 
-# fetch FOLDER PACKAGE…: downloads just these, as .deb files.
+# newest PATTERN: of the packages with such a name, the one with the highest number in it.
+newest() { apt-cache "${apt_options[@]}" pkgnames | grep -xE "$1" | sort -V | tail -n 1; }
+
+# fetch FOLDER PACKAGE…: downloads just these. fetch_closure: with all that they depend on.
 fetch() {
   local folder=$1
   shift
   mkdir -p "$folder"
-  (cd "$folder" && apt-get "${apt_options[@]}" download "$@") > "$apt_folder/download.log" 2>&1 ||
-    { cat "$apt_folder/download.log" >&2; die "could not download $*"; }
+  fetching "$*" env --chdir="$folder" apt-get "${apt_options[@]}" download "$@"
+}
+
+fetch_closure() {
+  local folder=$1
+  shift
+  mkdir -p "$folder/partial"
+  fetching "$*" apt-get "${apt_options[@]}" -o "Dir::Cache::Archives=$folder" --download-only install "$@"
+}
+
+fetching() { # WHAT COMMAND…
+  local what=$1
+  shift
+  "$@" > "$apt_folder/log" 2>&1 < /dev/null || { tail -n 20 "$apt_folder/log" >&2; die "could not download $what"; }
 }
 
 qemu_version() { { qemu-system-x86_64 --version && qemu-system-aarch64 --version; } 2> /dev/null | awk '{ print $4 }' | sort -V | head -n 1; }
@@ -102,7 +118,8 @@ setup_qemu() {
     private_apt "bookworm bookworm-backports" "$(dpkg --print-architecture)"
     # shellcheck disable=SC2086
     logged "installing $packages" as_root env DEBIAN_FRONTEND=noninteractive \
-      apt-get "${apt_options[@]}" -o DPkg::Lock::Timeout=600 -o APT::Sandbox::User=root \
+      apt-get "${apt_options[@]}" -o Dir::State::Status=/var/lib/dpkg/status \
+      -o DPkg::Lock::Timeout=600 -o APT::Sandbox::User=root \
       --target-release bookworm-backports install $packages
   else
     ensure qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm \
@@ -115,21 +132,20 @@ busybox_entry() { echo "$cache/busybox-1"; }
 
 # A shell for the guests. Unpacked, not installed: the package displaces `busybox`.
 setup_busybox() {
-  local made="$unfinished/busybox" architecture entry
+  local made="$unfinished/busybox" architecture name entry
   entry=$(busybox_entry)
   [ ! -e "$entry" ] || return 0
-  mkdir -p "$made"
   say "fetching busybox"
-  private_apt stable "amd64 arm64"
-  fetch "$made/packages" busybox-static:amd64 busybox-static:arm64
+  mkdir -p "$made"
   for architecture in amd64:x86_64 arm64:arm64; do
-    dpkg-deb --fsys-tarfile "$made"/packages/*_"${architecture%:*}".deb |
-      tar --extract --to-stdout --wildcards './*bin/busybox' > "$made/busybox-${architecture#*:}"
-    chmod +x "$made/busybox-${architecture#*:}"
-    [ -s "$made/busybox-${architecture#*:}" ] || die "no busybox in busybox-static:${architecture%:*}"
+    name="busybox-${architecture#*:}"
+    private_apt stable "${architecture%:*}"
+    fetch "$unfinished/$name" busybox-static
+    dpkg-deb --fsys-tarfile "$unfinished/$name"/*.deb |
+      tar --extract --to-stdout --wildcards './*bin/busybox' > "$made/$name"
+    chmod +x "$made/$name"
   done
-  rm -r "$made/packages"
-  # The same package version has the same applets on both.
+  # The same version has the same applets on both.
   "$made/busybox-$(uname -m | sed s/aarch64/arm64/)" --list | grep -vx busybox > "$made/applets"
   publish "$made" "$entry"
 }
