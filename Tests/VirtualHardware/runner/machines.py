@@ -1,0 +1,109 @@
+"""The machines: which IOMMU, and which PCI devices at which guest addresses.
+
+Every machine has the same devices at the same addresses, so that a suite is written once:
+
+    00:00.0   host bridge
+    00:01.0   virtio-iommu, on machine `virtio` only
+    00:02.0   edu, DMA mask of 32 bits
+    00:03.0   edu, DMA mask of 32 bits
+    00:04.0   edu, DMA mask of 28 bits: the device drops the bits above, silently
+    00:05.0   NVMe controller, one namespace of 64 MiB in 512-byte blocks (a raw file)
+    00:06.0   PCIe root port
+    01:00.0     igb: MSI-X, function-level reset, SR-IOV (up to 7 functions)
+    00:07.0   PCIe-to-PCI bridge: the three devices behind it share one IOMMU group with it
+    02:01.0     edu, DMA mask of 32 bits
+    02:02.0     edu, DMA mask of 32 bits
+    02:03.0     virtio-rng, which the kernel's virtio-pci drives: it makes the group not viable
+                until it is unbound, and has a driver that `restore` can give back
+
+Only on `virtio`, whose model in QEMU does not know devices behind such a bridge, the last three
+are the functions 00:07.0, 00:07.1 and 00:07.2 of one slot: one group as well, for want of ACS. The
+guest's variable SHARED_GROUP has the three addresses.
+
+Device ids: edu 1234:11e8, NVMe 1b36:0010, igb 8086:10c9, virtio-rng 1af4:1005. x86 machines
+have the chipset's functions at 00:1f.x as well. A device added with --device takes the first
+free address from 00:08.0 unless it names one.
+"""
+
+from dataclasses import dataclass
+
+EDU = "edu,dma_mask=0xffffffff"
+DISK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Machine:
+    architecture: str
+    """As the kernel names it: x86_64 or arm64."""
+    intel: str | None = None
+    """Options of QEMU's VT-d."""
+    kernel_arguments: str = ""
+    bridged: bool = True
+    """Whether devices can stand behind a conventional PCI bridge."""
+
+    @property
+    def emulator(self) -> str:
+        return {"x86_64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}[self.architecture]
+
+    @property
+    def console(self) -> str:
+        """The kernel's serial port. The command's output has the next one to itself."""
+        return {"x86_64": "ttyS0", "arm64": "ttyAMA0"}[self.architecture]
+
+    @property
+    def port(self) -> str:
+        return self.console[:-1] + "1"
+
+    def board(self, iommu: bool, interrupt_remapping: bool) -> list[str]:
+        """Board, CPU and IOMMU."""
+        if self.architecture == "arm64":
+            model = "smmuv3" if iommu else "none"
+            return ["-M", f"virt,gic-version=3,iommu={model}", "-cpu", "max,pauth-impdef=on"]
+        # Without a split irqchip QEMU has no interrupt remapping to offer.
+        arguments = ["-M", "q35,kernel-irqchip=split", "-cpu", "max"]
+        if iommu and self.intel is not None:
+            remapping = "on" if interrupt_remapping else "off"
+            arguments += ["-device", f"intel-iommu,intremap={remapping}{self.intel}"]
+        elif iommu:
+            arguments += ["-device", "virtio-iommu-pci,addr=01.0"]
+        return arguments
+
+    def devices(self, disk: str) -> list[str]:
+        """QEMU's arguments for the devices in the table above."""
+        arguments = [
+            "-device", f"{EDU},addr=02.0",
+            "-device", f"{EDU},addr=03.0",
+            "-device", "edu,addr=04.0",
+            "-drive", f"id=namespace,if=none,format=raw,file={disk.replace(',', ',,')}",
+            "-device", "nvme,addr=05.0,serial=swift-iommu,drive=namespace",
+            "-device", "pcie-root-port,id=root-port,chassis=1,addr=06.0",
+            "-device", "igb,bus=root-port",
+        ]
+        if self.bridged:
+            arguments += ["-device", "pcie-pci-bridge,id=bridge,addr=07.0"]
+        for model, address in zip((EDU, EDU, "virtio-rng-pci"), self.shared_group):
+            slot, function = address[-4:-2], address[-1]
+            arguments += ["-device", f"{model},bus=bridge,addr={slot}.{function}" if self.bridged
+                          else f"{model},multifunction=on,addr={slot}.{function}"]
+        return arguments
+
+    @property
+    def shared_group(self) -> list[str]:
+        """The devices that share a group."""
+        if self.bridged:
+            return ["0000:02:01.0", "0000:02:02.0", "0000:02:03.0"]
+        return ["0000:00:07.0", "0000:00:07.1", "0000:00:07.2"]
+
+
+# virtio-iommu remaps no interrupts, so the kernel must be told that its devices are trusted.
+TRUSTED_INTERRUPTS = (
+    "iommufd.allow_unsafe_interrupts=1 vfio_iommu_type1.allow_unsafe_interrupts=1")
+
+MACHINES = {
+    "vtd-legacy": Machine("x86_64", intel=""),
+    "vtd-scalable": Machine("x86_64", intel=",x-scalable-mode=on"),
+    "vtd-flts": Machine("x86_64", intel=",x-scalable-mode=on,x-flts=on"),
+    "vtd-caching": Machine("x86_64", intel=",caching-mode=on"),
+    "virtio": Machine("x86_64", kernel_arguments=TRUSTED_INTERRUPTS, bridged=False),
+    "smmuv3": Machine("arm64"),
+}

@@ -1,0 +1,84 @@
+"""Builds a Swift package for a guest's architecture.
+
+Build folders stay in the package, `.build-guest-x86_64` and `.build-guest-arm64`, so that the
+next build has only to do what changed.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import elf
+from parts import Failed, Parts
+
+SDK_TRIPLE = "aarch64-unknown-linux-gnu"
+
+# The program and its linker only: a guest has no room for symbols, and nobody to read them.
+OPTIONS = ["--configuration", "release", "--static-swift-stdlib", "-Xlinker", "-s"]
+
+
+def build(package: Path, parts: Parts) -> list[Path]:
+    """The package's programs."""
+    scratch = package / f".build-guest-{parts.architecture}"
+    if parts.architecture == "arm64":
+        for_arm64(package, scratch, parts)
+    else:
+        swift(["swift", "build", *options(package, scratch)], parts.quiet)
+    programs = [path for path in sorted((scratch / "release").iterdir())
+                if path.is_file() and os.access(path, os.X_OK) and is_program(path)]
+    if not programs:
+        raise Failed(f"{package} builds no program")
+    return programs
+
+
+def options(package: Path, scratch: Path) -> list[str]:
+    return ["--package-path", str(package), "--scratch-path", str(scratch), *OPTIONS]
+
+
+def for_arm64(package: Path, scratch: Path, parts: Parts):
+    """By the SDK's own compiler, which runs in a file system of its own (see in-toolchain).
+
+    It sees only the package, so dependencies are resolved by the machine's own Swift first, which
+    knows this machine's git configuration and network.
+    """
+    resolve = ["swift", "package", "--package-path", str(package), "--scratch-path", str(scratch), "resolve"]
+    if not resolved(package, scratch):
+        swift(resolve, parts.quiet)
+    sysroot = "/sdk/guest-arm64.artifactbundle/sysroot"
+    swift([
+        Path(__file__).with_name("in-toolchain"), parts.toolchain, package,
+        f"PKG_CONFIG_PATH={sysroot}/usr/lib/aarch64-linux-gnu/pkgconfig:{sysroot}/usr/share/pkgconfig",
+        "swift", "build", *options(package, scratch), "--swift-sdks-path", "/sdk", "--swift-sdk", SDK_TRIPLE,
+        # Nothing can be fetched from in there, and it is a sandbox already.
+        "--disable-automatic-resolution", "--skip-update", "--disable-sandbox",
+        "--manifest-cache", "local", "--cache-path", str(scratch / "cache"),
+    ], parts.quiet)
+
+
+def resolved(package: Path, scratch: Path) -> bool:
+    """Whether the dependencies were resolved since the manifest changed last."""
+    state = scratch / "workspace-state.json"
+    manifests = [package / "Package.swift", package / "Package.resolved"]
+    return state.exists() and all(
+        manifest.stat().st_mtime <= state.stat().st_mtime for manifest in manifests if manifest.exists())
+
+
+def swift(command: list, quiet: bool):
+    """Builds speak on stderr, to leave stdout to the guest; quiet ones only when they fail."""
+    try:
+        answer = subprocess.run(
+            [str(word) for word in command], stdin=subprocess.DEVNULL, text=True, errors="replace",
+            stdout=subprocess.PIPE if quiet else sys.stderr, stderr=subprocess.STDOUT)
+    except FileNotFoundError as error:
+        raise Failed(f"--build needs a Swift toolchain: there is no {error.filename}") from None
+    if answer.returncode != 0:
+        sys.stderr.write(answer.stdout or "")
+        raise Failed("the build failed")
+
+
+def is_program(path: Path) -> bool:
+    try:
+        return elf.ELF(path).is_program
+    except elf.NotELF:
+        return False
