@@ -45,7 +45,11 @@ let package = Package(
       path: "Tests/conformance"),
     .testTarget(name: "CShimsTests", dependencies: ["CIOMMU"]),
     .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace"]),
-    .testTarget(name: "IOMMUTests", dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation"]),
+    .target(name: "CapturedTrees", path: "Tests/CapturedTrees"),
+    .testTarget(
+      name: "IOMMUTests",
+      dependencies: ["AddressSpace", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation"],
+      exclude: ["Fixtures"]),
     .testTarget(
       name: "IOMMUSimulationTests",
       dependencies: ["AddressSpace", "CIOMMU", "ConformanceSuite", "IOMMU", "IOMMUSimulation"]),

@@ -116,7 +116,10 @@ extension Host {
   }
 
   func requireSysfs() throws(DMAError) {
-    if (try? kernel.status("/sys"))?.kind == .directory, (try? kernel.listDirectory("/sys"))?.isEmpty == false { return }
+    if (try? kernel.status("/sys"))?.kind == .directory, (try? kernel.listDirectory("/sys"))?.isEmpty == false
+    {
+      return
+    }
     throw DMAError(
       .corruptTree, "read /sys", detail: "There is no sysfs here",
       remedy: "Mount sysfs at /sys, or name a root that holds sys/, proc/ and dev/")

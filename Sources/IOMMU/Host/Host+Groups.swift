@@ -106,7 +106,9 @@ private enum Readiness {
     let others = group.members.filter { $0.address != device.address }
     let holding = others.filter { !$0.leavesViable }
     if device.isBoundToVFIO {
-      if let culprit = holding.first { return (.blocked, "\(culprit) of its group is bound to a host driver") }
+      if let culprit = holding.first {
+        return (.blocked, "\(culprit) of its group is bound to a host driver")
+      }
       if let unknown = others.first(where: { !$0.isDriverKnown }) {
         return (.unknown, "The driver of \(unknown.name) in its group could not be read")
       }

@@ -27,7 +27,9 @@ public struct IOMMUUnit: Hashable, Sendable, Identifiable {
       case _ where name.hasPrefix("ivhd"): .amd
       case _ where name.hasPrefix("smmu3."): .smmuv3
       case _ where name.hasPrefix("smmu."): .smmuv2
-      case _ where name.hasPrefix("virtio") || PCIAddress(sysfsName: name[...]) != nil || name.hasSuffix(".virtio_mmio"):
+      case _
+      where name.hasPrefix("virtio") || PCIAddress(sysfsName: name[...]) != nil
+        || name.hasSuffix(".virtio_mmio"):
         .virtio
       default: .other
       }

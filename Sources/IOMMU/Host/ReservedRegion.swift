@@ -60,8 +60,10 @@ extension Host {
   /// `0x00000000fee00000 0x00000000feefffff msi`
   private static func region(_ line: ArraySlice<UInt8>) -> ReservedRegion? {
     let words = Field.words(line)
-    guard words.count == 3, let start: UInt64 = Field.number(words[0]), let last: UInt64 = Field.number(words[1]),
-      let word = Field.text(words[2]), let range = IOVARange(start: IOVA(rawValue: start), last: IOVA(rawValue: last))
+    guard words.count == 3, let start: UInt64 = Field.number(words[0]),
+      let last: UInt64 = Field.number(words[1]),
+      let word = Field.text(words[2]),
+      let range = IOVARange(start: IOVA(rawValue: start), last: IOVA(rawValue: last))
     else { return nil }
     return ReservedRegion(range: range, type: .init(rawValue: word))
   }
