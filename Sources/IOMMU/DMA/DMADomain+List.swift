@@ -17,15 +17,8 @@ extension DMADomain {
     case .failure(let failure):
       throw core.failed(failure, "map(list)", byteCount: Int(total), limit: limit).on(deviceName)
     case .success(let address):
-      var segments: [MappedList.Segment] = []
-      segments.reserveCapacity(list.count)
-      var next = address.rawValue
-      for index in 0..<list.count {
-        segments.append(.init(address: IOVA(next), byteCount: list.byteCount(at: index)))
-        next += core.padded(list.byteCount(at: index))
-      }
       return unsafe MappedList(
-        core: .passRetained(core), address: address, byteCount: Int(total), segments: segments, list: list)
+        core: .passRetained(core), address: address, byteCount: Int(total), list: list)
     }
   }
 }
@@ -108,7 +101,7 @@ extension DomainCore {
   }
 
   /// Unmaps a list with one call; nil on success.
-  func unmapParts(_ iova: IOVA, byteCount: Int, parts: [MappedList.Segment]) -> MapFailure? {
+  func unmapParts(_ iova: IOVA, byteCount: Int, _ parts: ScatterList.Parts) -> MapFailure? {
     guard ProcessGuard.isOwner else { return .forked }
     var systemCalls: UInt64 = 0
     if enter() {
@@ -119,9 +112,11 @@ extension DomainCore {
       } catch { return .system(error) }
       systemCalls = 1
     }
-    for part in parts {
-      locked { $0.unmapped(part.address, byteCount: padded(part.byteCount), systemCalls: systemCalls) }
-      systemCalls = 0
+    var next = iova.rawValue
+    for index in 0..<parts.count {
+      let length = padded(parts.byteCount(at: index))
+      locked { $0.unmapped(IOVA(next), byteCount: length, systemCalls: index == 0 ? systemCalls : 0) }
+      next += length
     }
     return nil
   }

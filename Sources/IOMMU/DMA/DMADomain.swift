@@ -96,7 +96,7 @@ extension DMADomain {
     let host = unsafe UInt64(UInt(bitPattern: pointer))
     return core.locked { state -> IOVA? in
       state.indexHostAddresses()
-      guard let found = state.byHostAddress!.find(containing: host, byteCount: UInt64(byteCount)) else { return nil }
+      guard let found = state.byHostAddress?.find(containing: host, byteCount: UInt64(byteCount)) else { return nil }
       return IOVA(found.address.rawValue + (host - found.start))
     }
   }

@@ -65,9 +65,27 @@ public struct ScatterList: ~Copyable, @unchecked Sendable {
     capacity *= 2
   }
 
-  /// Forgets the buffers without freeing them: a device may still reach them.
-  consuming func leak() {
-    unsafe storage.deallocate()
+  /// A list without an owner: trivial, so that ``MappedList`` can hold it and be discarded.
+  @safe
+  struct Parts {
+    fileprivate let storage: UnsafeMutablePointer<DMABuffer>
+    fileprivate let capacity: Int
+    let count: Int
+
+    func byteCount(at index: Int) -> Int { unsafe storage[index].byteCount }
+  }
+
+  /// Gives the list up to whoever makes one of its parts again.
+  consuming func take() -> Parts {
+    let parts = unsafe Parts(storage: storage, capacity: capacity, count: count)
     discard self
+    return parts
+  }
+
+  /// Owns the parts again.
+  init(_ parts: Parts) {
+    unsafe storage = parts.storage
+    capacity = parts.capacity
+    count = parts.count
   }
 }

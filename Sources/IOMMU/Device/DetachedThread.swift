@@ -1,4 +1,5 @@
 import Glibc
+import CIOMMU
 
 /// A thread that ends by itself and that nobody joins, for sleeping in the kernel.
 ///

@@ -141,17 +141,20 @@ extension KernelOwnedContainer {
 
   private func enter(_ group: Int32, _ target: AttachTarget) throws(DMAError) {
     let name = "group \(target.group)"
-    do throws(Errno) {
-      let status = try kernel.vfioGroupStatus(group)
-      guard status & 1 != 0 else {
-        throw DMAError(
-          .groupNotViable, "VFIO_GROUP_GET_STATUS", device: target.address.description,
-          detail: "Another device of \(name) is bound to a host driver",
-          remedy: "iommuctl doctor \(target.address) names it; bind the whole group to vfio-pci")
+    let status: UInt32
+    do throws(Errno) { status = try kernel.vfioGroupStatus(group) } catch {
+      throw .attaching(error, target, "VFIO_GROUP_GET_STATUS")
+    }
+    guard status & 1 != 0 else {
+      throw DMAError(
+        .groupNotViable, "VFIO_GROUP_GET_STATUS", device: target.address.description,
+        detail: "Another device of \(name) is bound to a host driver",
+        remedy: "iommuctl doctor \(target.address) names it; bind the whole group to vfio-pci")
+    }
+    if status & 2 == 0 {
+      do throws(Errno) { try kernel.vfioSetContainer(group: group, container: container) } catch {
+        throw .attaching(error, target, "VFIO_GROUP_SET_CONTAINER")
       }
-      if status & 2 == 0 { try kernel.vfioSetContainer(group: group, container: container) }
-    } catch {
-      throw (error as? DMAError) ?? .attaching(error as? Errno ?? .invalidArgument, target, "VFIO_GROUP_SET_CONTAINER")
     }
     let first = state.withLock { state in
       defer { state.backEndIsSet = true }

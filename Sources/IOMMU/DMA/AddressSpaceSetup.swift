@@ -1,0 +1,74 @@
+import AddressSpace
+import Synchronization
+
+/// From what kernel and sysfs say to the addresses that mappings can get.
+enum AddressSpaceSetup {
+  /// The usable addresses for a device that is attached, and the granule.
+  struct Space {
+    var usable: IOVARanges
+    var granule: PageSize
+  }
+
+  /// What the kernel offers, without the group's reserved regions, without addresses that a peer device would answer
+  /// (BARs and bridge windows, where the group has several devices or ACS does not redirect), and without page 0, so
+  /// that no valid address is zero.
+  static func usable(
+    _ target: AttachTarget, _ translation: any Translation, _ host: Host
+  ) throws(DMAError) -> Space {
+    let ranges: IOVARanges, sizes: PageSizes
+    do throws(Errno) {
+      ranges = try translation.usableRanges()
+      sizes = try translation.pageSizes()
+    } catch {
+      let operation = translation.interface == .iommufd ? "IOMMU_IOAS_IOVA_RANGES" : "VFIO_IOMMU_GET_INFO"
+      throw DMAError(.system, operation, errno: error)
+    }
+    let granule = sizes.smallest ?? .fourKiB
+    var taken = [IOVARange(start: IOVA(0), byteCount: granule.byteCount)!]
+    // What sysfs does not show is in the kernel's answer all the same, but for windows of peers.
+    taken += (try? host.reservedRegions(ofGroup: target.group))?.regions.map(\.range) ?? []
+    taken += (try? host.peerWindows(of: target.address))?.ranges.map(\.self) ?? []
+    let usable = ranges.subtracting(IOVARanges(taken).widened(to: granule)).trimmed(to: granule)
+    if usable.isEmpty {
+      throw DMAError(.noSpace, "open", detail: "The IOMMU offers \(ranges), all of it reserved")
+    }
+    return Space(usable: usable, granule: granule)
+  }
+
+  static func makeCore(
+    _ kernel: any Kernel, _ translation: any Translation, _ space: Space, _ target: AttachTarget, _ host: Host
+  ) throws(DMAError) -> DomainCore {
+    let node = (try? host.device(target.address, named: false))?.numaNode
+    do throws(RangeStoreFailure) {
+      return try DomainCore(
+        kernel: kernel, translation: translation, usable: space.usable, granule: space.granule, node: node)
+    } catch { throw DMAError(.outOfMemory, "open", detail: "\(error)") }
+  }
+}
+
+extension DomainCore {
+  /// Another device has joined, which may reach less: what it cannot is reserved, or the device is refused.
+  func narrow(to usable: IOVARanges, for device: String) throws(DMAError) {
+    let refused: (IOVARange, RangeStoreFailure)? = locked { state in
+      let lost = state.usable.subtracting(usable)
+      var done: [IOVARange] = []
+      for range in lost {
+        do throws(RangeStoreFailure) {
+          try state.store.reserve(range)
+          done.append(range)
+        } catch {
+          for range in done { _ = state.store.unreserve(range) }
+          return (range, error)
+        }
+      }
+      state.usable = state.usable.intersection(usable)
+      return nil
+    }
+    if let (range, reason) = refused {
+      throw DMAError(
+        .reserved, "open", address: range.start.rawValue, byteCount: range.byteCount, device: device,
+        detail: "The device cannot use \(range), and the domain has a mapping there (\(reason))",
+        remedy: "Attach all devices of a domain before mapping")
+    }
+  }
+}

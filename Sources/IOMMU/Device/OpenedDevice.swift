@@ -1,0 +1,123 @@
+import AddressSpace
+import Synchronization
+
+/// A device that is attached, with everything that a ``Device`` is made of. If a step fails, those before it are undone.
+struct OpenedDevice {
+  var kernel: any Kernel
+  var core: DomainCore
+  var attachment: Attachment
+  var handle: DeviceHandle
+  var info: VFIODeviceInfo
+  var config: ConfigSpace
+  var reason: String
+
+  /// Chooses the interface, attaches, and makes or joins the address space.
+  static func open(
+    _ opening: (target: AttachTarget, host: Host), interface: Interface?, sharing core: DomainCore?
+  ) throws(DMAError) -> OpenedDevice {
+    if let core {
+      if let interface, interface != core.translation.interface {
+        throw DMAError(
+          .invalidArgument, "open", device: opening.target.address.description,
+          detail: "The domain to share is on \(core.translation.interface.rawValue)")
+      }
+      return try open(opening, over: core.translation, joining: core, reason: "The shared domain's")
+    }
+    switch interface {
+    case .iommufd: return try openIOMMUFD(opening, "Asked for")
+    case .type1: return try openType1(opening, "Asked for")
+    case nil: return try openBest(opening)
+    }
+  }
+
+  /// iommufd first; type1 where the kernel lacks iommufd, or the process may not use it.
+  private static func openBest(
+    _ opening: (target: AttachTarget, host: Host)
+  ) throws(DMAError) -> OpenedDevice {
+    let refused: DMAError
+    do throws(DMAError) {
+      return try openIOMMUFD(opening, "The kernel has iommufd and a node for the device")
+    } catch {
+      guard error.code == .notSupported || error.code == .permission else { throw error }
+      refused = error
+    }
+    do throws(DMAError) {
+      return try openType1(opening, "iommufd cannot be used: \(refused)")
+    } catch {
+      // The group cannot be opened either: the first reason is the one to mend, unless there is no iommufd at all.
+      guard error.code == .permission || error.code == .notSupported || error.code == .noSuchDevice else { throw error }
+      var first = refused.code == .notSupported ? error : refused
+      let other = refused.code == .notSupported ? refused : error
+      first.detail = [first.detail, "The other interface: \(other)"].compactMap(\.self).joined(separator: ". ")
+      throw first
+    }
+  }
+
+  private static func openIOMMUFD(
+    _ opening: (target: AttachTarget, host: Host), _ reason: String
+  ) throws(DMAError) -> OpenedDevice {
+    guard opening.target.node != nil else {
+      throw DMAError(
+        .notSupported, "open", device: opening.target.address.description,
+        detail: "The kernel gives the device no node below /dev/vfio/devices",
+        remedy: "Use a kernel with CONFIG_VFIO_DEVICE_CDEV and CONFIG_IOMMUFD, or the type1 interface")
+    }
+    return try open(opening, over: try KernelOwnedIOAS(kernel: opening.host.kernel), reason: reason)
+  }
+
+  private static func openType1(
+    _ opening: (target: AttachTarget, host: Host), _ reason: String
+  ) throws(DMAError) -> OpenedDevice {
+    try open(opening, over: try KernelOwnedContainer(kernel: opening.host.kernel), reason: reason)
+  }
+
+  /// Attaches to a translation, which is closed again on failure unless it belongs to `core`.
+  static func open(
+    _ opening: (target: AttachTarget, host: Host), over translation: any Translation, joining core: DomainCore? = nil,
+    reason: String
+  ) throws(DMAError) -> OpenedDevice {
+    let kernel = opening.host.kernel
+    let attachment: Attachment
+    if let core {
+      guard core.enter() else { throw core.failed(.closed, "open").on(opening.target.address.description) }
+    }
+    defer { core?.leave() }
+    do throws(DMAError) {
+      attachment = try translation.attach(opening.target)
+    } catch {
+      if core == nil { translation.close() }
+      throw error
+    }
+    do throws(DMAError) {
+      let (handle, info, config) = try parts(attachment, kernel)
+      let space = try AddressSpaceSetup.usable(attachment.target, translation, opening.host)
+      let joined: DomainCore
+      if let core {
+        try core.narrow(to: space.usable, for: attachment.target.address.description)
+        joined = core
+      } else {
+        joined = try AddressSpaceSetup.makeCore(kernel, translation, space, attachment.target, opening.host)
+      }
+      joined.deviceCount.wrappingAdd(1, ordering: .acquiringAndReleasing)
+      return OpenedDevice(
+        kernel: kernel, core: joined, attachment: attachment, handle: handle, info: info, config: config, reason: reason)
+    } catch {
+      translation.detach(attachment)
+      if core == nil { translation.close() }
+      throw error.on(attachment.target.address.description)
+    }
+  }
+
+  /// What the descriptor tells of the device.
+  private static func parts(
+    _ attachment: Attachment, _ kernel: any Kernel
+  ) throws(DMAError) -> (DeviceHandle, VFIODeviceInfo, ConfigSpace) {
+    let name = attachment.target.address.description
+    let handle = try DeviceHandle(kernel: kernel, descriptor: attachment.descriptor, name: name)
+    let info = try handle.use("VFIO_DEVICE_GET_INFO") { descriptor throws(Errno) in try kernel.vfioDeviceInfo(descriptor) }
+    let region = try handle.use("VFIO_DEVICE_GET_REGION_INFO") { descriptor throws(Errno) in
+      try kernel.vfioRegionInfo(descriptor, index: VFIOPCI.config)
+    }
+    return (handle, info, try ConfigSpace(handle, region: region))
+  }
+}
