@@ -83,7 +83,9 @@ extension CapturedTree {
         continue
       }
       let parts = word.split(separator: "=").map { Array($0.utf8) }
-      guard parts.count == 2, var offset = Int(String(decoding: parts[0], as: UTF8.self), radix: 16) else { return nil }
+      guard parts.count == 2, var offset = Int(String(decoding: parts[0], as: UTF8.self), radix: 16) else {
+        return nil
+      }
       for index in stride(from: 0, to: parts[1].count - 1, by: 2) {
         let pair = String(decoding: parts[1][index...index + 1], as: UTF8.self)
         guard let byte = UInt8(pair, radix: 16) else { return nil }
@@ -111,7 +113,9 @@ extension CapturedTree {
       switch entries[path]! {
       case .directory: try Self.makeDirectories(root + path)
       case .link(let target):
-        guard symlink(target, root + path) == 0 else { throw WriteError(path: root + path, errno: errno) }
+        guard unsafe symlink(target, root + path) == 0 else {
+          throw WriteError(path: root + path, errno: errno)
+        }
       case .file(let bytes): try Self.writeFile(root + path, bytes, mode: 0o644)
       case .failure: try Self.writeFile(root + path, [], mode: 0)
       }
@@ -119,7 +123,7 @@ extension CapturedTree {
   }
 
   private static func writeFile(_ path: String, _ bytes: [UInt8], mode: mode_t) throws(WriteError) {
-    let descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode)
+    let descriptor = unsafe open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode)
     guard descriptor >= 0 else { throw WriteError(path: path, errno: errno) }
     defer { close(descriptor) }
     let written = unsafe bytes.withUnsafeBytes { unsafe Glibc.write(descriptor, $0.baseAddress, $0.count) }
@@ -131,7 +135,9 @@ extension CapturedTree {
     while position < path.endIndex {
       position = path[path.index(after: position)...].firstIndex(of: "/") ?? path.endIndex
       let directory = String(path[..<position])
-      guard mkdir(directory, 0o755) == 0 || errno == EEXIST else { throw WriteError(path: directory, errno: errno) }
+      guard unsafe mkdir(directory, 0o755) == 0 || errno == EEXIST else {
+        throw WriteError(path: directory, errno: errno)
+      }
     }
   }
 }

@@ -40,17 +40,21 @@ extension CapturedTree {
       card += 1
     }
     var tree = builder.tree
-    for module in ["vfio", "vfio_pci", "iommufd"] { tree.entries["/sys/module/\(module)/parameters"] = .directory }
+    for module in ["vfio", "vfio_pci", "iommufd"] {
+      tree.entries["/sys/module/\(module)/parameters"] = .directory
+    }
     tree["/sys/module/vfio_iommu_type1/parameters/dma_entry_limit"] = "65535\n"
     tree["/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"] = "N\n"
     tree["/proc/cmdline"] = "root=UUID=00000000-0000-0000-0000-000000000000 ro intel_iommu=on\n"
-    tree["/proc/interrupts"] = "            CPU0\n 25:          1  IR-PCI-MSI-0000:00:01.0    0-edge      PCIe PME\n"
+    tree["/proc/interrupts"] =
+      "            CPU0\n 25:          1  IR-PCI-MSI-0000:00:01.0    0-edge      PCIe PME\n"
     for node in ["/dev/iommu", "/dev/vfio/vfio"] { tree[node] = "" }
     return tree
   }
 
   private static let kinds: [(UInt16, UInt16, UInt32, String)] = [
-    (0x8086, 0x1572, 0x020000, "i40e"), (0x144d, 0xa808, 0x010802, "nvme"), (0x15b3, 0x1017, 0x020000, "mlx5_core"),
+    (0x8086, 0x1572, 0x020000, "i40e"), (0x144d, 0xa808, 0x010802, "nvme"),
+    (0x15b3, 0x1017, 0x020000, "mlx5_core"),
     (0x1000, 0x0097, 0x010700, "mpt3sas"), (0x10de, 0x20b5, 0x030200, "nvidia"),
   ]
 

@@ -1,7 +1,7 @@
 /// Puts PCI devices into a tree the way the kernel shows them: the device below its bridges, with the links of the bus,
 /// the group, the driver and the IOMMU unit that lead to it.
 package struct TreeBuilder {
-  package private(set) var tree = CapturedTree()
+  package var tree = CapturedTree()
   private var places: [String: String] = [:]  // of a device, its directory below /sys/devices
 
   package init() {
@@ -75,7 +75,8 @@ package struct TreeBuilder {
     tree["\(path)/reset_method"] = "flr bus\n"
     tree["\(path)/current_link_speed"] = "16.0 GT/s PCIe\n"
     let lines = device.resource + Array(repeating: (0, 0, 0), count: max(0, 7 - device.resource.count))
-    tree["\(path)/resource"] = lines.map { "0x\(hex($0.0, 16)) 0x\(hex($0.1, 16)) 0x\(hex($0.2, 16))\n" }.joined()
+    tree["\(path)/resource"] = lines.map { "0x\(hex($0.0, 16)) 0x\(hex($0.1, 16)) 0x\(hex($0.2, 16))\n" }
+      .joined()
     var config: [UInt8] = Array(repeating: 0, count: 64)
     for (offset, value) in [(0, device.vendor), (2, device.device)] {
       (config[offset], config[offset + 1]) = (UInt8(value & 0xff), UInt8(value >> 8))

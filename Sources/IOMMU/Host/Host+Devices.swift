@@ -95,7 +95,8 @@ extension Host {
 
   /// Root bus and bridges, from the components of `../../../devices/pci0000:00/0000:00:1c.0/0000:03:00.0`.
   private func readPlace(_ device: inout PCIDevice, _ path: String) {
-    guard let target = try? kernel.readLink(path) else { return }  // A directory in a captured tree: not told.
+    // In a captured tree it may be a directory: then the place is not told.
+    guard let target = try? kernel.readLink(path) else { return }
     for component in target.split(separator: "/").dropLast() {
       if let bridge = PCIAddress(sysfsName: component) {
         device.upstream.append(bridge)

@@ -5,8 +5,13 @@ public final class Host: Sendable {
   /// Whom the library asks; see ``Kernel``.
   package let kernel: any Kernel
 
+  /// Whether its files were captured elsewhere: they tell of another machine, and nothing can be opened.
+  public let isCaptured: Bool
+
   /// Makes a host over any kernel.
-  package init(kernel: any Kernel) { self.kernel = kernel }
+  package init(kernel: any Kernel, isCaptured: Bool = false) {
+    (self.kernel, self.isCaptured) = (kernel, isCaptured)
+  }
 
   /// Whether this machine exists only in this process.
   public var isSimulated: Bool { kernel.isSimulated }

@@ -19,6 +19,11 @@ package protocol KernelFiles: AnyObject, Sendable {
   func readFile(_ path: String) throws(Errno) -> [UInt8]
   /// Writes all of `text` in one `write`, as sysfs attributes want it.
   func writeFile(_ path: String, _ text: String) throws(Errno)
+  /// Keeps `text` in a file of this library's own, such as one under `/run`: the directories above are made when
+  /// missing, and a reader sees the old text or the new one, never a part. ENOSYS on kernels that keep no files.
+  func storeFile(_ path: String, _ text: String) throws(Errno)
+  /// Removes a file that ``storeFile(_:_:)`` made. The corresponding call is `unlink`.
+  func removeFile(_ path: String) throws(Errno)
   /// The names in a directory without `.` and `..`, sorted.
   func listDirectory(_ path: String) throws(Errno) -> [String]
   /// Where a symbolic link points. The corresponding call is `readlink`.
@@ -35,6 +40,11 @@ package protocol KernelFiles: AnyObject, Sendable {
   func pread(_ descriptor: Int32, _ buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(Errno) -> Int
   /// Writes at an offset. Returns the bytes written.
   func pwrite(_ descriptor: Int32, _ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(Errno) -> Int
+}
+
+extension KernelFiles {
+  package func storeFile(_ path: String, _ text: String) throws(Errno) { throw .notImplemented }
+  package func removeFile(_ path: String) throws(Errno) { throw .notImplemented }
 }
 
 /// What `stat` says of a file.

@@ -20,8 +20,12 @@ class FilesKernel: Kernel, @unchecked Sendable {
   func removeFile(_ path: String) throws(Errno) { throw .notImplemented }
   func open(_ path: String) throws(Errno) -> Int32 { throw .notImplemented }
   func close(_ descriptor: Int32) {}
-  func pread(_: Int32, _: UnsafeMutableRawBufferPointer, at _: UInt64) throws(Errno) -> Int { throw .notImplemented }
-  func pwrite(_: Int32, _: UnsafeRawBufferPointer, at _: UInt64) throws(Errno) -> Int { throw .notImplemented }
+  func pread(_: Int32, _: UnsafeMutableRawBufferPointer, at _: UInt64) throws(Errno) -> Int {
+    throw .notImplemented
+  }
+  func pwrite(_: Int32, _: UnsafeRawBufferPointer, at _: UInt64) throws(Errno) -> Int {
+    throw .notImplemented
+  }
 
   // Memory
 
@@ -31,13 +35,19 @@ class FilesKernel: Kernel, @unchecked Sendable {
   func createMemoryFile(_: String, byteCount _: Int, hugePageShift _: Int?) throws(Errno) -> Int32 {
     throw .notImplemented
   }
-  func mapMemory(byteCount _: Int, descriptor _: Int32, offset _: UInt64) throws(Errno) -> UnsafeMutableRawPointer {
+  func mapMemory(byteCount _: Int, descriptor _: Int32, offset _: UInt64) throws(Errno)
+    -> UnsafeMutableRawPointer
+  {
     throw .notImplemented
   }
   func coverMemory(_: UnsafeMutableRawPointer, byteCount _: Int) throws(Errno) { throw .notImplemented }
   func unmapMemory(_: UnsafeMutableRawPointer, byteCount _: Int) {}
-  func advise(_: UnsafeMutableRawPointer, byteCount _: Int, _: MemoryAdvice) throws(Errno) { throw .notImplemented }
-  func bindMemory(_: UnsafeMutableRawPointer, byteCount _: Int, node _: Int) throws(Errno) { throw .notImplemented }
+  func advise(_: UnsafeMutableRawPointer, byteCount _: Int, _: MemoryAdvice) throws(Errno) {
+    throw .notImplemented
+  }
+  func bindMemory(_: UnsafeMutableRawPointer, byteCount _: Int, node _: Int) throws(Errno) {
+    throw .notImplemented
+  }
 
   // Events
 
@@ -53,7 +63,9 @@ class FilesKernel: Kernel, @unchecked Sendable {
 
   func vfioDeviceInfo(_: Int32) throws(Errno) -> VFIODeviceInfo { throw .notImplemented }
   func vfioRegionInfo(_: Int32, index _: UInt32) throws(Errno) -> VFIORegionInfo { throw .notImplemented }
-  func vfioInterruptInfo(_: Int32, index _: UInt32) throws(Errno) -> VFIOInterruptInfo { throw .notImplemented }
+  func vfioInterruptInfo(_: Int32, index _: UInt32) throws(Errno) -> VFIOInterruptInfo {
+    throw .notImplemented
+  }
   func vfioSetInterrupts(_: Int32, index _: UInt32, start _: UInt32, events _: [Int32]) throws(Errno) {
     throw .notImplemented
   }
@@ -61,7 +73,9 @@ class FilesKernel: Kernel, @unchecked Sendable {
     _: Int32, index _: UInt32, start _: UInt32, count _: UInt32, _: VFIOInterruptAction
   ) throws(Errno) { throw .notImplemented }
   func vfioReset(_: Int32) throws(Errno) { throw .notImplemented }
-  func vfioBind(_: Int32, iommufd _: Int32, token _: [UInt8]?) throws(Errno) -> UInt32 { throw .notImplemented }
+  func vfioBind(_: Int32, iommufd _: Int32, token _: [UInt8]?) throws(Errno) -> UInt32 {
+    throw .notImplemented
+  }
   func vfioAttach(_: Int32, pageTable _: UInt32) throws(Errno) -> UInt32 { throw .notImplemented }
   func vfioDetach(_: Int32) throws(Errno) { throw .notImplemented }
   func vfioGroupStatus(_: Int32) throws(Errno) -> UInt32 { throw .notImplemented }
@@ -89,12 +103,14 @@ class FilesKernel: Kernel, @unchecked Sendable {
     _: Int32, ioas _: UInt32, flags _: UInt32, address _: UInt64, byteCount _: UInt64, iova _: UInt64
   ) throws(Errno) -> UInt64 { throw .notImplemented }
   func ioasMapFile(
-    _: Int32, ioas _: UInt32, flags _: UInt32, file _: Int32, start _: UInt64, byteCount _: UInt64, iova _: UInt64
+    _: Int32, ioas _: UInt32, flags _: UInt32, file _: Int32, start _: UInt64, byteCount _: UInt64,
+    iova _: UInt64
   ) throws(Errno) -> UInt64 { throw .notImplemented }
   func ioasUnmap(_: Int32, ioas _: UInt32, iova _: UInt64, byteCount _: UInt64) throws(Errno) -> UInt64 {
     throw .notImplemented
   }
-  func hwptAllocate(_: Int32, flags _: UInt32, device _: UInt32, pageTable _: UInt32) throws(Errno) -> UInt32 {
+  func hwptAllocate(_: Int32, flags _: UInt32, device _: UInt32, pageTable _: UInt32) throws(Errno) -> UInt32
+  {
     throw .notImplemented
   }
   func hardwareInfo(_: Int32, device _: UInt32) throws(Errno) -> HardwareInfo { throw .notImplemented }

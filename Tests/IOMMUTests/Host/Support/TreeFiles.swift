@@ -79,7 +79,11 @@ struct TreeFiles: Sendable {
   func status(_ path: String) throws(Errno) -> FileStatus {
     let entry = nodes[try walk(path, followLast: true)].entry
     var kind = FileStatus.Kind.regular
-    if case .directory = entry { kind = .directory } else if path.hasPrefix("/dev/") { kind = .characterDevice }
+    if case .directory = entry {
+      kind = .directory
+    } else if path.hasPrefix("/dev/") {
+      kind = .characterDevice
+    }
     return FileStatus(kind: kind, mode: kind == .directory ? 0o755 : 0o600, owner: 0, group: 0)
   }
 

@@ -11,6 +11,8 @@ final class TreeKernel: FilesKernel, @unchecked Sendable {
     var user: UInt32 = 1000
     /// Nodes that this process may not open.
     var denied: Set<String> = []
+    /// Groups' nodes that another process has open.
+    var openNodes: Set<String> = []
     /// The drivers that take a device without an override, by address.
     var defaultDrivers: [String: String] = [:]
     /// Fails the n-th write, counted from 0.
@@ -62,6 +64,11 @@ final class TreeKernel: FilesKernel, @unchecked Sendable {
     _ = try status(path)
     if state.withLock({ $0.behaviour.denied.contains(path) }) { throw .accessDenied }
   }
+  override func open(_ path: String) throws(Errno) -> Int32 {
+    try checkAccess(path, write: true)
+    if state.withLock({ $0.behaviour.openNodes.contains(path) }) { throw .busy }
+    return 1000
+  }
   override func memoryLockLimit() -> UInt64 { state.withLock { $0.behaviour.lockLimit } }
   override func hasCapability(_ capability: Int) -> Bool {
     state.withLock { $0.behaviour.capabilities.contains(capability) }
@@ -105,7 +112,9 @@ final class TreeKernel: FilesKernel, @unchecked Sendable {
     case "driver_override": try state.files.write(path, (value.isEmpty ? "(null)" : value) + "\n")
     case "unbind":
       let device = "/sys/bus/pci/devices/\(value)"
-      guard try state.files.readLink("\(device)/driver").hasSuffix("/\(parts[parts.count - 2])") else { throw .noDevice }
+      guard try state.files.readLink("\(device)/driver").hasSuffix("/\(parts[parts.count - 2])") else {
+        throw .noDevice
+      }
       try state.files.set("\(device)/driver", nil)
       try? state.files.set("\(device)/vfio-dev", nil)
     case "bind": try bind(value, to: parts[parts.count - 2], &state)
@@ -113,7 +122,8 @@ final class TreeKernel: FilesKernel, @unchecked Sendable {
       _ = try state.files.status("/sys/bus/pci/devices/\(value)")
       let override = try overriding(value, state)
       guard let driver = override ?? state.behaviour.defaultDrivers[value] else { return }
-      try? bind(value, to: driver, &state)  // The kernel's probe answers success when no driver takes the device.
+      // The kernel's probe answers success when no driver takes the device.
+      try? bind(value, to: driver, &state)
     default: try state.files.write(path, text)
     }
   }
