@@ -47,6 +47,9 @@ public struct DeviceIdentity: Hashable, Sendable {
   /// How many address bits the device drives, 1…64. Bits above are dropped silently, as defective or old devices do.
   public var addressBits: Int
 
+  /// Whether the device is a PCI-to-PCI bridge, by its class.
+  var isBridge: Bool { classCode >> 8 == 0x0604 }
+
   /// Makes an identity; everything but the numbers may be left out.
   public init(
     vendor: UInt16, device: UInt16, classCode: UInt32 = 0xff0000, revision: UInt8 = 0, bars: [BAR] = [],

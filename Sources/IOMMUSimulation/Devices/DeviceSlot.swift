@@ -7,8 +7,13 @@ import Synchronization
 final class DeviceSlot: Sendable {
   let bus: DeviceBus
   private let model: Mutex<any DeviceModel>
+  /// Where the MSI-X table is. VFIO owns it: it reads as all ones and writes go nowhere.
+  private let table: (bar: Int, range: Range<UInt64>)
 
   init(_ model: any DeviceModel, at address: PCIAddress) {
+    let identity = model.identity
+    let first = UInt64(identity.msixTable.offset)
+    table = (identity.msixTable.bar, first..<first + UInt64(identity.msixCount) * 16)
     self.model = Mutex(model)
     bus = DeviceBus(port: BusPort(address: address))
   }
@@ -18,12 +23,28 @@ final class DeviceSlot: Sendable {
     model.withLock { $0.attach(to: bus) }
   }
 
-  func read(bar: Int, offset: UInt64, width: Int) -> UInt64 {
-    model.withLock { $0.read(bar: bar, offset: offset, width: width, bus: bus) }
+  /// Reads registers in naturally aligned pieces, as VFIO does.
+  func readBytes(bar: Int, offset: UInt64, byteCount: Int) -> [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.reserveCapacity(byteCount)
+    for piece in AccessPieces(offset: offset, byteCount: byteCount) {
+      let isTable = bar == table.bar && table.range.contains(piece.offset)
+      let value =
+        isTable
+        ? .max : model.withLock { $0.read(bar: bar, offset: piece.offset, width: piece.width, bus: bus) }
+      for index in 0..<piece.width { bytes.append(UInt8(truncatingIfNeeded: value >> (UInt64(index) * 8))) }
+    }
+    return bytes
   }
 
-  func write(_ value: UInt64, bar: Int, offset: UInt64, width: Int) {
-    model.withLock { $0.write(value, bar: bar, offset: offset, width: width, bus: bus) }
+  /// Writes registers in naturally aligned pieces.
+  func writeBytes(_ bytes: ArraySlice<UInt8>, bar: Int, offset: UInt64) {
+    for piece in AccessPieces(offset: offset, byteCount: bytes.count)
+    where bar != table.bar || !table.range.contains(piece.offset) {
+      let first = bytes.startIndex + Int(piece.offset - offset)
+      let value = bytes[first..<first + piece.width].reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
+      model.withLock { $0.write(value, bar: bar, offset: piece.offset, width: piece.width, bus: bus) }
+    }
   }
 
   func reset() { model.withLock { $0.reset() } }
@@ -32,4 +53,20 @@ final class DeviceSlot: Sendable {
 
   /// The model as it is now, when it is of this type: a copy of a structure, the object itself of a class.
   func snapshot<Model: DeviceModel>(as type: Model.Type) -> Model? { model.withLock { $0 as? Model } }
+}
+
+/// An access cut into naturally aligned pieces of 8, 4, 2 and 1 bytes, as VFIO does it.
+struct AccessPieces: Sequence, IteratorProtocol {
+  var offset: UInt64
+  var byteCount: Int
+
+  mutating func next() -> (offset: UInt64, width: Int)? {
+    guard byteCount > 0 else { return nil }
+    let width = [8, 4, 2, 1].first { $0 <= byteCount && offset % UInt64($0) == 0 }!
+    defer {
+      offset += UInt64(width)
+      byteCount -= width
+    }
+    return (offset, width)
+  }
 }

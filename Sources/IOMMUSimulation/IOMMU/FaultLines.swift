@@ -57,7 +57,8 @@ struct FaultLines {
       + words.map { prefix + "\t0x" + hexadecimal($0, width: 16) }
       + [
         prefix + "event: \(event.name) client: \(device) sid: 0x\(stream) ssid: 0x0 iova: 0x\(iova) ipa: 0x0",
-        prefix + "unpriv data \(fault.isWrite ? "write" : "read") s1 \"Input address caused fault\" stag: 0x0",
+        prefix
+          + "unpriv data \(fault.isWrite ? "write" : "read") s1 \"Input address caused fault\" stag: 0x0",
       ]
   }
 

@@ -144,12 +144,16 @@ extension SimulatedIOMMU {
     _ device: PCIAddress, _ iova: UInt64, byteCount: Int, _ access: Permissions
   ) throws(Refusal) -> [Segment] {
     guard byteCount > 0 else { return [] }
-    guard let id = domainOf[device], let domain = domains[id] else { throw Refusal(reason: .blocked, iova: iova) }
+    guard let id = domainOf[device], let domain = domains[id] else {
+      throw Refusal(reason: .blocked, iova: iova)
+    }
     var segments: [Segment] = []
     var (address, left) = (iova, UInt64(byteCount))
     while left > 0 {
       guard address <= apertureLast else { throw Refusal(reason: .addressSize, iova: address) }
-      guard let area = domain.table.area(at: address) else { throw Refusal(reason: .notMapped, iova: address) }
+      guard let area = domain.table.area(at: address) else {
+        throw Refusal(reason: .notMapped, iova: address)
+      }
       guard area.value.permissions.contains(access) else { throw Refusal(reason: .permission, iova: address) }
       let offset = address - area.start
       let length = min(left, area.byteCount - offset)

@@ -10,7 +10,9 @@ struct ConfigBuilder {
   }
 
   mutating func set(_ offset: Int, _ value: some FixedWidthInteger) {
-    for index in 0..<value.bitWidth / 8 { bytes[offset + index] = UInt8(truncatingIfNeeded: value >> (index * 8)) }
+    for index in 0..<value.bitWidth / 8 {
+      bytes[offset + index] = UInt8(truncatingIfNeeded: value >> (index * 8))
+    }
   }
 
   mutating func allow(_ offset: Int, _ mask: some FixedWidthInteger) {

@@ -7,15 +7,16 @@ struct ConfigSpace {
   private let canReset: Bool
 
   private enum Offset {
-    static let command = 4, status = 6, revision = 8, bars = 0x10, subsystem = 0x2c, capabilities = 0x34
+    static let command = 4, revision = 8, header = 0x0e, bars = 0x10, subsystem = 0x2c
     static let line = 0x3c, pin = 0x3d
-    static let power = 0x40, msi = 0x50, msix = 0x70, express = 0x80
+    static let msi = 0x50, msix = 0x70, express = 0x80
   }
   private enum Command {
     static let memory: UInt8 = 2, busMaster: UInt8 = 4, pinDisable: UInt8 = 4
   }
 
-  init(_ identity: DeviceIdentity) {
+  /// A device's config space; `bases` are where the host put its BARs.
+  init(_ identity: DeviceIdentity, bases: [UInt64]) {
     var builder = ConfigBuilder(byteCount: identity.isExpress ? 4096 : 256)
     builder.set(0, identity.vendor)
     builder.set(2, identity.device)
@@ -23,13 +24,15 @@ struct ConfigSpace {
     builder.allow(Offset.command, UInt16(0x0547))
     builder.set(Offset.revision, UInt32(identity.revision) | identity.classCode << 8)
     builder.allow(0x0c, UInt16(0xffff))
+    builder.set(Offset.header, UInt8(identity.isBridge ? 1 : 0))
     builder.set(Offset.subsystem, identity.subsystemVendor)
     builder.set(Offset.subsystem + 2, identity.subsystemDevice)
     builder.allow(Offset.line, UInt8(0xff))
     builder.set(Offset.pin, UInt8(identity.hasINTx ? 1 : 0))
     for (index, bar) in identity.bars.enumerated() where bar.byteCount > 0 {
       let offset = Offset.bars + 4 * index
-      builder.set(offset, UInt32(bar.is64Bit ? 4 : 0))
+      builder.set(offset, UInt32(truncatingIfNeeded: bases[index]) | (bar.is64Bit ? 4 : 0))
+      if bar.is64Bit { builder.set(offset + 4, UInt32(bases[index] >> 32)) }
       builder.allow(offset, UInt32(truncatingIfNeeded: ~(bar.byteCount - 1)) & ~0xf)
       if bar.is64Bit { builder.allow(offset + 4, UInt32(truncatingIfNeeded: ~(bar.byteCount - 1) >> 32)) }
     }
@@ -46,9 +49,7 @@ struct ConfigSpace {
   /// All of it, as sysfs shows it.
   var image: [UInt8] { bytes }
 
-  func read(_ offset: Int, _ count: Int, hasPending: Bool) -> [UInt8] {
-    Array(bytes[offset..<offset + count])
-  }
+  func read(_ range: Range<Int>) -> [UInt8] { Array(bytes[range]) }
 
   /// Writes what may be written; whether that asks for a function-level reset.
   mutating func write(_ offset: Int, _ data: [UInt8]) -> Bool {

@@ -30,7 +30,8 @@ final class IOAS {
 
   /// Reserves a span. EADDRINUSE when it holds areas or allowed addresses.
   func reserve(_ span: Span64, for owner: AnyObject) throws(Errno) {
-    guard areas.first(in: span.start, through: span.last) == nil, !allowed.contains(where: { $0.overlaps(span) })
+    guard areas.first(in: span.start, through: span.last) == nil,
+      !allowed.contains(where: { $0.overlaps(span) })
     else { throw .addressInUse }
     reserved.append((span, ObjectIdentifier(owner)))
   }

@@ -39,7 +39,11 @@ struct InterruptState {
     do throws(Errno) {
       try setVectors(start: start, events: events)
     } catch {
-      if wasActive == nil { disable() } else { for vector in start..<start + events.count { vectors[vector] = nil } }
+      if wasActive == nil {
+        disable()
+      } else {
+        for vector in start..<start + events.count { vectors[vector] = nil }
+      }
       throw error
     }
     if index == VFIOPCI.intx { deliverPin() }

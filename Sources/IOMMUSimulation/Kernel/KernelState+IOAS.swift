@@ -15,7 +15,9 @@ extension KernelState {
     var spans: [Span64] = []
     for range in ranges {
       let span = Span64(start: range.start.rawValue, last: range.last.rawValue)
-      guard span.start < span.last, !spans.contains(where: { $0.overlaps(span) }) else { throw .invalidArgument }
+      guard span.start < span.last, !spans.contains(where: { $0.overlaps(span) }) else {
+        throw .invalidArgument
+      }
       spans.append(span)
     }
     guard !spans.contains(where: ioas.isReserved) else { throw .addressInUse }
@@ -95,7 +97,9 @@ extension KernelState {
   }
 
   /// Unmaps every area inside a range. An area that the range cuts stops it with ENOENT; those before stay unmapped.
-  func ioasUnmap(_ descriptor: Int32, ioas id: UInt32, iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64 {
+  func ioasUnmap(_ descriptor: Int32, ioas id: UInt32, iova: UInt64, byteCount: UInt64) throws(Errno)
+    -> UInt64
+  {
     let ioas = try ioas(descriptor, id)
     let isAll = iova == 0 && byteCount == .max
     if !isAll {

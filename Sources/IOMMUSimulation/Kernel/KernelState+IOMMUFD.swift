@@ -59,7 +59,9 @@ extension KernelState {
   }
 
   /// A page table for a device, with all that the IOAS maps; nothing is left behind when it fails.
-  func makePageTable(for ioas: IOAS, isAutomatic: Bool, in context: IOMMUFDContext) throws(Errno) -> HWPageTable {
+  func makePageTable(for ioas: IOAS, isAutomatic: Bool, in context: IOMMUFDContext) throws(Errno)
+    -> HWPageTable
+  {
     guard granule <= 4096 else { throw .invalidArgument }
     let table = HWPageTable(ioas, iommu!.makeDomain(), isAutomatic: isAutomatic)
     do throws(Errno) {

@@ -12,7 +12,9 @@ extension KernelState {
     return VFIOInterruptInfo(flags: flags, count: count)
   }
 
-  private func checkVectors(_ device: DeviceState, _ index: UInt32, _ start: UInt32, _ count: UInt32) throws(Errno) {
+  private func checkVectors(_ device: DeviceState, _ index: UInt32, _ start: UInt32, _ count: UInt32)
+    throws(Errno)
+  {
     guard index < 5, count < UInt32.max - start else { throw .invalidArgument }
     let available = device.interrupts.count(index)
     guard start < available, start + count <= available else { throw .invalidArgument }

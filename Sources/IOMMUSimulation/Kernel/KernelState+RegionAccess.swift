@@ -10,6 +10,8 @@ enum RegionAccess {
   case model(DeviceSlot, bar: Int, offset: UInt64, byteCount: Int)
   /// Config space was written so that the device resets itself.
   case reset(DeviceSlot)
+  /// Config space of a device whose model says whether transactions are pending.
+  case config(DeviceSlot, offset: Int, byteCount: Int)
 }
 
 extension KernelState {
@@ -17,10 +19,10 @@ extension KernelState {
   func readRegion(_ descriptor: Int32, byteCount: Int, at position: UInt64) throws(Errno) -> RegionAccess {
     let (device, index, offset) = try region(descriptor, at: position)
     if index == VFIOPCI.config {
-      guard offset < UInt64(device.config.byteCount) else { throw .badAddress }
-      let count = min(byteCount, device.config.byteCount - Int(offset))
-      if device.isGone { return .done([UInt8](repeating: 0xff, count: count)) }
-      return .done(device.config.read(Int(offset), count, hasPending: false))
+      let range = try configRange(device, offset, byteCount)
+      if device.isGone { return .done([UInt8](repeating: 0xff, count: byteCount)) }
+      guard device.identity.isExpress else { return .done(device.config.read(range)) }
+      return .config(device.slot, offset: range.lowerBound, byteCount: byteCount)
     }
     let count = try barRange(device, index, offset, byteCount)
     // A device that is gone answers with all ones, as the bus does.
@@ -32,15 +34,29 @@ extension KernelState {
   func writeRegion(_ descriptor: Int32, _ bytes: [UInt8], at position: UInt64) throws(Errno) -> RegionAccess {
     let (device, index, offset) = try region(descriptor, at: position)
     if index == VFIOPCI.config {
-      guard offset < UInt64(device.config.byteCount) else { throw .badAddress }
-      let count = min(bytes.count, device.config.byteCount - Int(offset))
-      if device.isGone { return .done([UInt8](repeating: 0, count: count)) }
-      let resets = device.config.write(Int(offset), Array(bytes.prefix(count)))
-      return resets ? .reset(device.slot) : .done([UInt8](repeating: 0, count: count))
+      let range = try configRange(device, offset, bytes.count)
+      if device.isGone { return .done(bytes) }
+      return device.config.write(range.lowerBound, bytes) ? .reset(device.slot) : .done(bytes)
     }
     let count = try barRange(device, index, offset, bytes.count)
-    if device.isGone { return .done([UInt8](repeating: 0, count: count)) }
+    if device.isGone { return .done(Array(bytes.prefix(count))) }
     return .model(device.slot, bar: Int(index), offset: offset, byteCount: count)
+  }
+
+  /// Config space once the model was asked about pending transactions.
+  func readConfig(_ descriptor: Int32, _ range: Range<Int>, hasPending: Bool) throws(Errno) -> [UInt8] {
+    let device = try deviceFile(descriptor).device
+    device.config.setPending(hasPending)
+    return device.config.read(range)
+  }
+
+  /// An access to config space lies in it as a whole, or is EFAULT.
+  private func configRange(
+    _ device: DeviceState, _ offset: UInt64, _ byteCount: Int
+  ) throws(Errno) -> Range<Int> {
+    let length = UInt64(device.config.byteCount)
+    guard offset < length, UInt64(byteCount) <= length - offset else { throw .badAddress }
+    return Int(offset)..<Int(offset) + byteCount
   }
 
   private func region(

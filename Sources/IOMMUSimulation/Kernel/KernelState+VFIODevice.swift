@@ -37,7 +37,10 @@ extension KernelState {
       flags: byteCount == 0 ? 0 : 3, index: index, byteCount: byteCount, offset: UInt64(index) << 40)
   }
 
-  func vfioBind(_ descriptor: Int32, iommufd: Int32, token: [UInt8]?) throws(Errno) -> UInt32 {
+  /// The id, and the slot of a device whose reset belongs to its opening.
+  func vfioBind(
+    _ descriptor: Int32, iommufd: Int32, token: [UInt8]?
+  ) throws(Errno) -> (id: UInt32, resets: DeviceSlot?) {
     let file = try deviceFile(descriptor)
     let device = file.device
     guard iommufd >= 0 else { throw .invalidArgument }
@@ -54,8 +57,7 @@ extension KernelState {
     file.binding = (context, id)
     file.isUsable = true
     device.group!.boundNodeCount += 1
-    opened(device)
-    return id
+    return (id, opened(device))
   }
 
   /// What a descriptor given to BIND must be: EBADF for none, EBADFD for another kind of file.
@@ -93,10 +95,12 @@ extension KernelState {
     return (device, binding.context)
   }
 
-  /// The first open of a device: enabled, its bus-master bit clear.
-  func opened(_ device: DeviceState) {
+  /// The first open of a device: enabled, its bus-master bit clear, and reset where it can be.
+  func opened(_ device: DeviceState) -> DeviceSlot? {
     device.openCount += 1
-    if device.openCount == 1 { device.config.enable() }
+    guard device.openCount == 1 else { return nil }
+    device.config.enable()
+    return device.identity.canReset ? device.slot : nil
   }
 
   /// The last close: interrupts off, bus master off, and a reset where the device can.

@@ -34,7 +34,9 @@ extension KernelState {
     guard group.container == nil else { throw .invalidArgument }
     // An iommufd in a container's place (compatibility mode) is not simulated: answered as any other file.
     guard case .container(let container) = target else { throw Errno(rawValue: 77) }
-    guard container.groups.allSatisfy({ groups[$0]!.isNoIOMMU == group.isNoIOMMU }) else { throw .notPermitted }
+    guard container.groups.allSatisfy({ groups[$0]!.isNoIOMMU == group.isNoIOMMU }) else {
+      throw .notPermitted
+    }
     if !group.isNoIOMMU { try claim(group, for: .group) }
     if let backend = container.backend {
       do throws(Errno) {
@@ -67,7 +69,9 @@ extension KernelState {
   }
 
   /// The name is an address, then ` vf_token=<uuid>` for a virtual function.
-  func vfioGroupDevice(_ descriptor: Int32, name: String) throws(Errno) -> Int32 {
+  func vfioGroupDevice(
+    _ descriptor: Int32, name: String
+  ) throws(Errno) -> (descriptor: Int32, resets: DeviceSlot?) {
     let file = try groupFile(descriptor)
     let group = file.group
     let members = group.members.filter { $0.driver == "vfio-pci" && !$0.isGone }
@@ -76,8 +80,8 @@ extension KernelState {
     guard let container = group.container else { throw .invalidArgument }
     guard container.backend != nil else { throw .invalidArgument }
     file.references += 1
-    opened(device)
-    return descriptors.add(.device(DeviceFile(device, groupFile: file)))
+    let slot = opened(device)
+    return (descriptors.add(.device(DeviceFile(device, groupFile: file))), slot)
   }
 
   private func matches(_ device: DeviceState, _ name: String) -> Bool {

@@ -91,10 +91,16 @@ final class DeviceState {
   var openCount = 0
   var isGone = false
 
-  init(_ spec: SimulatedDevice, at address: PCIAddress, slot: DeviceSlot, group: GroupState?) {
+  /// Where the host put the BARs, by number; 0 for those that are not there.
+  let barBases: [UInt64]
+
+  init(
+    _ spec: SimulatedDevice, at address: PCIAddress, slot: DeviceSlot, group: GroupState?, barBases: [UInt64]
+  ) {
     let identity = spec.model.identity
     (self.address, self.identity, self.spec, self.slot, self.group) = (address, identity, spec, slot, group)
-    config = ConfigSpace(identity)
+    self.barBases = barBases
+    config = ConfigSpace(identity, bases: barBases)
     interrupts = InterruptState(identity)
   }
 }

@@ -56,7 +56,9 @@ private struct AreaPins {
   private struct Range: Hashable { let start: UInt, byteCount: Int }
   private var counts: [Range: Int] = [:]
 
-  mutating func add(_ start: UInt, byteCount: Int) { counts[Range(start: start, byteCount: byteCount), default: 0] += 1 }
+  mutating func add(_ start: UInt, byteCount: Int) {
+    counts[Range(start: start, byteCount: byteCount), default: 0] += 1
+  }
 
   mutating func remove(_ start: UInt, byteCount: Int) {
     let range = Range(start: start, byteCount: byteCount)

@@ -61,8 +61,9 @@ extension KernelState {
     do throws(SimulatedIOMMU.Refusal) {
       return .success(try iommu.translate(address, driven, byteCount: byteCount, access))
     } catch {
-      record(SimulatedFault(
-        device: address.description, iova: error.iova, isWrite: access == .write, reason: error.reason))
+      record(
+        SimulatedFault(
+          device: address.description, iova: error.iova, isWrite: access == .write, reason: error.reason))
       return .failure(.refused)
     }
   }

@@ -61,13 +61,13 @@ extension SimulatedKernel {
     }) {
     case .done(let done): bytes = done
     case .reset: bytes = []
-    case .model(let slot, let bar, let start, let count):
-      bytes = []
-      bytes.reserveCapacity(count)
-      for piece in AccessPieces(offset: start, byteCount: count) {
-        let value = slot.read(bar: bar, offset: piece.offset, width: piece.width)
-        for shift in 0..<piece.width { bytes.append(UInt8(truncatingIfNeeded: value >> (UInt64(shift) * 8))) }
+    case .config(let slot, let start, let count):
+      let hasPending = slot.hasPendingTransactions
+      bytes = try locked { (state) throws(Errno) in
+        try state.readConfig(descriptor, start..<start + count, hasPending: hasPending)
       }
+    case .model(let slot, let bar, let start, let count):
+      bytes = slot.readBytes(bar: bar, offset: start, byteCount: count)
     }
     unsafe buffer.copyBytes(from: bytes)
     return bytes.count
@@ -81,32 +81,13 @@ extension SimulatedKernel {
     runDueTimers()
     switch try locked({ (state) throws(Errno) in try state.writeRegion(descriptor, bytes, at: offset) }) {
     case .done(let done): return done.count
+    case .config: return bytes.count
     case .reset(let slot):
       slot.reset()
       return bytes.count
     case .model(let slot, let bar, let start, let count):
-      for piece in AccessPieces(offset: start, byteCount: count) {
-        let first = Int(piece.offset - start)
-        let value = bytes[first..<first + piece.width].reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
-        slot.write(value, bar: bar, offset: piece.offset, width: piece.width)
-      }
+      slot.writeBytes(bytes.prefix(count), bar: bar, offset: start)
       return count
     }
-  }
-}
-
-/// An access cut into naturally aligned pieces of 8, 4, 2 and 1 bytes, as VFIO does it.
-struct AccessPieces: Sequence, IteratorProtocol {
-  var offset: UInt64
-  var byteCount: Int
-
-  mutating func next() -> (offset: UInt64, width: Int)? {
-    guard byteCount > 0 else { return nil }
-    let width = [8, 4, 2, 1].first { $0 <= byteCount && offset % UInt64($0) == 0 }!
-    defer {
-      offset += UInt64(width)
-      byteCount -= width
-    }
-    return (offset, width)
   }
 }

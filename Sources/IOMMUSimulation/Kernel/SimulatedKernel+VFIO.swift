@@ -34,7 +34,11 @@ extension SimulatedKernel {
   }
 
   package func vfioBind(_ device: Int32, iommufd: Int32, token: [UInt8]?) throws(Errno) -> UInt32 {
-    try locked { (state) throws(Errno) in try state.vfioBind(device, iommufd: iommufd, token: token) }
+    let bound = try locked { (state) throws(Errno) in
+      try state.vfioBind(device, iommufd: iommufd, token: token)
+    }
+    bound.resets?.reset()
+    return bound.id
   }
 
   package func vfioAttach(_ device: Int32, pageTable: UInt32) throws(Errno) -> UInt32 {
@@ -62,7 +66,9 @@ extension SimulatedKernel {
   }
 
   package func vfioGroupDevice(_ group: Int32, name: String) throws(Errno) -> Int32 {
-    try locked { (state) throws(Errno) in try state.vfioGroupDevice(group, name: name) }
+    let opened = try locked { (state) throws(Errno) in try state.vfioGroupDevice(group, name: name) }
+    opened.resets?.reset()
+    return opened.descriptor
   }
 
   package func vfioAPIVersion(_ container: Int32) throws(Errno) -> Int32 {

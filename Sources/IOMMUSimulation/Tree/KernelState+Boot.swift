@@ -7,16 +7,34 @@ extension KernelState {
   func boot(_ slots: [(device: SimulatedDevice, address: PCIAddress, slot: DeviceSlot)]) {
     addMachineFiles()
     var nextGroup = 0
+    // Above the memory of the machine, below 4 GiB as firmware likes it.
+    var nextBase: UInt64 = 0xa000_0000
     let taken = Set(slots.compactMap(\.device.group))
     for (spec, address, slot) in slots {
       let group = group(of: spec, next: &nextGroup, taken: taken)
-      let device = DeviceState(spec, at: address, slot: slot, group: group)
+      let bases = placeBARs(spec.model.identity, from: &nextBase)
+      let device = DeviceState(spec, at: address, slot: slot, group: group, barBases: bases)
       group?.members.append(device)
       devices[address] = device
       addFiles(of: device)
       if let hostDriver = spec.hostDriver { addDriver(hostDriver) }
       if let driver = spec.driver { settle(device, driver) }
     }
+  }
+
+  /// Gives each BAR a naturally aligned place.
+  private func placeBARs(_ identity: DeviceIdentity, from next: inout UInt64) -> [UInt64] {
+    var bases: [UInt64] = []
+    for bar in identity.bars {
+      guard bar.byteCount > 0 else {
+        bases.append(0)
+        continue
+      }
+      let base = (next + bar.byteCount - 1) & ~(bar.byteCount - 1)
+      bases.append(base)
+      next = base + bar.byteCount
+    }
+    return bases
   }
 
   /// The group that the machine's description names, or the next free one; none without an IOMMU.

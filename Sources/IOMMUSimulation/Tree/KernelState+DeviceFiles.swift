@@ -43,7 +43,7 @@ extension KernelState {
     tree.addText(base + "/dma_mask_bits", "32")
     tree.addText(base + "/consistent_dma_mask_bits", "32")
     tree.addText(base + "/modalias", modalias(identity))
-    tree.add(base + "/resource", .file(.text(resourceLines(device)), mode: 0o444))
+    tree.add(base + "/resource", .file(.resource(device.address), mode: 0o444))
     tree.add(base + "/config", .file(.config(device.address), mode: 0o644))
     tree.add(base + "/driver_override", .file(.driverOverride(device.address), mode: 0o644))
     tree.add(base + "/remove", .file(.removeDevice(device.address), mode: 0o220))
@@ -62,7 +62,11 @@ extension KernelState {
     let groupPath = "kernel/iommu_groups/\(group.number)"
     tree.add(base + "/iommu_group", .link(relative(groupPath, from: device)))
     tree.add("/sys/\(groupPath)/devices/\(device.address)", .link("../../../../" + below))
-    if let unit = unitPath { tree.add(base + "/iommu", .link(relative(unit.path, from: device))) }
+    if let unit = unitPath {
+      tree.add(base + "/iommu", .link(relative(unit.path, from: device)))
+      let climb = String(repeating: "../", count: unit.path.split(separator: "/").count + 1)
+      tree.add("/sys/\(unit.path)/devices/\(device.address)", .link(climb + below))
+    }
     guard !group.isNoIOMMU else { return }
     var regions: [ReservedSpan] = []
     for region in group.members.flatMap({ reservedRegions(of: $0) }) + reservedRegions(of: device)
@@ -80,27 +84,45 @@ extension KernelState {
       hexadecimal(UInt64(value), width: width).uppercased()
     }
     let code = identity.classCode
-    return "pci:v\(upper(identity.vendor, 8))d\(upper(identity.device, 8))sv\(upper(identity.subsystemVendor, 8))"
+    return
+      "pci:v\(upper(identity.vendor, 8))d\(upper(identity.device, 8))sv\(upper(identity.subsystemVendor, 8))"
       + "sd\(upper(identity.subsystemDevice, 8))bc\(upper(code >> 16 & 0xff, 2))sc\(upper(code >> 8 & 0xff, 2))"
       + "i\(upper(code & 0xff, 2))"
   }
 
-  /// Thirteen lines of start, end and flags: the BARs, the ROM, and a bridge's windows.
-  private func resourceLines(_ device: DeviceState) -> String {
+  /// Lines of start, end and flags: six BARs, the ROM, six for SR-IOV; a bridge has four windows more.
+  func resourceLines(_ device: DeviceState) -> String {
     var lines: [String] = []
-    // Each device has its BARs in a window of 256 MiB of its own.
-    var next = 0xa000_0000 + UInt64(device.address.requesterID) << 28
     for index in 0..<13 {
       let byteCount = device.barByteCount(index)
       guard index < 6, byteCount > 0 else {
         lines.append("0x0000000000000000 0x0000000000000000 0x0000000000000000")
         continue
       }
-      let start = (next + byteCount - 1) & ~(byteCount - 1)
-      next = start + byteCount
+      let start = device.barBases[index]
       let flags: UInt64 = 0x40200 | (device.identity.bars[index].is64Bit ? 0x100000 : 0)
-      lines.append([start, next - 1, flags].map { "0x" + hexadecimal($0, width: 16) }.joined(separator: " "))
+      lines.append(resourceLine(start, start + byteCount - 1, flags))
     }
+    if device.identity.isBridge { lines += windowLines(device) }
     return lines.joined(separator: "\n") + "\n"
+  }
+
+  private func resourceLine(_ start: UInt64, _ last: UInt64, _ flags: UInt64) -> String {
+    [start, last, flags].map { "0x" + hexadecimal($0, width: 16) }.joined(separator: " ")
+  }
+
+  /// A bridge's windows: I/O, memory around the BARs behind it in megabytes, prefetchable memory, unused.
+  private func windowLines(_ bridge: DeviceState) -> [String] {
+    let behind = devices.values.filter { $0.spec.bridge == bridge.spec.address }
+    let bars = behind.flatMap { device in
+      device.barBases.enumerated().filter { $0.element != 0 }.map {
+        Span64(start: $0.element, last: $0.element + device.barByteCount($0.offset) - 1)
+      }
+    }
+    let none = resourceLine(0, 0, 0)
+    guard let first = bars.map(\.start).min(), let last = bars.map(\.last).max() else {
+      return [none, none, none, none]
+    }
+    return [none, resourceLine(first & ~0xf_ffff, last | 0xf_ffff, 0x200), none, none]
   }
 }

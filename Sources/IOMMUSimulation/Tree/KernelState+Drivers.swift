@@ -10,10 +10,10 @@ extension KernelState {
     tree.add(base + "/new_id", .file(.ignored(""), mode: 0o200))
   }
 
-  /// Writes to a driver's `bind`: ENODEV when the device is not there, bound already, or not the driver's.
+  /// Writes to a driver's `bind`: ENODEV when the device is not there or not the driver's, EBUSY when it is bound.
   func bind(_ text: String, to driver: String) throws(Errno) {
-    guard let device = device(named: text), device.driver == nil else { throw .noDevice }
-    guard driverMatches(device, driver) else { throw .noDevice }
+    guard let device = device(named: text), driverMatches(device, driver) else { throw .noDevice }
+    guard device.driver == nil else { throw .busy }
     try probe(device, driver)
   }
 
@@ -30,13 +30,14 @@ extension KernelState {
     unsettle(device)
   }
 
-  /// Writes to `drivers_probe`: the first driver that matches takes the device. EINVAL when there is no such device.
+  /// Writes to `drivers_probe`: the driver that matches takes the device, or fails without a word. ENODEV when there
+  /// is no such device.
   func probeDrivers(_ text: String) throws(Errno) {
     guard let device = device(named: text) else { throw .noDevice }
     guard device.driver == nil else { return }
     let driver = device.driverOverride ?? device.spec.hostDriver
     guard let driver, tree.nodes["/sys/bus/pci/drivers/\(driver)"] != nil else { return }
-    try probe(device, driver)
+    try? probe(device, driver)
   }
 
   private func device(named text: String) -> DeviceState? {
@@ -51,7 +52,10 @@ extension KernelState {
 
   private func probe(_ device: DeviceState, _ driver: String) throws(Errno) {
     if driver == "vfio-pci" {
-      guard let group = device.group, group.isNoIOMMU || device.spec.isCoherent else { throw .invalidArgument }
+      guard !device.identity.isBridge else { throw .invalidArgument }
+      guard let group = device.group, group.isNoIOMMU || device.spec.isCoherent else {
+        throw .invalidArgument
+      }
     } else if let group = device.group, group.ownerCount > 0, driver != "pci-stub" {
       // A host driver cannot have DMA in a group that a user has.
       throw .busy
@@ -81,13 +85,17 @@ extension KernelState {
   /// vfio-pci makes the device's own node and, with the first device of a group, the group's.
   private func addNodes(of device: DeviceState) {
     guard let group = device.group else { return }
-    if machine.interfaces.contains(.type1) { tree.add("/dev/vfio/\(group.nodeName)", .node(.group(group.number))) }
+    if machine.interfaces.contains(.type1) {
+      tree.add("/dev/vfio/\(group.nodeName)", .node(.group(group.number)))
+    }
     guard machine.hasDeviceNodes, machine.interfaces.contains(.iommufd), !group.isNoIOMMU else { return }
     var number = 0
     let taken = Set(devices.values.compactMap(\.nodeNumber))
     while taken.contains(number) { number += 1 }
     device.nodeNumber = number
     tree.addText(path(of: device) + "/vfio-dev/vfio\(number)/dev", "511:\(number)")
+    let below = path(of: device).dropFirst("/sys/".count)
+    tree.add("/sys/class/vfio-dev/vfio\(number)", .link("../../\(below)/vfio-dev/vfio\(number)"))
     tree.add("/dev/vfio/devices/vfio\(number)", .node(.device(device.address)))
   }
 
@@ -98,6 +106,7 @@ extension KernelState {
     guard let number = device.nodeNumber else { return }
     tree.remove("/dev/vfio/devices/vfio\(number)")
     tree.remove(path(of: device) + "/vfio-dev")
+    tree.remove("/sys/class/vfio-dev/vfio\(number)")
     device.nodeNumber = nil
   }
 }

@@ -21,7 +21,11 @@ extension KernelState {
       // Without CAP_SYS_ADMIN only the standard header can be read.
       let image = device.isGone ? [UInt8](repeating: 0xff, count: 64) : device.config.image
       return machine.user == 0 ? image : Array(image.prefix(64))
-    case .driverOverride(let address): return Array(((devices[address]?.driverOverride ?? "(null)") + "\n").utf8)
+    case .resource(let address):
+      guard let device = devices[address] else { throw .noDevice }
+      return Array(resourceLines(device).utf8)
+    case .driverOverride(let address):
+      return Array(((devices[address]?.driverOverride ?? "(null)") + "\n").utf8)
     case .processStatus: return Array(processStatus.utf8)
     case .bind, .unbind, .probe, .removeDevice: throw .inputOutput
     }
@@ -63,7 +67,7 @@ extension KernelState {
       case .probe: try probeDrivers(text)
       case .driverOverride(let address): overrideDriver(of: address, text.trimmingNewline)
       case .removeDevice(let address): unplug(address)
-      case .config, .processStatus: throw .accessDenied
+      case .config, .resource, .processStatus: throw .accessDenied
       }
     }
   }
@@ -100,7 +104,9 @@ extension KernelState {
     let status = status(of: node)
     let wanted: UInt32 = write ? 2 : 4
     if machine.user == 0 {
-      if status.kind == .regular, status.mode & (wanted | wanted << 3 | wanted << 6) == 0 { throw .accessDenied }
+      if status.kind == .regular, status.mode & (wanted | wanted << 3 | wanted << 6) == 0 {
+        throw .accessDenied
+      }
       return
     }
     let shift: UInt32 = machine.user == status.owner ? 6 : machine.groups.contains(status.group) ? 3 : 0

@@ -8,6 +8,7 @@ struct SystemTree {
   enum Attribute: Hashable {
     case text(String)
     case config(PCIAddress)
+    case resource(PCIAddress)
     case driverOverride(PCIAddress)
     case bind(driver: String), unbind(driver: String)
     case probe
