@@ -10,15 +10,19 @@ Every machine has the same devices at the same addresses, so that a suite is wri
     00:05.0   NVMe controller, one namespace of 64 MiB in 512-byte blocks (a raw file)
     00:06.0   PCIe root port
     01:00.0     igb: MSI-X, function-level reset, SR-IOV (up to 7 functions)
-    00:07.0   PCIe-to-PCI bridge: the three devices behind it share one IOMMU group with it
-    02:01.0     edu, DMA mask of 32 bits
-    02:02.0     edu, DMA mask of 32 bits
-    02:03.0     virtio-rng, which the kernel's virtio-pci drives: it makes the group not viable
-                until it is unbound, and has a driver that `restore` can give back
 
-Only on `virtio`, whose model in QEMU does not know devices behind such a bridge, the last three
-are the functions 00:07.0, 00:07.1 and 00:07.2 of one slot: one group as well, for want of ACS. The
-guest's variable SHARED_GROUP has the three addresses.
+and three devices that share one IOMMU group, whose addresses the guest's variable SHARED_GROUP has:
+
+    vtd-*       virtio, smmuv3
+    00:07.0     -         PCIe-to-PCI bridge, in the same group
+    02:01.0     00:07.0   edu, DMA mask of 32 bits
+    02:02.0     00:07.1   edu, DMA mask of 32 bits
+    02:03.0     00:07.2   virtio-rng, which the kernel's virtio-pci drives: it makes the group not
+                          viable until it is unbound, and has a driver for `restore` to give back
+
+On VT-d they stand behind a conventional PCI bridge. QEMU's virtio-iommu does not know devices
+behind one, and Linux's SMMUv3 driver takes only the first; there they are functions of one slot,
+which share a group for want of ACS.
 
 Device ids: edu 1234:11e8, NVMe 1b36:0010, igb 8086:10c9, virtio-rng 1af4:1005. x86 machines
 have the chipset's functions at 00:1f.x as well. A device added with --device takes the first
@@ -38,8 +42,6 @@ class Machine:
     intel: str | None = None
     """Options of QEMU's VT-d."""
     kernel_arguments: str = ""
-    bridged: bool = True
-    """Whether devices can stand behind a conventional PCI bridge."""
 
     @property
     def emulator(self) -> str:
@@ -88,6 +90,10 @@ class Machine:
         return arguments
 
     @property
+    def bridged(self) -> bool:
+        return self.intel is not None
+
+    @property
     def shared_group(self) -> list[str]:
         """The devices that share a group."""
         if self.bridged:
@@ -104,6 +110,6 @@ MACHINES = {
     "vtd-scalable": Machine("x86_64", intel=",x-scalable-mode=on"),
     "vtd-flts": Machine("x86_64", intel=",x-scalable-mode=on,x-flts=on"),
     "vtd-caching": Machine("x86_64", intel=",caching-mode=on"),
-    "virtio": Machine("x86_64", kernel_arguments=TRUSTED_INTERRUPTS, bridged=False),
+    "virtio": Machine("x86_64", kernel_arguments=TRUSTED_INTERRUPTS),
     "smmuv3": Machine("arm64"),
 }

@@ -40,7 +40,7 @@ class Parts:
     def library_folders(self) -> list[Path]:
         if self.architecture == "x86_64":
             return elf.own_folders()
-        root = self.toolchain / "sysroot"
+        root = self.toolchain / "sdk/guest-arm64.artifactbundle/sysroot"
         return [root / "usr/lib/aarch64-linux-gnu", root / "usr/lib"]
 
     def ask(self, *names: str) -> dict[str, str]:

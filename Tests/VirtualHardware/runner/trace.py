@@ -1,5 +1,6 @@
 """QEMU's trace events: which to record, and their distribution over files."""
 
+import argparse
 import fnmatch
 import functools
 import subprocess
@@ -15,7 +16,7 @@ class Request:
     def __init__(self, text: str):
         self.pattern, equals, file = text.partition("=")
         if not (self.pattern and equals and file):
-            raise ValueError(text)
+            raise argparse.ArgumentTypeError(f"PATTERN=FILE is wanted, not {text}")
         self.file = Path(file)
 
     def known(self, emulator: str) -> bool:
