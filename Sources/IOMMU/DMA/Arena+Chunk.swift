@@ -3,6 +3,7 @@ import AddressSpace
 /// Making a chunk: memory file, mapping, node, pages, and for the coherent arena the IOMMU mapping in capped areas.
 extension Arena {
   /// Memory that is ready, and the size of its pages.
+  @safe
   struct Memory {
     var base: UnsafeMutableRawPointer
     var byteCount: Int
@@ -38,7 +39,7 @@ extension Arena {
       try unsafe kernel.advise(base, byteCount: byteCount, .dontFork)
       // The node is a preference: a kernel without NUMA refuses it, and the memory is good all the same.
       if let node { try? unsafe kernel.bindMemory(base, byteCount: byteCount, node: node) }
-      try populate(base, byteCount)
+      try unsafe populate(base, byteCount)
     } catch {
       unsafe release(base, byteCount, file)
       throw error

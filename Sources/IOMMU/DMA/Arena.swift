@@ -8,6 +8,7 @@ import Synchronization
 @safe
 final class Arena: Sendable {
   /// A stretch of memory, and what of it is in use.
+  @safe
   struct Chunk: ~Copyable, @unchecked Sendable {
     let base: UnsafeMutableRawPointer
     let byteCount: Int
@@ -42,7 +43,7 @@ final class Arena: Sendable {
   /// The memory goes last: whoever drops an arena has seen to it that no device reaches it.
   deinit {
     chunks.withLock { chunks in
-      for box in chunks.list { release(box.chunk.base, box.chunk.byteCount, box.chunk.file) }
+      for box in chunks.list { unsafe release(box.chunk.base, box.chunk.byteCount, box.chunk.file) }
     }
   }
 
@@ -51,28 +52,27 @@ final class Arena: Sendable {
 
   /// Takes memory from a chunk that has room; nil when none has: then the caller makes one with ``addChunk``.
   func allocate(byteCount: Int, alignment: PageSize, limit: UInt64) -> (base: UnsafeMutableRawPointer, iova: IOVA?)? {
-    chunks.withLock { chunks -> UInt64? in
+    let found = chunks.withLock { chunks -> UInt64? in
       let request = RangeStore.Request(byteCount: rounded(byteCount), alignment: alignment)
       for box in chunks.list {
         if let iova = box.chunk.iova, iova.rawValue + UInt64(box.chunk.byteCount - 1) > limit { continue }
         if let address = try? box.chunk.store.allocate(request) { return address.rawValue }
       }
       return nil
-    }.map { address in
-      let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(address))!
-      return unsafe (base, iova(of: base))
     }
+    guard let found, let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(found)) else { return nil }
+    return unsafe (base, iova(of: base))
   }
 
   /// Gives memory back.
   func free(_ base: UnsafeMutableRawPointer) {
-    let address = unsafe UInt64(UInt(bitPattern: base))
+    let address = UInt64(UInt(bitPattern: base))
     chunks.withLock { chunks in _ = Self.chunk(of: address, chunks.list)?.chunk.store.remove(IOVA(address)) }
   }
 
   /// Where memory of the coherent arena lies for the device. O(chunks).
   func iova(of base: UnsafeMutableRawPointer) -> IOVA? {
-    let address = unsafe UInt64(UInt(bitPattern: base))
+    let address = UInt64(UInt(bitPattern: base))
     return chunks.withLock { chunks in
       guard let chunk = Self.chunk(of: address, chunks.list), let iova = chunk.chunk.iova else { return nil }
       return unsafe IOVA(iova.rawValue + address - UInt64(UInt(bitPattern: chunk.chunk.base)))
@@ -81,7 +81,7 @@ final class Arena: Sendable {
 
   /// Where an address of a device lies in the coherent arena, if all of `byteCount` does. O(chunks).
   func pointer(of address: IOVA, byteCount: Int) -> UnsafeMutableRawPointer? {
-    chunks.withLock { chunks -> UInt? in
+    let found = chunks.withLock { chunks -> UInt? in
       for box in chunks.list {
         guard let iova = box.chunk.iova, address >= iova else { continue }
         let offset = address.rawValue - iova.rawValue
@@ -89,7 +89,9 @@ final class Arena: Sendable {
         return unsafe UInt(bitPattern: box.chunk.base) + UInt(offset)
       }
       return nil
-    }.flatMap { unsafe UnsafeMutableRawPointer(bitPattern: $0) }
+    }
+    guard let found else { return nil }
+    return unsafe UnsafeMutableRawPointer(bitPattern: found)
   }
 
   /// The size that the next chunk should have, at least `byteCount`: doubled each time up to a bound.

@@ -1,4 +1,4 @@
-public import AddressSpace
+import AddressSpace
 import Synchronization
 
 extension DMADomain {
@@ -18,7 +18,7 @@ extension DMADomain {
       throw DMAError(.overflow, "allocate", device: deviceName, detail: "\(count) elements of \(natural) bytes")
     }
     let (stride, alignment) = CoherentArray<Element>.layout(natural: natural, count: count, page: page)
-    let memory = try allocateCoherent(byteCount: stride * count, alignment: max(alignment, MemoryLayout<Element>.alignment))
+    let memory = try unsafe allocateCoherent(byteCount: stride * count, alignment: max(alignment, MemoryLayout<Element>.alignment))
     return unsafe CoherentArray(
       core: .passRetained(core), base: memory.base, address: memory.iova, count: count, stride: stride)
   }

@@ -1,4 +1,4 @@
-public import AddressSpace
+import AddressSpace
 import Synchronization
 
 extension DMADomain {

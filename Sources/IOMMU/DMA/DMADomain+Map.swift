@@ -86,7 +86,7 @@ extension DMADomain {
       throw core.failed(.space(.empty), "map(unsafe:)", byteCount: 0).on(deviceName)
     }
     let mask = core.granuleMask
-    let host = unsafe UInt64(UInt(bitPattern: base))
+    let host = UInt64(UInt(bitPattern: base))
     let (end, overflow) = host.addingReportingOverflow(UInt64(memory.count))
     guard !overflow, end <= .max - mask else {
       throw DMAError(

@@ -81,10 +81,12 @@ extension DMADomain {
   /// - Complexity: O(log n) in the number of mappings.
   public func translate(_ address: IOVA, byteCount: Int = 1) -> UnsafeMutableRawPointer? {
     guard byteCount > 0, let range = IOVARange(start: address, byteCount: UInt64(byteCount)) else { return nil }
-    return core.locked { state -> UInt? in
+    let found = core.locked { state -> UInt? in
       guard let node = state.store.find(containing: address), node.isMapping, node.range.contains(range) else { return nil }
       return UInt(node.tag + (address.rawValue - node.start.rawValue))
-    }.flatMap { unsafe UnsafeMutableRawPointer(bitPattern: $0) }
+    }
+    guard let found else { return nil }
+    return unsafe UnsafeMutableRawPointer(bitPattern: found)
   }
 
   /// Where memory of this process lies for the device, if all of `byteCount` bytes lie in one mapping or in the coherent
@@ -93,7 +95,7 @@ extension DMADomain {
   /// - Complexity: O(log n) in the number of mappings. The first call makes the index: O(n log n).
   public func translate(_ pointer: UnsafeRawPointer, byteCount: Int = 1) -> IOVA? {
     guard byteCount > 0 else { return nil }
-    let host = unsafe UInt64(UInt(bitPattern: pointer))
+    let host = UInt64(UInt(bitPattern: pointer))
     return core.locked { state -> IOVA? in
       state.indexHostAddresses()
       guard let found = state.byHostAddress?.find(containing: host, byteCount: UInt64(byteCount)) else { return nil }

@@ -10,7 +10,7 @@ extension DomainCore {
     guard enter() else { return .failure(.closed) }
     defer { leave() }
     let length = padded(byteCount)
-    let host = unsafe UInt64(UInt(bitPattern: base))
+    let host = UInt64(UInt(bitPattern: base))
     let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length), limit: limit)
     let iova: IOVA
     do throws(RangeStoreFailure) {

@@ -1,4 +1,3 @@
-public import AddressSpace
 import Synchronization
 
 /// A PCI device that this process drives through VFIO: its registers, its interrupts, its events and its DMA.

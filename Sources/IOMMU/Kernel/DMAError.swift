@@ -1,5 +1,3 @@
-public import AddressSpace
-
 /// Why an operation of this library failed, from opening a device to the last unmap.
 ///
 /// One complete value for every error: what was tried (``operation``), what the kernel answered (``errno``),

@@ -1,5 +1,3 @@
-package import AddressSpace
-
 /// Everything that the library asks of the operating system: a method a system call or ioctl.
 ///
 /// ``LiveKernel`` asks Linux through the C shim, `SimulatedKernel` is a small kernel in this process,

@@ -21,7 +21,7 @@ extension LiveKernel {
     defer { _ = ci_close(descriptor) }
     var text = text
     let count = text.utf8.count
-    let done = try check(unsafe text.withUTF8 { unsafe ci_write(descriptor, $0.baseAddress!, UInt64(count)) })
+    let done = try check(text.withUTF8 { unsafe ci_write(descriptor, $0.baseAddress!, UInt64(count)) })
     if done != count { throw .inputOutput }
   }
 

@@ -18,7 +18,7 @@ extension LiveKernel {
       argument.ioas_id = ioas
       argument.num_iovas = UInt32(ranges.count)
       let result = unsafe ranges.withUnsafeMutableBufferPointer { buffer in
-        unsafe argument.allowed_iovas = UInt64(UInt(bitPattern: buffer.baseAddress))
+        argument.allowed_iovas = UInt64(UInt(bitPattern: buffer.baseAddress))
         return unsafe ci_iommu_ioas_iova_ranges(iommufd, &argument)
       }
       if result == -Errno.messageSize.rawValue {
@@ -41,7 +41,7 @@ extension LiveKernel {
     argument.num_iovas = UInt32(list.count)
     try check(
       unsafe list.withUnsafeBufferPointer { buffer in
-        unsafe argument.allowed_iovas = UInt64(UInt(bitPattern: buffer.baseAddress))
+        argument.allowed_iovas = UInt64(UInt(bitPattern: buffer.baseAddress))
         return unsafe ci_iommu_ioas_allow_iovas(iommufd, &argument)
       })
   }
@@ -86,7 +86,7 @@ extension LiveKernel {
     argument.data_len = UInt32(data.count)
     try check(
       unsafe data.withUnsafeMutableBytes { buffer in
-        unsafe argument.data_uptr = UInt64(UInt(bitPattern: buffer.baseAddress))
+        argument.data_uptr = UInt64(UInt(bitPattern: buffer.baseAddress))
         return unsafe ci_iommu_get_hw_info(iommufd, &argument)
       })
     return HardwareInfo(

@@ -18,7 +18,7 @@ extension LiveKernel {
   ) throws(Errno) -> UnsafeMutableRawPointer {
     let flags = descriptor < 0 ? CI_MAP_PRIVATE | CI_MAP_ANONYMOUS : CI_MAP_SHARED
     let address = try check(
-      unsafe ci_mmap(nil, UInt64(byteCount), CI_PROT_READ | CI_PROT_WRITE, flags, descriptor, offset))
+      ci_mmap(nil, UInt64(byteCount), CI_PROT_READ | CI_PROT_WRITE, flags, descriptor, offset))
     guard let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(UInt64(address))) else { throw .noMemory }
     return unsafe base
   }

@@ -1,4 +1,4 @@
-package import AddressSpace
+import AddressSpace
 import CIOMMU
 
 // Device
@@ -12,7 +12,7 @@ extension LiveKernel {
 
   package func vfioRegionInfo(_ device: Int32, index: UInt32) throws(Errno) -> VFIORegionInfo {
     var info = ci_vfio_region_info()
-    let buffer = try withCapabilities(MemoryLayout<ci_vfio_region_info>.stride) { base, capacity in
+    let buffer = try unsafe withCapabilities(MemoryLayout<ci_vfio_region_info>.stride) { base, capacity in
       let head = unsafe base.assumingMemoryBound(to: ci_vfio_region_info.self)
       unsafe head.pointee.index = index
       let result = unsafe ci_vfio_device_get_region_info(device, head, capacity)
@@ -22,7 +22,7 @@ extension LiveKernel {
     var region = VFIORegionInfo(flags: info.flags, index: index, byteCount: info.size, offset: info.offset)
     guard info.flags & CI_VFIO_REGION_INFO_FLAG_CAPS != 0 else { return region }
     unsafe buffer.withUnsafeBytes { bytes in
-      let base = unsafe bytes.baseAddress!, size = UInt32(bytes.count)
+      let base = bytes.baseAddress!, size = UInt32(bytes.count)
       let mappable = unsafe ci_vfio_capability(base, size, info.cap_offset, UInt16(CI_VFIO_REGION_INFO_CAP_MSIX_MAPPABLE))
       region.msixMappable = mappable >= 0
       let sparse = unsafe ci_vfio_capability(base, size, info.cap_offset, UInt16(CI_VFIO_REGION_INFO_CAP_SPARSE_MMAP))
@@ -83,7 +83,7 @@ extension LiveKernel {
     argument.flags = CI_VFIO_DEVICE_BIND_FLAG_TOKEN
     try check(
       unsafe token.withUnsafeBufferPointer { bytes in
-        unsafe argument.token_uuid_ptr = UInt64(UInt(bitPattern: bytes.baseAddress))
+        argument.token_uuid_ptr = UInt64(UInt(bitPattern: bytes.baseAddress))
         return unsafe ci_vfio_device_bind_iommufd(device, &argument)
       })
     return argument.out_devid
@@ -148,7 +148,7 @@ extension LiveKernel {
 
   package func vfioContainerInfo(_ container: Int32) throws(Errno) -> VFIOContainerInfo {
     var info = ci_vfio_iommu_type1_info()
-    let buffer = try withCapabilities(MemoryLayout<ci_vfio_iommu_type1_info>.stride) { base, capacity in
+    let buffer = try unsafe withCapabilities(MemoryLayout<ci_vfio_iommu_type1_info>.stride) { base, capacity in
       let head = unsafe base.assumingMemoryBound(to: ci_vfio_iommu_type1_info.self)
       let result = unsafe ci_vfio_iommu_get_info(container, head, capacity)
       unsafe info = head.pointee
@@ -158,7 +158,7 @@ extension LiveKernel {
     var answer = VFIOContainerInfo(pageSizes: pageSizes, ranges: nil, availableEntries: nil)
     guard info.flags & CI_VFIO_IOMMU_INFO_CAPS != 0 else { return answer }
     unsafe buffer.withUnsafeBytes { bytes in
-      let base = unsafe bytes.baseAddress!, size = UInt32(bytes.count)
+      let base = bytes.baseAddress!, size = UInt32(bytes.count)
       let ranges = unsafe ci_vfio_capability(base, size, info.cap_offset, UInt16(CI_VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE))
       if ranges >= 0 {
         let count = unsafe ci_vfio_iova_range_count(base, size, UInt32(ranges))

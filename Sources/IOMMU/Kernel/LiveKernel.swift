@@ -1,4 +1,3 @@
-package import AddressSpace
 import CIOMMU
 
 /// Linux, through the C shim.

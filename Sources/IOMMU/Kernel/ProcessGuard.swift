@@ -18,7 +18,7 @@ package enum ProcessGuard {
   private static func makeWord() -> UnsafePointer<UInt64>? {
     let length = ci_page_size()
     let flags = CI_MAP_PRIVATE | CI_MAP_ANONYMOUS
-    let address = unsafe ci_mmap(nil, length, CI_PROT_READ | CI_PROT_WRITE, flags, -1, 0)
+    let address = ci_mmap(nil, length, CI_PROT_READ | CI_PROT_WRITE, flags, -1, 0)
     guard address > 0, let page = unsafe UnsafeMutableRawPointer(bitPattern: Int(address)) else { return nil }
     guard unsafe ci_madvise(page, length, CI_MADV_WIPEONFORK) == 0 else { return nil }
     let word = unsafe page.assumingMemoryBound(to: UInt64.self)
