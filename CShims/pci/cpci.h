@@ -2,6 +2,27 @@
 #pragma once
 #include <pci/pci.h>
 #include <stdint.h>
+#include <stdlib.h>
+
+static inline void ci_pci_ignore(char *_Nonnull message, ...) { (void)message; }
+
+// The one fatal error of libpci on the way to a name is malloc's.
+static inline void __attribute__((noreturn)) ci_pci_abort(char *_Nonnull message, ...) {
+  (void)message;
+  abort();
+}
+
+/// A handle for names alone, for one thread; end it with pci_cleanup. It scans no bus and needs no permission.
+/// Without pci_init, which would, the callbacks are ours to set: libpci calls them when pci.ids is missing. Neither
+/// the network nor udev's database is asked.
+static inline struct pci_access *_Nonnull ci_pci_open_names(void) {
+  struct pci_access *access = pci_alloc();
+  access->error = ci_pci_abort;
+  access->warning = ci_pci_ignore;
+  access->debug = ci_pci_ignore;
+  access->id_lookup_mode = PCI_LOOKUP_NO_HWDB;
+  return access;
+}
 
 // pci_lookup_name takes a varying number of arguments, which Swift cannot call: one shim for each question.
 // They return `buffer` (or text that libpci owns) or NULL; without NO_NUMBERS libpci invents "Device 1234".

@@ -8,20 +8,22 @@
 /// threads may each have one. Making it loads pci.ids at the first look-up, some 15 ms.
 @safe struct PCINames: ~Copyable {
   #if PCINames
-    private let access: UnsafeMutablePointer<pci_access>?
+    private let access: UnsafeMutablePointer<pci_access>
 
-    init() { unsafe access = cpci_open() }
-    deinit { if let access = unsafe access { unsafe pci_cleanup(access) } }
+    init() { unsafe access = ci_pci_open_names() }
+    deinit { unsafe pci_cleanup(access) }
 
-    func vendor(_ vendor: UInt16) -> String? { look(vendor, nil) }
-    func device(_ vendor: UInt16, _ device: UInt16) -> String? { look(vendor, device) }
+    func vendor(_ vendor: UInt16) -> String? {
+      unsafe text { unsafe ci_pci_vendor_name(access, $0, $1, vendor) }
+    }
 
-    private func look(_ vendor: UInt16, _ device: UInt16?) -> String? {
-      guard let access = unsafe access else { return nil }
-      return unsafe withUnsafeTemporaryAllocation(of: CChar.self, capacity: 256) { buffer in
-        let found = unsafe cpci_name(
-          access, buffer.baseAddress!, Int32(buffer.count), Int32(vendor), device.map(Int32.init) ?? -1)
-        return unsafe found.flatMap { unsafe String(validatingCString: $0) }
+    func device(_ vendor: UInt16, _ device: UInt16) -> String? {
+      unsafe text { unsafe ci_pci_device_name(access, $0, $1, vendor, device) }
+    }
+
+    private func text(_ ask: (UnsafeMutablePointer<CChar>, Int32) -> UnsafePointer<CChar>?) -> String? {
+      unsafe withUnsafeTemporaryAllocation(of: CChar.self, capacity: 256) { buffer in
+        unsafe ask(buffer.baseAddress!, Int32(buffer.count)).flatMap { unsafe String(validatingCString: $0) }
       }
     }
   #else
