@@ -6,7 +6,7 @@ import Glibc
 ///
 ///     # A comment
 ///     [/sys/bus/pci/devices/0000:00:02.0]
-///     vendor = 0x8086                            a file with that line; \n in it stands for a line end
+///     vendor = 0x8086                            a file with that line; \n and \t stand for themselves
 ///     raw ~ no line end behind this               a file with just that text
 ///     config : 0=86805a46 34=40 #256              a binary file: bytes at offsets, and its size
 ///     driver -> ../../../bus/pci/drivers/i915     a symbolic link
@@ -73,6 +73,7 @@ extension CapturedTree {
 
   private static func unescaped(_ text: String) -> String {
     text.split(separator: "\\n", omittingEmptySubsequences: false).joined(separator: "\n")
+      .split(separator: "\\t", omittingEmptySubsequences: false).joined(separator: "\t")
   }
 
   private static func binary(_ text: String) -> [UInt8]? {

@@ -98,7 +98,7 @@ private struct BlockUses {
     guard depth < 8, let target = try? reader.kernel.readLink(directory) else { return [] }
     let components = target.split(separator: "/")
     if let address = components.compactMap({ PCIAddress(sysfsName: $0) }).last { return [address] }
-    if let subsystem = components.first(where: { $0.hasPrefix("nvme-subsys") }) {
+    if let subsystem = components.first(where: { $0.hasPrefix("nvme-subsys") && $0 != "nvme-subsystem" }) {
       let path = "/sys/class/nvme-subsystem/\(subsystem)"
       return reader.names(path, optional: true).filter { $0.hasPrefix("nvme") }
         .flatMap { devices(below: "\(path)/\($0)", depth: depth + 1) }

@@ -28,15 +28,19 @@ extension Host {
   /// - Throws: ``DMAError/Code-swift.struct/noSuchDevice``; ``DMAError/Code-swift.struct/corruptTree`` when there is no
   ///   sysfs.
   public func device(_ address: PCIAddress, named: Bool = true) throws(DMAError) -> PCIDevice {
-    do { _ = try kernel.status(PCIDevice.path(of: address)) } catch {
-      guard error == .noEntry || error == .notDirectory else {
-        throw unreadable(PCIDevice.path(of: address), error)
-      }
+    // What the list names is a device, whatever can be read of it.
+    do { _ = try kernel.readLink(PCIDevice.path(of: address)) } catch {
+      if error == .notDirectory { throw unreadable(SysPath.devices, error) }
+      guard error == .noEntry else { return settled(address, named: named) }
       try requireSysfs()
       throw DMAError(
         .noSuchDevice, "device", errno: error, device: address.description,
         remedy: "`iommuctl list` shows the devices of this machine")
     }
+    return settled(address, named: named)
+  }
+
+  private func settled(_ address: PCIAddress, named: Bool) -> PCIDevice {
     var devices = [read(address)]
     settle(&devices)
     if named { name(&devices) }
@@ -69,7 +73,7 @@ extension Host {
     for line in (try? kernel.readFile("\(path)/uevent")).map({ Field.lines($0[...]) }) ?? [] {
       let parts = line.split(separator: UInt8(ascii: "="), maxSplits: 1)
       guard parts.count == 2 else { continue }
-      let ids = parts[1].split(separator: UInt8(ascii: ":")).map { Field.hex($0) as UInt16? }
+      let ids = parts[1].split(separator: UInt8(ascii: ":")).compactMap { Field.hex($0) as UInt16? }
       if parts[0].elementsEqual("PCI_CLASS".utf8) {
         device.classCode = Field.hex(parts[1])
       } else if parts[0].elementsEqual("PCI_ID".utf8), ids.count == 2 {

@@ -116,7 +116,9 @@ extension Host {
       let path = FormerDriver.path(of: device.address)
       let former = reader.text(path, optional: true).flatMap { FormerDriver(device.address, parsing: $0) }
       if let former {
-        plan.move(device, to: former.driver, override: former.override)
+        // VFIO's driver matches no device of itself: it takes one by override, or by an id that was given to it since.
+        let override = former.override ?? former.driver.flatMap { VFIODriver.drives($0) ? $0 : nil }
+        plan.move(device, to: former.driver, override: override)
         plan.forgets.append(device.address)
       } else if device.isBoundToVFIO || device.driverOverride == "vfio-pci" {
         plan.warnings.append("No former driver of \(device.address) is remembered: the kernel chooses one")

@@ -56,7 +56,7 @@ extension Host {
     details.powerState = reader.text("\(path)/power_state", optional: true)
     if let methods = reader.text("\(path)/reset_method", optional: true) {
       details.resetMethods = methods.split(separator: " ").map(String.init)
-    } else if reader.exists("\(path)/reset") == false {
+    } else if reader.exists("\(path)/reset_method") == false, reader.exists("\(path)/reset") == false {
       details.resetMethods = []
     }
     details.isBootDisplay = reader.number("\(path)/boot_vga", optional: true) == 1

@@ -80,6 +80,9 @@ public struct Preflight: Hashable, Sendable {
     public let path: String
     /// Its content on one line, `not there`, or `unreadable` with the kernel's answer.
     public let value: String
+
+    /// Evidence of a path and what was there.
+    public init(path: String, value: String) { (self.path, self.value) = (path, value) }
   }
 }
 

@@ -5,7 +5,7 @@ import Testing
 @Suite struct HostDevicesTests {
   @Test func laptopDevices() throws {
     let devices = try Fixture.laptop.host().devices()
-    #expect(devices.count == 16)
+    #expect(devices.count == 17)
     #expect(devices.map(\.address) == devices.map(\.address).sorted())
     #expect(devices.allSatisfy { $0.unread.isEmpty })
     let disk = try #require(devices.first { $0.address == address("02:00.0") })

@@ -222,7 +222,7 @@ import Testing
           for device in try host.devices(named: false).prefix(4) {
             _ = try host.preflight(for: device.address)
           }
-        } catch { #expect(error is DMAError, "seed \(seed)") }
+        } catch let error as any Error { #expect(error is DMAError, "seed \(seed)") }
       }
     }
   }
