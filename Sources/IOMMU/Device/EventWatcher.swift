@@ -18,7 +18,7 @@ final class EventSource: Sendable {
 ///
 /// It starts with the first source and ends with the last. It holds no lock while it sleeps or calls a source, so a
 /// source may be withdrawn by what it calls. A source lives as long as the thread sleeps on its descriptor.
-final class EventWatcher: Sendable {
+package final class EventWatcher: Sendable {
   private static let watchers = Mutex<[ObjectIdentifier: EventWatcher]>([:])
 
   private let kernel: any Kernel

@@ -83,7 +83,7 @@ extension VFIORegionInfo {
 
   /// The parts that can be mapped, ordered and apart: all, what SPARSE_MMAP lists (inwards to whole pages, since a
   /// page's other part is not to be reached), or none.
-  func mappableRanges(pageSize: UInt64) -> [Range<Int>] {
+  package func mappableRanges(pageSize: UInt64) -> [Range<Int>] {
     guard canMap, let end = Int(exactly: byteCount), offset % pageSize == 0 else { return [] }
     guard let sparse else { return [0..<end] }
     var ranges: [Range<Int>] = []

@@ -46,8 +46,14 @@ final class EventCounter: Sendable {
   /// Takes the count and clears it; nil when it was zero.
   func take() throws(Errno) -> UInt64? { try kernel.takeEvent(descriptor) }
 
-  /// Adds one. A counter that is full is readable as it is.
-  func signal() { try? kernel.signalEvent(descriptor) }
+  /// Adds one. A counter that is full is readable as it is; anything else is tried again, for somebody may sleep on it.
+  func signal() {
+    for _ in 0..<3 {
+      do throws(Errno) { return try kernel.signalEvent(descriptor) } catch {
+        if error == .wouldBlock { return }
+      }
+    }
+  }
 }
 
 /// Whose turn it is to change a device's set-up.

@@ -1,0 +1,122 @@
+import AddressSpace
+import Synchronization
+
+/// Collects the faults of one device from the kernel's log, a piece at a time.
+///
+/// Only what is logged after it was made. Its memory is bounded, whatever the log says.
+package final class FaultLog: Sendable {
+  private let kernel: any Kernel
+  private let device: PCIAddress
+  /// The device's requester ids, stream ids or endpoints, for messages without a PCI address.
+  private let requesterIDs: Set<UInt32>
+  private let state: Mutex<State>
+
+  private struct State {
+    /// The next line to read; nil while the log could never be read.
+    var next: UInt64?
+    var parser = FaultParser()
+    var report = FaultReport()
+  }
+
+  /// `requesterIDs` are the ids by which the IOMMU knows the device: without, the one of its address, which is right but
+  /// for bridges' aliases and firmware that numbers streams otherwise.
+  package init(kernel: any Kernel, device: PCIAddress, requesterIDs: [UInt32]? = nil) {
+    (self.kernel, self.device) = (kernel, device)
+    self.requesterIDs = Set(requesterIDs ?? [UInt32(device.requesterID)])
+    var state = State()
+    do throws(Errno) {
+      state.next = (try kernel.kernelLog(from: 0).last?.sequence).map { $0 &+ 1 } ?? 0
+    } catch {
+      state.report.unreadable = .kernelLog(error, device)
+    }
+    self.state = Mutex(state)
+  }
+
+  /// Reads what was logged since the last time, and tells all that was found.
+  ///
+  /// Never fails: a log that may not be read is in ``FaultReport/unreadable``. The corresponding file is `/dev/kmsg`.
+  package func collect() -> FaultReport {
+    let from = state.withLock { $0.next }
+    do throws(Errno) {
+      // Not under the lock: it sleeps.
+      let lines = try kernel.kernelLog(from: from ?? 0)
+      return state.withLock { state in
+        read(lines, &state)
+        return state.report
+      }
+    } catch {
+      return state.withLock { state in
+        state.report.unreadable = .kernelLog(error, device)
+        return state.report
+      }
+    }
+  }
+
+  private func read(_ lines: [KernelLogLine], _ state: inout State) {
+    state.report.unreadable = nil
+    guard let next = state.next else {
+      // The first time that the log can be read: what is in it may be older than the device.
+      state.next = lines.last.map { $0.sequence &+ 1 } ?? 0
+      state.report.hasGap = true
+      return
+    }
+    if let first = lines.first, first.sequence > next { state.report.hasGap = true }
+    for line in lines where line.sequence >= state.next ?? 0 {
+      state.next = line.sequence &+ 1
+      take(state.parser.read(line), &state.report)
+    }
+  }
+
+  private func take(_ outcome: FaultParser.Outcome, _ report: inout FaultReport) {
+    switch outcome {
+    case .nothing: break
+    case .suppressed(let count):
+      let (sum, overflow) = report.suppressed.addingReportingOverflow(count)
+      report.suppressed = overflow ? .max : sum
+    case .fault(let fault):
+      if isOurs(fault) { add(fault, &report) }
+    case .more(let fault):
+      if let index = report.faults.lastIndex(where: { $0.sequence == fault.sequence }) {
+        // What it says now may be that it is another device's.
+        if isOurs(fault) { report.faults[index] = fault } else { _ = report.faults.remove(at: index) }
+      } else if isOurs(fault) {
+        add(fault, &report)
+      }
+    }
+  }
+
+  private func add(_ fault: Fault, _ report: inout FaultReport) {
+    report.count += 1
+    if report.faults.count == Limits.faults { report.faults.removeFirst() }
+    report.faults.append(fault)
+  }
+
+  private func isOurs(_ fault: Fault) -> Bool {
+    if let text = fault.device, let address = PCIAddress(text) {
+      // Without a domain it may be any.
+      let isWhole = text.utf8.count { $0 == UInt8(ascii: ":") } > 1
+      return isWhole ? address == device : address.requesterID == device.requesterID
+    }
+    return fault.requesterID.map(requesterIDs.contains) ?? false
+  }
+}
+
+extension Limits {
+  /// So many faults of a device are kept, the latest.
+  package static let faults = 64
+}
+
+extension DMAError {
+  fileprivate static func kernelLog(_ errno: Errno, _ device: PCIAddress) -> DMAError {
+    var error = DMAError(.system, "read /dev/kmsg", errno: errno, device: device.description)
+    switch errno {
+    case .notPermitted, .accessDenied:
+      error.code = .permission
+      error.remedy =
+        "Run with CAP_SYSLOG, or set the sysctl kernel.dmesg_restrict to 0 and make /dev/kmsg readable"
+    case .noEntry, .noDevice, .noDeviceOrAddress: error.code = .notSupported
+    default: break
+    }
+    return error
+  }
+}
