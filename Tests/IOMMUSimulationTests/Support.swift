@@ -47,7 +47,7 @@ struct Memory: Sendable {
   init(_ kernel: any Kernel, byteCount: Int = 64 << 10, file: Int32 = -1) throws(Errno) {
     let base = try unsafe kernel.mapMemory(byteCount: byteCount, descriptor: file, offset: 0)
     (self.kernel, self.byteCount) = (kernel, byteCount)
-    address = unsafe UInt64(UInt(bitPattern: base))
+    address = UInt64(UInt(bitPattern: base))
   }
 
   subscript(offset: Int) -> UInt64 {

@@ -56,7 +56,7 @@ import Testing
 
   static let unmapRules: [Row] = [
     Row("UNMAP of nothing mapped", .noEntry, "§8.2") { try $0.unmap(0x1000, 4096) },
-    Row("UNMAP all of nothing", nil, "§8.2") { #expect(try $0.unmap(0, .max) == 0) },
+    Row("UNMAP all of nothing", nil, "§8.2") { try expect(0, $0.unmap(0, .max)) },
     Row("UNMAP in no IOAS", .noEntry, "§8.1") {
       _ = try $0.kernel.ioasUnmap($0.iommufd, ioas: 99, iova: 0, byteCount: .max)
     },
@@ -74,11 +74,11 @@ import Testing
     Row("UNMAP of a superset", nil, "§8.2") {
       try $0.map(at: 0x4000)
       try $0.map(at: 0x8000, byteCount: 0x2000)
-      #expect(try $0.unmap(0x1000, 0x10000) == 0x3000)
+      try expect(0x3000, $0.unmap(0x1000, 0x10000))
     },
     Row("UNMAP of an unaligned superset", nil, "io_pagetable.c") {
       try $0.map(at: 0x4000)
-      #expect(try $0.unmap(0x3fff, 0x1002) == 0x1000)
+      try expect(0x1000, $0.unmap(0x3fff, 0x1002))
     },
   ]
 
@@ -126,6 +126,10 @@ import Testing
       try $0.kernel.ioasAllow($0.iommufd, ioas: $0.ioas, ranges: [range(0x1000, 0x1000)])
     },
   ]
+
+  static func expect(_ byteCount: UInt64, _ unmapped: UInt64) throws {
+    #expect(byteCount == unmapped)
+  }
 
   static func range(_ start: UInt64, _ last: UInt64) -> IOVARange {
     IOVARange(start: IOVA(start), last: IOVA(last))!
