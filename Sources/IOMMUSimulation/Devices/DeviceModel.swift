@@ -41,8 +41,12 @@ public protocol DeviceModel: Sendable {
 }
 
 extension DeviceModel {
+  /// Does nothing.
   public mutating func reset() {}
+  /// Does nothing.
   public mutating func attach(to bus: DeviceBus) {}
+  /// Does nothing.
   public mutating func wake(bus: DeviceBus) {}
+  /// False: every request is done when a register access returns.
   public var hasPendingTransactions: Bool { false }
 }

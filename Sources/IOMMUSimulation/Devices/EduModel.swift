@@ -33,14 +33,17 @@ public struct EduModel: DeviceModel {
     (self.addressBits, self.delay) = (addressBits, delay)
   }
 
+  /// Vendor 0x1234, device 0x11e8, one BAR of 1 MiB, one MSI message.
   public var identity: DeviceIdentity {
     DeviceIdentity(
       vendor: 0x1234, device: 0x11e8, classCode: 0x00ff00, revision: 0x10, bars: [.memory(1 << 20)],
       msiCount: 1, addressBits: addressBits)
   }
 
+  /// Whether a transfer was started and is not done: only with a delay.
   public var hasPendingTransactions: Bool { command & 1 != 0 }
 
+  /// Reads a register.
   public func read(bar: Int, offset: UInt64, width: Int, bus: DeviceBus) -> UInt64 {
     // QEMU: below 0x80 only 32-bit accesses, from there on 32 and 64.
     guard bar == 0, width == 4 || width == 8 && offset >= 0x80 else { return .max }
@@ -58,6 +61,7 @@ public struct EduModel: DeviceModel {
     }
   }
 
+  /// Writes a register; a command with its start bit begins a transfer.
   public mutating func write(_ value: UInt64, bar: Int, offset: UInt64, width: Int, bus: DeviceBus) {
     guard bar == 0, width == 4 || width == 8 && offset >= 0x80 else { return }
     let word = UInt32(truncatingIfNeeded: value)
@@ -75,6 +79,7 @@ public struct EduModel: DeviceModel {
     }
   }
 
+  /// Ends a transfer that took its time.
   public mutating func wake(bus: DeviceBus) {
     if hasPendingTransactions { transfer(bus) }
   }
