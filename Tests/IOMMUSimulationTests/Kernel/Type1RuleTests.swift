@@ -98,16 +98,16 @@ import Testing
     Row("ATTACH on a device of a group", .notTypewriter, "vfio_main.c") {
       _ = try $0.kernel.vfioAttach($0.device, pageTable: 1)
     },
-    Row("BIND on a device of a group", .invalidArgument, "device_cdev.c") {
-      let iommufd = try $0.kernel.open("/dev/iommu")
-      defer { $0.kernel.close(iommufd) }
-      _ = try $0.kernel.vfioBind($0.device, iommufd: iommufd, token: nil)
+    Row("BIND on a device of a group", .invalidArgument, "device_cdev.c") { rig in
+      let iommufd = try rig.kernel.open("/dev/iommu")
+      defer { rig.kernel.close(iommufd) }
+      _ = try rig.kernel.vfioBind(rig.device, iommufd: iommufd, token: nil)
     },
     Row("group node opened twice", .busy, "§8.3") { _ = try $0.kernel.open("/dev/vfio/0") },
-    Row("BIND while the group is open", .busy, "§8.3") {
-      let (iommufd, node) = try ($0.kernel.open("/dev/iommu"), $0.kernel.open("/dev/vfio/devices/vfio0"))
-      defer { for descriptor in [iommufd, node] { $0.kernel.close(descriptor) } }
-      _ = try $0.kernel.vfioBind(node, iommufd: iommufd, token: nil)
+    Row("BIND while the group is open", .busy, "§8.3") { rig in
+      let (iommufd, node) = try (rig.kernel.open("/dev/iommu"), rig.kernel.open("/dev/vfio/devices/vfio0"))
+      defer { for descriptor in [iommufd, node] { rig.kernel.close(descriptor) } }
+      _ = try rig.kernel.vfioBind(node, iommufd: iommufd, token: nil)
     },
   ]
 
