@@ -1,0 +1,78 @@
+"""Counts the commands that an emulated IOMMU executed, by phase, from QEMU's trace.
+
+The kernel owns the page tables here, so every command is the kernel's; what a process sends itself is zero.
+"""
+
+from pathlib import Path
+
+import machines
+
+# The cases of `counts` that this version has; what was unmapped is in the name.
+CASES = ["unmap_1", "unmap_64", "unmap_512", "unmap_1024", "unmap_list_64", "close_64"]
+
+
+def pattern(machine: str) -> str | None:
+    """QEMU's trace events of commands; virtio-iommu has none, an unmap request is the invalidation."""
+    if machine == "virtio":
+        return None
+    return "vtd_inv_desc*" if machines.MACHINES[machine].intel is not None else "smmuv3_cmdq_opcode"
+
+
+def kind(line: str) -> str | None:
+    """`tlbi`, `cfgi` or `sync`, for the first line that QEMU traces of a command."""
+    event = line.split(" ", 1)[0]
+    if event == "smmuv3_cmdq_opcode":
+        if "CMD_SYNC" in line:
+            return "sync"
+        if "TLBI" in line:
+            return "tlbi"
+        return "cfgi" if "CFGI" in line else None
+    if event.startswith("vtd_inv_desc_wait"):
+        return "sync"
+    if event.startswith(("vtd_inv_desc_iotlb", "vtd_inv_desc_piotlb")):
+        return "tlbi"
+    return "cfgi" if event.startswith(("vtd_inv_desc_cc", "vtd_inv_desc_pc")) else None
+
+
+def count(machine: str, trace: Path | None, phases: dict[int, str]) -> dict[str, dict]:
+    """`{case: {process: {…}, kernel: {tlbi, cfgi, sync}}}`; null where the machine has no trace.
+
+    A phase begins at the mark with its number and ends at the next mark, whichever that is."""
+    nothing = {"tlbi": 0, "cfgi": 0, "sync": 0}
+    if trace is None:
+        return {name: {"process": None, "kernel": None} for name in phases.values()}
+    counts = {name: {"process": dict(nothing), "kernel": dict(nothing)} for name in phases.values()}
+    current = None
+    lines = trace.read_text(errors="replace").splitlines() if trace.exists() else []
+    for line in lines:
+        if line.startswith("mark "):
+            current = phases.get(int(line.split()[1]))
+        elif current is not None and (found := kind(line)):
+            counts[current]["kernel"][found] += 1
+    return counts
+
+
+def verdicts(machine: str, interface: str, counts: dict[str, dict]) -> list[tuple[str, str, str | None]]:
+    """What the counts must be: closing 64 live maps costs one invalidation on every IOMMU that is traced."""
+    found = []
+    for name in CASES:
+        case = f"counts/{name}"
+        tlbi = (counts.get(name) or {}).get("kernel")
+        if machine == "virtio":
+            found.append((case, "skip", "virtio-iommu has no invalidation command: the unmap request is one"))
+        elif tlbi is None:
+            found.append((case, "fail", "the phase was not traced"))
+        else:
+            found.append(judge(case, name, tlbi["tlbi"]))
+    return found
+
+
+def judge(case: str, name: str, tlbi: int) -> tuple[str, str, str | None]:
+    exact = {"unmap_1": 1, "close_64": 1}
+    # One area of 64 pages or a list of 64 areas: at least one invalidation, and at most one for each page of it.
+    if name in exact:
+        good = tlbi == exact[name]
+        return case, "pass" if good else "fail", None if good else f"{tlbi} invalidations, {exact[name]} expected"
+    pages = int(name.rsplit("_", 1)[1])
+    good = 1 <= tlbi <= pages
+    return case, "pass" if good else "fail", None if good else f"{tlbi} invalidations for {pages} pages"

@@ -1,0 +1,101 @@
+"""One row of hardware-test: a machine, an interface, and the boots that make up its cases."""
+
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import commands
+import machines
+
+
+class Row:
+    """Boots the machine for the suites, for the counts (traced), and for what needs another machine."""
+
+    def __init__(self, root: Path, machine: str, interface: str):
+        self.root, self.machine, self.interface = root, machine, interface
+        self.cases: list[dict] = []
+        self.counts: dict[str, dict] = {}
+        self.seconds = 0.0
+        self.output: list[str] = []
+
+    def run(self) -> None:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="swift-iommu-row-") as folder:
+            self.boot("suites", ["--hugepages", "16"], ["sh", "/row", self.machine, self.interface], 900)
+            self.count(Path(folder))
+            self.without_remapping()
+        self.seconds = time.monotonic() - started
+
+    def boot(self, name: str, options: list[str], command: list[str], timeout: int) -> list[str]:
+        """Runs a command in the machine; its cases are added. The boot itself is a case too."""
+        here = self.root / "Tests/VirtualHardware"
+        with tempfile.NamedTemporaryFile(prefix="swift-iommu-log-") as log:
+            done = subprocess.run(
+                [here / "run", "--quiet", "--machine", self.machine, "--build", self.root, "--file", here / "guest/row",
+                 "--file", self.root / "udev", "--file", self.root / "Tests/udev/apply", "--log", log.name,
+                 "--timeout", str(timeout), *options, "--", *command],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", stdin=subprocess.DEVNULL)
+            lines = done.stdout.splitlines()
+            self.parse(lines)
+            finished = "ROW DONE" in lines
+            self.add(f"boot/{name}", "pass" if finished else "fail",
+                     None if finished else f"exit status {done.returncode}: {' | '.join(lines[-3:])}")
+            self.output += lines
+            if not finished:
+                self.output += Path(log.name).read_text(errors="replace").splitlines()[-20:]
+        return lines
+
+    def parse(self, lines: list[str]) -> None:
+        """`RESULT {json}` of the conformance program, and `CASE name verdict [reason]` of the guest's script."""
+        for line in lines:
+            if line.startswith("RESULT "):
+                for case in json.loads(line[7:])["cases"]:
+                    self.add(case["name"], case["verdict"], case.get("reason"))
+            elif line.startswith("CASE "):
+                _, name, verdict, *reason = line.split(" ", 3)
+                self.add(name, verdict, reason[0] if reason else None)
+
+    def add(self, name: str, verdict: str, reason: str | None = None) -> None:
+        self.cases.append({"name": name, "verdict": verdict, "reason": reason or None})
+
+    def count(self, *arguments):
+        """`count(folder)` boots with a trace; `count("pass")` counts cases of a verdict."""
+        if arguments and isinstance(arguments[0], str):
+            return sum(case["verdict"] == arguments[0] for case in self.cases)
+        folder, = arguments
+        pattern = commands.pattern(self.machine)
+        trace = folder / "trace"
+        options = ["--trace", f"{pattern}={trace}"] if pattern else []
+        lines = self.boot("counts", options, ["sh", "/row", self.machine, self.interface, "counts"], 300)
+        phases = {int(words[2]): words[1] for words in map(str.split, lines) if words[:1] == ["PHASE"]}
+        self.counts = commands.count(self.machine, trace if pattern else None, phases)
+        for name, verdict, reason in commands.verdicts(self.machine, self.interface, self.counts):
+            self.add(name, verdict, reason)
+        return None
+
+    def without_remapping(self) -> None:
+        """A machine that cannot isolate interrupts must say so, with the remedy."""
+        name = "no-interrupt-remapping"
+        if machines.MACHINES[self.machine].intel is None:
+            self.add(f"boot/{name}", "skip", "interrupt remapping can be switched off on VT-d only")
+            self.add(f"refusal/{name}", "skip", "interrupt remapping can be switched off on VT-d only")
+            return
+        self.boot(name, ["--no-interrupt-remapping"], ["sh", "/row", self.machine, self.interface, name], 120)
+
+    def report(self) -> None:
+        bad = [case for case in self.cases if case["verdict"] == "fail"]
+        print(f"{self.machine}/{self.interface}: {self.count('pass')} passed, {len(bad)} failed, "
+              f"{self.count('skip')} skipped in {self.seconds:.0f} s", flush=True)
+        for case in bad:
+            print(f"  FAIL {case['name']}: {case['reason']}", flush=True)
+        if bad:
+            for line in self.output[-60:]:
+                print(f"  | {line}", flush=True)
+
+    def document(self) -> dict:
+        return {
+            "machine": self.machine, "interface": self.interface, "translation": "kernel",
+            "passed": self.count("pass"), "failed": self.count("fail"), "skipped": self.count("skip"),
+            "seconds": round(self.seconds, 1), "cases": self.cases, "counts": self.counts}
