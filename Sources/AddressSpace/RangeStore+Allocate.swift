@@ -78,7 +78,7 @@ extension RangeStore {
 
 extension RangeStore {
   /// The largest length in bytes for which an allocation with natural alignment would succeed in a window;
-  /// all smaller ones would as well. 0 when the window has no free granule.
+  /// all smaller ones would as well. At most 2⁶³; 0 when the window has no free granule.
   ///
   /// - Complexity: O(log n). For the whole space, and for all of it below 4 GiB as long as nothing is allocated there,
   ///   O(1).
@@ -86,7 +86,8 @@ extension RangeStore {
     let shift = UInt64(granule.shift)
     let first = (lowest >> shift) + (granule.isAligned(lowest) ? 0 : 1)
     let end = (limit >> shift) + (limit & granule.mask == granule.mask ? 1 : 0)
-    return unsafe map.pointee.largestCapacity(from: first, to: end) << shift
+    // No length above 2⁶³ has a natural alignment.
+    return unsafe min(map.pointee.largestCapacity(from: first, to: end), 1 << (63 - shift)) << shift
   }
 
   /// The largest power of two, as an exponent of bytes, that an allocation with natural alignment

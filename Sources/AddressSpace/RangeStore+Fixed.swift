@@ -60,7 +60,9 @@ extension RangeStore {
   /// - Complexity: O(log n).
   @discardableResult
   package func remove(_ start: IOVA) -> Node? {
-    guard start.isAligned(to: granule), let value = unsafe map.pointee.release(unit(start)) else { return nil }
+    guard start.isAligned(to: granule), let value = unsafe map.pointee.release(unit(start)) else {
+      return nil
+    }
     return node(value)
   }
 }

@@ -31,7 +31,9 @@ extension TileMap {
     var room = Room.none
     tree.forEach { key, value in
       if key != floor { failure = "a tile at granule \(key) behind one that ends at \(floor)" }
-      if value.start < key || value.end <= value.start { failure = "a tile from \(value.start) to \(value.end)" }
+      if value.start < key || value.end <= value.start {
+        failure = "a tile from \(value.start) to \(value.end)"
+      }
       if key < low.end { room.insert(gapFrom: key, to: max(key, min(value.start, low.end))) }
       if let kind = value.kind {
         counts[Int(kind.rawValue)] += 1

@@ -20,8 +20,9 @@ package enum RangeStoreFailure: Error, Hashable, Sendable {
   case occupied(IOVARange)
   /// Nothing fits: it was proved that no free range satisfies the request.
   case noSpace
-  /// Nothing was found: no free range surely satisfies the request, and the limited number that were tried
-  /// did not. Only requests whose alignment is neither one granule nor natural can end so.
+  /// Nothing was found, though it was not proved that nothing fits: no free range surely satisfies the request, and
+  /// more than 32 were long enough that might have. Only requests whose alignment is neither one granule nor
+  /// natural can end so.
   case fragmented
   /// An interval that is already there.
   case duplicate

@@ -85,7 +85,12 @@ extension TileMap {
   enum Outcome {
     /// The start of the range.
     case placed(UInt64)
-    case noSpace, fragmented, outOfMemory
+    /// No gap has room.
+    case noSpace
+    /// No gap surely has room, and not all of the others were tried.
+    case fragmented
+    /// The store cannot grow.
+    case outOfMemory
   }
 
   /// Finds room and occupies it.
@@ -119,25 +124,30 @@ extension TileMap {
 
   /// Moves the cursor from the first tile of the window to the first, in the direction, with room for a range.
   ///
-  /// The tile at either end of the window is clipped by it and tried by itself. For the others the
-  /// summaries tell: exactly when `fit.isExact`; or else gaps that are long enough are tried, ``candidateLimit`` of them, and
-  /// after that only those that surely have room.
+  /// The tile at either end of the window is clipped by it and tried by itself. For those between the summaries
+  /// tell: exactly when `fit.isExact`; or else gaps that are long enough are tried, up to ``candidateLimit``.
   private mutating func find(_ fit: Fit) -> Outcome {
     let step = fit.isTopDown ? -1 : 1
-    var query = fit.necessary
+    let query = fit.necessary
     var candidates = fit.isExact ? Int.max : TileMap.candidateLimit
     while true {
       let (floor, value) = (tree.key, tree.value)
       if let place = fit.place(from: floor, to: value.start) { return .placed(place) }
       let isLast = fit.isTopDown ? floor <= fit.low : value.end >= fit.high
-      if isLast { break }
-      if candidates > 0 && fit.isLongEnough(from: floor, to: value.start) {
-        candidates -= 1
-        if candidates == 0 { query = fit.sufficient }
-      }
+      if isLast { return .noSpace }
+      if fit.isLongEnough(from: floor, to: value.start) { candidates -= 1 }
       tree.slot += step
-      guard tree.search(step: step, for: query) else { break }
+      guard tree.search(step: step, for: query) else { return .noSpace }
+      if candidates == 0 { return findSure(fit, step) }
     }
-    return candidates == 0 ? .fragmented : .noSpace
+  }
+
+  /// From the first gap that was not tried on, looks only at those that surely have room.
+  private mutating func findSure(_ fit: Fit, _ step: Int) -> Outcome {
+    guard fit.isLongEnough(from: tree.key, to: tree.value.start) else { return .noSpace }
+    guard tree.search(step: step, for: fit.sufficient),
+      let place = fit.place(from: tree.key, to: tree.value.start)
+    else { return .fragmented }
+    return .placed(place)
   }
 }

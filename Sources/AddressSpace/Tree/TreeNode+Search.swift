@@ -1,0 +1,73 @@
+// Searching the entries of one node, and summing them up.
+
+extension TreeNode {
+  /// The last slot but the first whose key is not above `key`, or else the first. Without a branch on the keys.
+  @inline(__always)
+  func slot(for key: Key) -> Int {
+    var (first, length) = (0, count)
+    while length > 1 {
+      let half = length / 2
+      first = unsafe keys[first + half] <= key ? first + half : first
+      length -= half
+    }
+    return first
+  }
+
+  /// The last slot of a leaf whose key is not above `key`; -1 when there is none.
+  @inline(__always)
+  func lastSlot(notAbove key: Key) -> Int {
+    let slot = slot(for: key)
+    return unsafe count == 0 || key < keys[0] ? -1 : slot
+  }
+
+  /// The first record from a slot on, in steps of 1 or -1, that a query admits. The slot may be one off either end.
+  @inline(__always)
+  func scan(from first: Int, step: Int, for query: Summary.Query) -> Int? {
+    assert(level == 0)
+    var slot = first
+    let end = step > 0 ? count : -1
+    while slot != end {
+      if unsafe Record.admits(keys[slot], values[slot], query) { return slot }
+      slot &+= step
+    }
+    return nil
+  }
+
+  /// The first subtree from a slot on, in steps of 1 or -1, that a query admits.
+  @inline(__always)
+  func scanSubtrees(from first: Int, step: Int, for query: Summary.Query) -> Int? {
+    assert(level > 0)
+    var slot = first
+    let end = step > 0 ? count : -1
+    while slot != end {
+      if unsafe summaries[slot].admits(query) { return slot }
+      slot &+= step
+    }
+    return nil
+  }
+
+  /// What is known of all records below.
+  var summary: Summary {
+    var sum = Summary.none
+    summarize(from: 0, to: count, into: &sum)
+    return sum
+  }
+
+  /// Adds what is known of the records below some slots; of none when they are in the wrong order.
+  func summarize(from first: Int, to end: Int, into sum: inout Summary) {
+    var slot = first
+    if level == 0 {
+      while slot < end {
+        unsafe Record.summarize(keys[slot], values[slot], into: &sum)
+        slot &+= 1
+      }
+    } else {
+      while slot < end {
+        unsafe sum.formUnion(summaries[slot])
+        slot &+= 1
+      }
+    }
+  }
+
+  static func == (left: TreeNode, right: TreeNode) -> Bool { unsafe left.block == right.block }
+}
