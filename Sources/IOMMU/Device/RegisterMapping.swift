@@ -84,7 +84,9 @@ extension VFIORegionInfo {
   /// The parts that can be mapped, ordered and apart: all, what SPARSE_MMAP lists (inwards to whole pages, since a
   /// page's other part is not to be reached), or none.
   package func mappableRanges(pageSize: UInt64) -> [Range<Int>] {
-    guard canMap, let end = Int(exactly: byteCount), offset % pageSize == 0 else { return [] }
+    guard canMap, canRead, canWrite, let end = Int(exactly: byteCount), offset % pageSize == 0 else {
+      return []
+    }
     guard let sparse else { return [0..<end] }
     var ranges: [Range<Int>] = []
     for part in sparse.sorted(by: { $0.lowerBound < $1.lowerBound }) {

@@ -1,5 +1,4 @@
 import IOMMU
-import Synchronization
 import Testing
 
 @Suite("Device events", .timeLimit(.minutes(1)))
@@ -9,9 +8,9 @@ struct DeviceEventsTests {
   }
 
   final class Recorder: Sendable {
-    private let list = Mutex<[DeviceEvent]>([])
-    var all: [DeviceEvent] { list.withLock { $0 } }
-    func note(_ event: DeviceEvent) { list.withLock { $0.append(event) } }
+    private let list = Shared<[DeviceEvent]>([])
+    var all: [DeviceEvent] { list.value }
+    func note(_ event: DeviceEvent) { list.change { $0.append(event) } }
   }
 
   // MARK: Telling
@@ -196,18 +195,11 @@ struct DeviceEventsTests {
 
   @Test func theHandlerMayDropTheLastReference() async throws {
     let kernel = Self.kernel()
-    let owner = Owner(try kernel.events())
-    try owner.events?.start { _ in owner.drop() }
+    let owner = Shared<DeviceEvents?>(try kernel.events())
+    try owner.value?.start { _ in owner.change { $0 = nil } }
     kernel.fire(VFIOPCI.request)
     await kernel.settle { kernel.leaks == 0 }
     #expect(kernel.leaks == 0)
-  }
-
-  private final class Owner: Sendable {
-    private let device: Mutex<DeviceEvents?>
-    init(_ events: DeviceEvents) { device = Mutex(events) }
-    var events: DeviceEvents? { device.withLock { $0 } }
-    func drop() { device.withLock { $0 = nil } }
   }
 
   @Test func theHandlerMayStartAnotherDevice() async throws {
@@ -232,24 +224,17 @@ struct DeviceEventsTests {
   @Test func closingWhileTheHandlerRunsDoesNotWaitForIt() async throws {
     let kernel = Self.kernel()
     let events = try kernel.events()
-    let gate = Gate()
-    try events.start { _ in gate.enter() }
-    kernel.fire(VFIOPCI.error)
-    await kernel.settle { gate.isEntered }
-    events.close()
-    #expect(gate.isEntered)
-    gate.open()
-    await kernel.settle { EventWatcher.sourceCount(of: kernel) == nil }
-  }
-
-  private final class Gate: Sendable {
-    private let state = Atomic<Int>(0)
-    var isEntered: Bool { state.load(ordering: .acquiring) >= 1 }
-    func open() { state.store(2, ordering: .releasing) }
-    func enter() {
-      state.store(1, ordering: .releasing)
-      while state.load(ordering: .acquiring) != 2 {}
+    let isEntered = Shared(false), mayLeave = Shared(false)
+    try events.start { _ in
+      isEntered.change { $0 = true }
+      while !mayLeave.value {}
     }
+    kernel.fire(VFIOPCI.error)
+    await kernel.settle { isEntered.value }
+    events.close()
+    #expect(isEntered.value)
+    mayLeave.change { $0 = true }
+    await kernel.settle { EventWatcher.sourceCount(of: kernel) == nil }
   }
 
   // MARK: Failures
@@ -326,20 +311,15 @@ struct DeviceEventsTests {
 
   @Test func devicesComeAndGoOnManyThreads() async throws {
     let kernel = Self.kernel()
-    await withTaskGroup(of: Void.self) { group in
-      for _ in 0..<8 {
-        group.addTask {
-          for _ in 0..<50 {
-            do {
-              let events = try kernel.events()
-              try events.start { _ in }
-              kernel.fire(VFIOPCI.error)
-              events.close()
-            } catch { Issue.record("\(error)") }
-          }
-        }
+    let failures = await inThreads(8) { _ in
+      for _ in 0..<50 {
+        let events = try kernel.events()
+        try events.start { _ in }
+        kernel.fire(VFIOPCI.error)
+        events.close()
       }
     }
+    #expect(failures.isEmpty)
     await kernel.settle { kernel.leaks == 0 && EventWatcher.sourceCount(of: kernel) == nil }
     #expect(kernel.leaks == 0)
     #expect(EventWatcher.sourceCount(of: kernel) == nil)

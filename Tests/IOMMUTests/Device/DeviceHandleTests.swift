@@ -1,5 +1,4 @@
 import IOMMU
-import Synchronization
 import Testing
 
 @Suite("Device handle", .timeLimit(.minutes(1)))
@@ -54,18 +53,16 @@ struct DeviceHandleTests {
   @Test func closingWaitsForCallsUnderWay() async throws {
     let kernel = TestKernel()
     let handle = try kernel.handle()
-    let isDone = Atomic<Bool>(false)
-    let call = Task.detached {
-      try handle.use("call") { _ in
+    let isDone = Shared(false)
+    inThread {
+      try? handle.use("call") { _ in
         kernel.sleep(.milliseconds(20))
-        isDone.store(true, ordering: .releasing)
+        isDone.change { $0 = true }
       }
     }
     await kernel.settle { kernel.with { !$0.slept.isEmpty } }
     #expect(handle.close())
-    let wasDone = isDone.load(ordering: .acquiring)
-    #expect(wasDone)
-    try await call.value
+    #expect(isDone.value)
   }
 
   @Test func closingDoesNotWaitForEver() throws {
@@ -78,23 +75,18 @@ struct DeviceHandleTests {
 
   @Test func oneThreadAtATimeHasTheTurn() async throws {
     let handle = try TestKernel().handle()
-    let inside = Atomic<Int>(0)
-    let most = Mutex(0)
-    try await withThrowingTaskGroup(of: Void.self) { group in
-      for _ in 0..<4 {
-        group.addTask {
-          for _ in 0..<50 {
-            try handle.exclusively("turn") { () throws(DMAError) in
-              let now = inside.wrappingAdd(1, ordering: .relaxed).newValue
-              most.withLock { $0 = max($0, now) }
-              inside.wrappingSubtract(1, ordering: .relaxed)
-            }
-          }
+    let inside = Shared(0), most = Shared(0)
+    let failures = await inThreads(4) { _ in
+      for _ in 0..<50 {
+        try handle.exclusively("turn") { () throws(DMAError) in
+          inside.change { $0 += 1 }
+          most.change { $0 = max($0, inside.value) }
+          inside.change { $0 -= 1 }
         }
       }
-      try await group.waitForAll()
     }
-    #expect(most.withLock { $0 } == 1)
+    #expect(failures.isEmpty)
+    #expect(most.value == 1)
   }
 
   @Test func anErrorPassesTheTurn() throws {

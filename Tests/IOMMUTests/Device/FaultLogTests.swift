@@ -173,14 +173,10 @@ struct FaultLogTests {
   @Test func threadsThatCollectTogetherReadEachLineOnce() async {
     let kernel = TestKernel()
     let log = log(kernel)
-    await withTaskGroup(of: Void.self) { group in
-      for thread in 0..<4 {
-        group.addTask {
-          for round in 0..<50 {
-            kernel.log([Self.line(UInt64(thread * 50 + round))])
-            _ = log.collect()
-          }
-        }
+    _ = await inThreads(4) { thread in
+      for round in 0..<50 {
+        kernel.log([Self.line(UInt64(thread * 50 + round))])
+        _ = log.collect()
       }
     }
     #expect(log.collect().count == 200)

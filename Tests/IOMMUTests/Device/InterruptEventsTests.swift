@@ -1,5 +1,4 @@
 import IOMMU
-import Synchronization
 import Testing
 
 @Suite("Interrupts as a sequence", .timeLimit(.minutes(1)))
@@ -147,12 +146,12 @@ struct InterruptEventsTests {
     let kernel = InterruptTests.messages()
     let vectors = try kernel.vectors()
     let irq = try vectors.interrupt(0)
-    let sum = Mutex<UInt64>(0)
+    let sum = Shared<UInt64>(0)
     await withTaskGroup(of: Void.self) { group in
       for _ in 0..<3 {
         group.addTask {
           do {
-            for try await count in irq.events { sum.withLock { $0 += count } }
+            for try await count in irq.events { sum.change { $0 += count } }
           } catch { Issue.record("\(error)") }
         }
       }
@@ -160,10 +159,10 @@ struct InterruptEventsTests {
         kernel.fire(VFIOPCI.msix)
         await Task.yield()
       }
-      await kernel.settle { sum.withLock { $0 } >= 100 }
+      await kernel.settle { sum.value >= 100 }
       vectors.close()
     }
-    #expect(sum.withLock { $0 } == 100)
+    #expect(sum.value == 100)
   }
 
   /// Cancellation and interrupts race: each interrupt reaches somebody.

@@ -25,13 +25,15 @@ struct InterruptTests {
     #expect(try irq.tryTake() == nil)
   }
 
-  @Test func oneThatComesEndsTheWait() async throws {
+  @Test func oneThatComesEndsTheWait() throws {
     let kernel = Self.messages()
     let vectors = try kernel.vectors()
     let irq = try vectors.interrupt(3)
-    async let count = irq.wait(timeout: .seconds(60))
-    kernel.fire(VFIOPCI.msix, 3)
-    #expect(try await count == 1)
+    inThread {
+      kernel.sleep(.milliseconds(2))
+      kernel.fire(VFIOPCI.msix, 3)
+    }
+    #expect(try irq.wait(timeout: .seconds(60)) == 1)
   }
 
   @Test func theTimeEndsTheWait() throws {
@@ -56,13 +58,15 @@ struct InterruptTests {
     #expect(try irq.wait(timeout: timeout) == 1)
   }
 
-  @Test func aTimeThatLeavesTheClockIsForEver() async throws {
+  @Test func aTimeThatLeavesTheClockIsForEver() throws {
     let kernel = Self.messages()
     let vectors = try kernel.vectors()
     let irq = try vectors.interrupt(0)
-    async let count = irq.wait(timeout: .seconds(Int64.max))
-    kernel.fire(VFIOPCI.msix)
-    #expect(try await count == 1)
+    inThread {
+      kernel.sleep(.milliseconds(2))
+      kernel.fire(VFIOPCI.msix)
+    }
+    #expect(try irq.wait(timeout: .seconds(Int64.max)) == 1)
   }
 
   @Test func signalsNeitherEndNorLengthenTheWait() throws {
@@ -214,17 +218,21 @@ struct InterruptTests {
     let kernel = Self.messages()
     let vectors = try kernel.vectors()
     let irq = try vectors.interrupt(0)
-    await withTaskGroup(of: DMAError.Code?.self) { group in
-      for _ in 0..<3 {
-        group.addTask {
-          do throws(DMAError) { try irq.wait(timeout: .seconds(60)) } catch { return error.code }
-          return nil
+    let codes = Shared<[DMAError.Code?]>([])
+    for _ in 0..<3 {
+      inThread {
+        do throws(DMAError) {
+          try irq.wait(timeout: .seconds(60))
+          codes.change { $0.append(nil) }
+        } catch {
+          codes.change { $0.append(error.code) }
         }
       }
-      while kernel.calls.count(where: { $0 == "wait" }) < 1 { await Task.yield() }
-      vectors.close()
-      for await code in group { #expect(code == .closed) }
     }
+    await kernel.reach("wait", more: 3)
+    vectors.close()
+    await kernel.settle { codes.value.count == 3 }
+    #expect(codes.value == [.closed, .closed, .closed])
     #expect(irq.isClosed)
   }
 
@@ -267,7 +275,7 @@ struct InterruptTests {
     var irq = try vectors?.interrupt(0)
     vectors = nil
     #expect(irq?.isClosed == true, "a device that is dropped is closed")
-    #expect(kernel.with { $0.openEvents.count } == 1)
+    #expect(kernel.with { $0.openEvents.count } == 2, "its own, and its device's turn")
     irq = nil
     #expect(kernel.leaks == 0)
   }

@@ -63,8 +63,8 @@ public struct Fault: Hashable, Sendable, CustomStringConvertible {
   /// One line, such as `0000:00:01.0: write to 0x1000: translation (F_TRANSLATION)`.
   public var description: String {
     let who = device ?? requesterID.map { "requester 0x\(String($0, radix: 16))" } ?? "unknown device"
-    let what = access == .unknown ? "access" : access.rawValue
-    return "\(who): \(what) at \(iova.map(\.description) ?? "no address"): \(kind.rawValue) (\(reason))"
+    let what = access == .write ? "write to" : access == .read ? "read of" : "access to"
+    return "\(who): \(what) \(iova.map(\.description) ?? "no address"): \(kind.rawValue) (\(reason))"
   }
 }
 

@@ -12,10 +12,21 @@ package final class FaultLog: Sendable {
   private let state: Mutex<State>
 
   private struct State {
-    /// The next line to read; nil while the log could never be read.
-    var next: UInt64?
+    /// The next line to read.
+    var next: UInt64 = 0
+    /// Whether the log could be read at least once.
+    var hasBegun = false
+    /// Whether it has had a line: then the next has the next number, unless some were lost.
+    var hasLine = false
     var parser = FaultParser()
     var report = FaultReport()
+
+    /// Passes over what is in the log.
+    mutating func begin(_ lines: [KernelLogLine]) {
+      hasBegun = true
+      guard let last = lines.last else { return }
+      (next, hasLine) = (last.sequence &+ 1, true)
+    }
   }
 
   /// `requesterIDs` are the ids by which the IOMMU knows the device: without, the one of its address, which is right but
@@ -25,7 +36,7 @@ package final class FaultLog: Sendable {
     self.requesterIDs = Set(requesterIDs ?? [UInt32(device.requesterID)])
     var state = State()
     do throws(Errno) {
-      state.next = (try kernel.kernelLog(from: 0).last?.sequence).map { $0 &+ 1 } ?? 0
+      state.begin(try kernel.kernelLog(from: 0))
     } catch {
       state.report.unreadable = .kernelLog(error, device)
     }
@@ -39,7 +50,7 @@ package final class FaultLog: Sendable {
     let from = state.withLock { $0.next }
     do throws(Errno) {
       // Not under the lock: it sleeps.
-      let lines = try kernel.kernelLog(from: from ?? 0)
+      let lines = try kernel.kernelLog(from: from)
       return state.withLock { state in
         read(lines, &state)
         return state.report
@@ -54,15 +65,15 @@ package final class FaultLog: Sendable {
 
   private func read(_ lines: [KernelLogLine], _ state: inout State) {
     state.report.unreadable = nil
-    guard let next = state.next else {
+    guard state.hasBegun else {
       // The first time that the log can be read: what is in it may be older than the device.
-      state.next = lines.last.map { $0.sequence &+ 1 } ?? 0
+      state.begin(lines)
       state.report.hasGap = true
       return
     }
-    if let first = lines.first, first.sequence > next { state.report.hasGap = true }
-    for line in lines where line.sequence >= state.next ?? 0 {
-      state.next = line.sequence &+ 1
+    if state.hasLine, let first = lines.first, first.sequence > state.next { state.report.hasGap = true }
+    for line in lines where line.sequence >= state.next {
+      (state.next, state.hasLine) = (line.sequence &+ 1, true)
       take(state.parser.read(line), &state.report)
     }
   }
