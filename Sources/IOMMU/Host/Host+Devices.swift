@@ -61,7 +61,8 @@ extension Host {
       if device.group == nil { reader.note("\(path)/iommu_group") }
     }
     if device.group != nil { device.unit = reader.linkName("\(path)/iommu") }
-    device.cdev = readNode(path, &reader)
+    let mayHaveNode = device.driver.map(VFIODriver.drives) ?? reader.unread.contains("\(path)/driver")
+    if mayHaveNode { device.cdev = readNode(path, &reader) }
     let node: Int? = reader.number("\(path)/numa_node", optional: true)
     device.numaNode = node.flatMap { $0 < 0 ? nil : $0 }
     device.unread = reader.unread

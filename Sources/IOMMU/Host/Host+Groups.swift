@@ -34,12 +34,29 @@ extension Host {
     Field.number(Array(name.utf8)[...]).flatMap { (id: Int) in id < 0 ? nil : id }
   }
 
-  /// A group with its members; what `known` holds of them is not read again.
-  func readGroup(_ id: Int, known: [PCIAddress: PCIDevice] = [:]) -> IOMMUGroup {
+  /// A group with its members.
+  func readGroup(_ id: Int) -> IOMMUGroup {
     var group = IOMMUGroup(id: id), reader = FileReader(kernel)
-    let path = "\(SysPath.groups)/\(id)"
+    readMembers(&group, known: [:], &reader)
     group.isNoIOMMU = isNoIOMMU(id, &reader)
-    group.type = reader.text("\(path)/type", optional: true)
+    group.type = reader.text("\(SysPath.groups)/\(id)/type", optional: true)
+    group.unread = reader.unread
+    return group
+  }
+
+  /// What the status of its devices needs of a group: what `known` holds of them is not read again.
+  private func readViability(_ id: Int, known: [PCIAddress: PCIDevice]) -> IOMMUGroup {
+    var group = IOMMUGroup(id: id), reader = FileReader(kernel)
+    readMembers(&group, known: known, &reader)
+    // A group without an IOMMU has none to show.
+    if group.unit == nil { group.isNoIOMMU = isNoIOMMU(id, &reader) }
+    return group
+  }
+
+  private func readMembers(
+    _ group: inout IOMMUGroup, known: [PCIAddress: PCIDevice], _ reader: inout FileReader
+  ) {
+    let path = "\(SysPath.groups)/\(group.id)"
     for name in reader.names("\(path)/devices") {
       guard let name = Field.lastComponent(name) else { continue }
       let address = PCIAddress(sysfsName: name[...])
@@ -54,8 +71,6 @@ extension Host {
       }
       group.members.append(member)
     }
-    group.unread = reader.unread
-    return group
   }
 
   private func readMember(_ member: inout IOMMUGroup.Member, _ path: String, _ reader: inout FileReader) {
@@ -82,7 +97,7 @@ extension Host {
         (devices[index].status, devices[index].reason) = Readiness.withoutGroup(devices[index])
         continue
       }
-      let group = groups[id] ?? readGroup(id, known: known)
+      let group = groups[id] ?? readViability(id, known: known)
       groups[id] = group
       (devices[index].status, devices[index].reason) = Readiness.judge(devices[index], in: group)
     }

@@ -2,18 +2,28 @@ import CIOMMU
 
 extension LiveKernel {
   package func readFile(_ path: String) throws(Errno) -> [UInt8] {
-    let descriptor = try check(unsafe ci_open(root + path, CI_O_RDONLY, 0))
+    // Without waiting: a named pipe in a captured tree would otherwise never answer.
+    let descriptor = try check(unsafe ci_open(root + path, CI_O_RDONLY | CI_O_NONBLOCK, 0))
     defer { _ = ci_close(descriptor) }
-    var bytes: [UInt8] = []
     // sysfs and procfs do not tell lengths: read until the end, bounded.
-    let piece = 4096, limit = 16 << 20
-    while bytes.count < limit {
-      var part = [UInt8](repeating: 0, count: piece)
-      let done = try check(unsafe part.withUnsafeMutableBytes { unsafe ci_read(descriptor, $0.baseAddress!, UInt64(piece)) })
-      if done == 0 { break }
-      bytes += part.prefix(Int(done))
+    var bytes = try readPiece(descriptor), hasMore = !bytes.isEmpty
+    while hasMore, bytes.count < 16 << 20 {
+      let piece = try readPiece(descriptor)
+      bytes += piece
+      hasMore = !piece.isEmpty
     }
     return bytes
+  }
+
+  /// At most a page, which is as much as sysfs writes.
+  private func readPiece(_ descriptor: Int32) throws(Errno) -> [UInt8] {
+    var done: Int64 = 0
+    let piece = unsafe [UInt8](unsafeUninitializedCapacity: 4096) { buffer, count in
+      done = unsafe ci_read(descriptor, buffer.baseAddress!, UInt64(buffer.count))
+      count = max(0, Int(done))
+    }
+    try check(done)
+    return piece
   }
 
   package func writeFile(_ path: String, _ text: String) throws(Errno) {
@@ -28,25 +38,31 @@ extension LiveKernel {
   package func listDirectory(_ path: String) throws(Errno) -> [String] {
     let descriptor = try check(unsafe ci_open(root + path, CI_O_RDONLY | CI_O_DIRECTORY, 0))
     defer { _ = ci_close(descriptor) }
-    var names: [String] = []
-    var buffer = [UInt8](repeating: 0, count: 32 << 10)
-    while true {
-      let size = try check(unsafe buffer.withUnsafeMutableBytes { unsafe ci_directory_read(descriptor, $0.baseAddress!, UInt64($0.count)) })
-      if size == 0 { break }
-      unsafe buffer.withUnsafeBytes { bytes in
+    let result: Result<[String], Errno> = unsafe withUnsafeTemporaryAllocation(
+      byteCount: 32 << 10, alignment: 16
+    ) { buffer in
+      var names: [String] = []
+      while true {
+        let size = unsafe ci_directory_read(descriptor, buffer.baseAddress!, UInt64(buffer.count))
+        if size < 0 { return .failure(Errno(rawValue: Int32(truncatingIfNeeded: -size))) }
+        if size == 0 { return .success(names) }
         var offset: UInt64 = 0, type: UInt32 = 0
-        while let name = unsafe ci_directory_next(bytes.baseAddress!, UInt64(size), &offset, &type) {
+        while let name = unsafe ci_directory_next(buffer.baseAddress!, UInt64(size), &offset, &type) {
           unsafe names.append(String(cString: name))
         }
       }
     }
-    return names.sorted()
+    return try result.get().sorted()
   }
 
   package func readLink(_ path: String) throws(Errno) -> String {
-    var buffer = [CChar](repeating: 0, count: 4096)
-    let length = try check(unsafe buffer.withUnsafeMutableBufferPointer { unsafe ci_readlink(root + path, $0.baseAddress!, UInt64($0.count)) })
-    return String(decoding: buffer.prefix(Int(length)).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    let result: Result<String, Errno> = unsafe withUnsafeTemporaryAllocation(of: CChar.self, capacity: 4096) {
+      let length = unsafe ci_readlink(root + path, $0.baseAddress!, UInt64($0.count))
+      if length < 0 { return .failure(Errno(rawValue: Int32(truncatingIfNeeded: -length))) }
+      let bytes = unsafe UnsafeRawBufferPointer(start: $0.baseAddress!, count: Int(length))
+      return .success(unsafe String(decoding: bytes, as: UTF8.self))
+    }
+    return try result.get()
   }
 
   package func status(_ path: String) throws(Errno) -> FileStatus {
@@ -63,10 +79,13 @@ extension LiveKernel {
   }
 
   package func checkAccess(_ path: String, write: Bool) throws(Errno) {
-    try check(unsafe ci_faccessat(CI_AT_FDCWD, root + path, write ? CI_R_OK | CI_W_OK : CI_R_OK, CI_AT_EACCESS))
+    try check(
+      unsafe ci_faccessat(CI_AT_FDCWD, root + path, write ? CI_R_OK | CI_W_OK : CI_R_OK, CI_AT_EACCESS))
   }
 
-  package func open(_ path: String) throws(Errno) -> Int32 { try check(unsafe ci_open(root + path, CI_O_RDWR, 0)) }
+  package func open(_ path: String) throws(Errno) -> Int32 {
+    try check(unsafe ci_open(root + path, CI_O_RDWR, 0))
+  }
 
   package func close(_ descriptor: Int32) { _ = ci_close(descriptor) }
 
