@@ -21,16 +21,26 @@ class TimedOut(Exception):
 
 
 class Stream:
-    """The guest's output port: the command's bytes, and at their end `\\x1e TOKEN CODE \\n`."""
+    """The guest's output port: `\\x1e TOKEN \\n`, the command's bytes, `\\x1e TOKEN CODE \\n`.
+
+    Firmware may have written to the port before the first marker.
+    """
 
     def __init__(self, token: str, sink):
         self.marker = b"\x1e" + token.encode() + b" "
         self.sink = sink
         self.pending = b""
+        self.started = False
         self.code: int | None = None
 
     def feed(self, data: bytes):
         self.pending += data
+        if not self.started:
+            before, marker, after = self.pending.partition(self.marker + b"\n")
+            if not marker:
+                return
+            self.started = True
+            self.pending = after
         at = self.pending.find(self.marker)
         if at < 0:
             # The tail may be the marker's beginning.
@@ -43,7 +53,7 @@ class Stream:
         self.pending = self.pending[at:]
 
     def finish(self):
-        if self.code is None:
+        if self.started and self.code is None:
             self.write(self.pending)
 
     def write(self, data: bytes):
@@ -52,7 +62,7 @@ class Stream:
             self.sink.flush()
 
 
-def boot(arguments: list[str], log: Path, token: str, timeout: float, sink) -> int:
+def run(arguments: list[str], log: Path, token: str, timeout: float, sink) -> int:
     """Runs QEMU with these arguments until the command has ended; its exit code.
 
     QEMU's own messages are appended to `log`, where the kernel's console goes as well.

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 
 EDU = "edu,dma_mask=0xffffffff"
 DISK_BYTES = 64 << 20
+FIRMWARE = "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Machine:
     intel: str | None = None
     """Options of QEMU's VT-d."""
     kernel_arguments: str = ""
+    nests: bool = False
+    """Whether a process can own stage-1 tables: whether --translation process is possible."""
 
     @property
     def emulator(self) -> str:
@@ -56,11 +59,13 @@ class Machine:
     def port(self) -> str:
         return self.console[:-1] + "1"
 
-    def board(self, iommu: bool, interrupt_remapping: bool) -> list[str]:
+    def board(self, iommu: bool, interrupt_remapping: bool, nested: bool) -> list[str]:
         """Board, CPU and IOMMU."""
         if self.architecture == "arm64":
             model = "smmuv3" if iommu else "none"
-            return ["-M", f"virt,gic-version=3,iommu={model}", "-cpu", "max,pauth-impdef=on"]
+            arguments = ["-M", f"virt,gic-version=3,iommu={model}", "-cpu", "max,pauth-impdef=on"]
+            # Nesting needs an ACPI table to be changed, hence firmware that brings ACPI.
+            return arguments + (["-global", "arm-smmuv3.stage=nested", "-bios", FIRMWARE] if nested else [])
         # Without a split irqchip QEMU has no interrupt remapping to offer.
         arguments = ["-M", "q35,kernel-irqchip=split", "-cpu", "max"]
         if iommu and self.intel is not None:
@@ -111,5 +116,5 @@ MACHINES = {
     "vtd-flts": Machine("x86_64", intel=",x-scalable-mode=on,x-flts=on"),
     "vtd-caching": Machine("x86_64", intel=",caching-mode=on"),
     "virtio": Machine("x86_64", kernel_arguments=TRUSTED_INTERRUPTS),
-    "smmuv3": Machine("arm64"),
+    "smmuv3": Machine("arm64", nests=True),
 }

@@ -13,6 +13,7 @@ import elf
 from parts import Failed, Parts
 
 SDK_TRIPLE = "aarch64-unknown-linux-gnu"
+STAMP = "resolved"
 
 # The program and its linker only: a guest has no room for symbols, and nobody to read them.
 OPTIONS = ["--configuration", "release", "--static-swift-stdlib", "-Xlinker", "-s"]
@@ -42,26 +43,26 @@ def for_arm64(package: Path, scratch: Path, parts: Parts):
     It sees only the package, so dependencies are resolved by the machine's own Swift first, which
     knows this machine's git configuration and network.
     """
-    resolve = ["swift", "package", "--package-path", str(package), "--scratch-path", str(scratch), "resolve"]
     if not resolved(package, scratch):
-        swift(resolve, parts.quiet)
+        swift(["swift", "package", "--package-path", package, "--scratch-path", scratch, "resolve"], parts.quiet)
+        (scratch / STAMP).touch()
     sysroot = "/sdk/guest-arm64.artifactbundle/sysroot"
     swift([
         Path(__file__).with_name("in-toolchain"), parts.toolchain, package,
         f"PKG_CONFIG_PATH={sysroot}/usr/lib/aarch64-linux-gnu/pkgconfig:{sysroot}/usr/share/pkgconfig",
         "swift", "build", *options(package, scratch), "--swift-sdks-path", "/sdk", "--swift-sdk", SDK_TRIPLE,
         # Nothing can be fetched from in there, and it is a sandbox already.
-        "--disable-automatic-resolution", "--skip-update", "--disable-sandbox",
-        "--manifest-cache", "local", "--cache-path", str(scratch / "cache"),
+        "--disable-automatic-resolution", "--disable-sandbox",
+        "--manifest-cache", "local",
     ], parts.quiet)
 
 
 def resolved(package: Path, scratch: Path) -> bool:
     """Whether the dependencies were resolved since the manifest changed last."""
-    state = scratch / "workspace-state.json"
+    stamp = scratch / STAMP
     manifests = [package / "Package.swift", package / "Package.resolved"]
-    return state.exists() and all(
-        manifest.stat().st_mtime <= state.stat().st_mtime for manifest in manifests if manifest.exists())
+    return stamp.exists() and all(
+        manifest.stat().st_mtime <= stamp.stat().st_mtime for manifest in manifests if manifest.exists())
 
 
 def swift(command: list, quiet: bool):

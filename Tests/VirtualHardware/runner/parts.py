@@ -28,6 +28,14 @@ class Parts:
         return Path(self.basic[f"kernel-{self.architecture}"])
 
     @property
+    def qemu(self) -> str:
+        return self.basic["qemu"]
+
+    @property
+    def cache(self) -> Path:
+        return self.kernel.parent
+
+    @property
     def busybox(self) -> Path:
         return Path(self.basic["busybox"]) / f"busybox-{self.architecture}"
 

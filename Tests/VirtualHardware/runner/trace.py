@@ -10,6 +10,10 @@ from pathlib import Path
 MARK_EVENT = "pci_cfg_write"
 
 
+class Unknown(Exception):
+    pass
+
+
 class Request:
     """`PATTERN=FILE`, with a pattern as QEMU's -trace takes it."""
 
@@ -19,8 +23,11 @@ class Request:
             raise argparse.ArgumentTypeError(f"PATTERN=FILE is wanted, not {text}")
         self.file = Path(file)
 
-    def known(self, emulator: str) -> bool:
-        return any(self.matches(event) for event in events(emulator))
+    def check(self, emulator: str):
+        if not any(self.matches(event) for event in events(emulator)):
+            raise Unknown(f"--trace: QEMU has no event {self.pattern}")
+        # Better now than after the run.
+        self.file.write_text("")
 
     def matches(self, event: str) -> bool:
         return fnmatch.fnmatchcase(event, self.pattern)

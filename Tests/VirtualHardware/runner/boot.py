@@ -1,0 +1,100 @@
+"""One boot: the initial file system, QEMU's arguments, and for nesting the IORT before."""
+
+import argparse
+import base64
+import hashlib
+import io
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import guest
+import initramfs
+import trace
+from machines import DISK_BYTES, Machine
+from parts import Failed, Parts
+
+
+@dataclass
+class Boot:
+    options: argparse.Namespace
+    machine: Machine
+    parts: Parts
+    here: Path
+    scratch: Path
+    """A folder for what lives as long as the guest."""
+
+    @property
+    def nested(self) -> bool:
+        return self.options.translation == "process"
+
+    def run(self, command: list[str], files: list[Path], log: Path, sink) -> int:
+        """Runs the command in the machine that was asked for; its exit code."""
+        tables = [self.iort()] if self.nested else []
+        events = self.scratch / "trace"
+        try:
+            return self.once(command, files, tables, log, trace.arguments(self.options.trace, events), sink)
+        finally:
+            trace.split(self.options.trace, events)
+
+    def once(self, command, files, tables: list[Path], log: Path, tracing: list[str], sink) -> int:
+        machine, options = self.machine, self.options
+        token = secrets.token_hex(8)
+        initrd = self.scratch / "initrd"
+        initramfs.write(
+            initrd, self.here / "guest", self.parts.busybox, files, self.parts.library_folders, tables,
+            command=shlex.join(command) + "\n",
+            settings=f"port={machine.port} token={token} hugepages={options.hugepages}\n"
+                     f"export SHARED_GROUP='{' '.join(machine.shared_group)}'\n")
+        log.write_bytes(b"")
+        return guest.run([
+            *self.hardware(),
+            # The console, then the command's output: see guest/init.
+            "-chardev", f"file,id=console,append=on,path={log}", "-serial", "chardev:console",
+            "-serial", "stdio",
+            "-kernel", str(self.parts.kernel / "image"), "-initrd", str(initrd),
+            "-append", " ".join(filter(None, [
+                f"console={machine.console} rdinit=/bin/init panic=-1 quiet",
+                machine.kernel_arguments, "acpi=force" if self.nested else "", options.append])),
+            *tracing, *options.qemu,
+        ], log, token, options.timeout, sink)
+
+    def hardware(self) -> list[str]:
+        options = self.options
+        disk = options.disk or self.scratch / "disk"
+        if not options.disk:
+            with open(disk, "wb") as file:
+                file.truncate(DISK_BYTES)
+        return [
+            self.machine.emulator, "-accel", "tcg", "-nodefaults", "-display", "none", "-no-reboot",
+            *self.machine.board(not options.no_iommu, not options.no_interrupt_remapping, self.nested),
+            "-smp", str(options.cpus), "-m", str(options.memory),
+            *self.machine.devices(str(disk)),
+            *(word for device in options.device for word in ("-device", device)),
+        ]
+
+    def iort(self) -> Path:
+        """The machine's ACPI table IORT, changed so that Linux allows nesting; see iort-canwbs.py.
+
+        A first boot reads it, with the same devices, which it describes. It is cached.
+        """
+        tool = self.here / "iort-canwbs.py"
+        hardware = [word.replace(str(self.scratch), "") for word in self.hardware()]
+        key = hashlib.sha256(repr([self.parts.qemu, hardware, tool.read_text()]).encode()).hexdigest()
+        cached = self.parts.cache / f"iort-{key[:12]}.aml"
+        if not cached.exists():
+            output = io.BytesIO()
+            self.once(["base64", "/sys/firmware/acpi/tables/IORT"], [], [], self.scratch / "first-log", [], output)
+            original, changed = self.scratch / "IORT", self.scratch / "changed"
+            original.write_bytes(base64.b64decode(output.getvalue()))
+            if subprocess.run([sys.executable, tool, original, changed]).returncode != 0:
+                raise Failed("the machine has no IORT that could be changed")
+            unfinished = cached.with_name(f".{cached.name}.{self.scratch.name}")
+            unfinished.write_bytes(changed.read_bytes())
+            os.replace(unfinished, cached)
+        return cached
+
