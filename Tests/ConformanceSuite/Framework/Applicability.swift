@@ -1,0 +1,26 @@
+/// The one table of what does not apply where, and why.
+///
+/// Every row lists every case; a case that has no entry here runs everywhere.
+enum Applicability {
+  struct Rule: Sendable {
+    /// Beginnings of the names that it is about.
+    let names: [String]
+    let reason: String
+    let holds: @Sendable (Environment) -> Bool
+
+    init(_ names: String..., reason: String, when holds: @escaping @Sendable (Environment) -> Bool) {
+      (self.names, self.reason, self.holds) = (names, reason, holds)
+    }
+  }
+
+  static let rules: [Rule] = [
+    Rule("iommufd/", reason: "an ioctl of iommufd") { $0.interface != .iommufd },
+    Rule("type1/", reason: "an ioctl of the type1 container") { $0.interface != .type1 },
+  ]
+
+  static func reason(for item: ConformanceCase, in environment: Environment) -> String? {
+    rules.first { rule in
+      rule.names.contains { item.name.hasPrefix($0) } && rule.holds(environment)
+    }?.reason
+  }
+}

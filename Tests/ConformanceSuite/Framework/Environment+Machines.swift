@@ -1,0 +1,58 @@
+import Glibc
+public import IOMMU
+import IOMMUSimulation
+
+extension Environment {
+  /// This machine, a guest of `Tests/VirtualHardware/run`, with its devices bound to vfio-pci.
+  ///
+  /// The guest's variable SHARED_GROUP has the addresses of the devices that share a group; they are left as they are.
+  public static func live(_ machine: String, interface: Interface) throws -> Environment {
+    var devices = Devices()
+    if let text = unsafe getenv("SHARED_GROUP") {
+      devices.sharedGroup = unsafe String(cString: text).split(separator: " ").map(String.init)
+    }
+    let host = Host.local()
+    if host.kernel.effectiveUser() == 0 {
+      let known = [devices.edu, devices.secondEdu, devices.narrowEdu, devices.nvme] + [devices.igb].compactMap(\.self)
+      for address in known { try bind(address, on: host) }
+      // Bound one by one: the last one's own driver keeps the group from being viable.
+      for address in devices.sharedGroup.dropLast() { try override(address, on: host) }
+    }
+    return Environment(host: host, interface: interface, machine: machine, devices: devices)
+  }
+
+  private static func bind(_ address: String, on host: Host) throws {
+    guard let parsed = PCIAddress(address) else { throw Failure("\(address) is no PCI address") }
+    try host.perform(try host.plan(.bind, of: parsed))
+  }
+
+  /// Gives one device of a group to vfio-pci and leaves the others alone, which the library would not do.
+  private static func override(_ address: String, on host: Host) throws {
+    let kernel = host.kernel
+    try kernel.writeFile("/sys/bus/pci/devices/\(address)/driver_override", "vfio-pci")
+    try kernel.writeFile("/sys/bus/pci/drivers_probe", address)
+  }
+
+  /// A simulated machine with the guests' devices; names as the guest runner's, others are VT-d in legacy mode.
+  public static func simulated(_ name: String, interface: Interface) -> Environment {
+    var machine = name.hasPrefix("smmuv3") ? SimulatedMachine.smmuv3 : name == "vtd-caching" ? .vtdCaching : .vtd
+    machine.usesFirstStage = name == "vtd-flts"
+    var devices = Devices()
+    devices.igb = nil
+    devices.sharedGroup = ["0000:02:01.0", "0000:02:02.0", "0000:02:03.0"]
+    for (index, address) in devices.sharedGroup.enumerated() {
+      var device = SimulatedDevice(address, EduModel(addressBits: 32))
+      device.group = 100
+      if index == 2 { (device.driver, device.hostDriver) = ("virtio-pci", "virtio-pci") }
+      machine.devices.append(device)
+    }
+    let host = SimulatedHost(
+      machine,
+      devices: [
+        devices.edu: EduModel(addressBits: 32), devices.secondEdu: EduModel(addressBits: 32),
+        devices.narrowEdu: EduModel(addressBits: 28), devices.nvme: NVMeModel(),
+      ])
+    return Environment(
+      host: host.host, interface: interface, machine: name, simulated: host, devices: devices)
+  }
+}

@@ -1,0 +1,78 @@
+public import IOMMU
+public import IOMMUSimulation
+
+/// Where cases run: a machine, one of its interfaces, and its devices.
+public struct Environment: Sendable {
+  /// The machine.
+  public let host: Host
+  /// The interface that this row is about.
+  public let interface: Interface
+  /// The machine's name, as the guest runner has it.
+  public let machine: String
+  /// The window into a simulated machine, nil for a real one.
+  public let simulated: SimulatedHost?
+  /// Where the devices are.
+  public let devices: Devices
+
+  /// The devices' addresses: those of `Tests/VirtualHardware/runner/machines.py`.
+  public struct Devices: Sendable {
+    /// edu devices that drive 32 address bits.
+    public var edu = "0000:00:02.0", secondEdu = "0000:00:03.0"
+    /// An edu device that drives 28.
+    public var narrowEdu = "0000:00:04.0"
+    /// An NVMe controller with a namespace of 64 MiB: MSI-X, function-level reset.
+    public var nvme = "0000:00:05.0"
+    /// An igb network controller, nil where there is none.
+    public var igb: String? = "0000:01:00.0"
+    /// Devices that share a group: two edu and, last, one with a driver of the host's.
+    public var sharedGroup: [String] = []
+    /// Makes the usual addresses.
+    public init() {}
+  }
+
+  /// An environment on a running machine.
+  public init(
+    host: Host, interface: Interface, machine: String, simulated: SimulatedHost? = nil, devices: Devices
+  ) {
+    (self.host, self.interface, self.machine) = (host, interface, machine)
+    (self.simulated, self.devices) = (simulated, devices)
+  }
+
+  /// Whether the machine exists only in this process.
+  public var isSimulated: Bool { simulated != nil }
+
+  package var kernel: any Kernel { host.kernel }
+
+  /// Whether QEMU's virtio-iommu translates, which has no caching and reports fewer faults.
+  var isVirtio: Bool { machine == "virtio" }
+  /// Whether an Arm SMMU translates.
+  var isSMMU: Bool { machine.hasPrefix("smmuv3") }
+
+  /// The same machine asked through another kernel, such as one that fails on purpose.
+  func asking(_ kernel: any Kernel) -> Environment {
+    Environment(
+      host: Host(kernel: kernel), interface: interface, machine: machine, simulated: simulated, devices: devices)
+  }
+
+  /// Opens a device through this row's interface.
+  func open(_ address: String, sharing domain: DMADomain? = nil) throws(DMAError) -> Device {
+    try Device(address, on: host, interface: interface, sharing: domain)
+  }
+
+  /// What sysfs says of a device.
+  func details(_ address: String) throws -> PCIDevice {
+    guard let parsed = PCIAddress(address) else { throw Failure("\(address) is no PCI address") }
+    return try host.device(parsed, named: false)
+  }
+
+  /// Puts a number into QEMU's trace: a write to the host bridge's Interrupt Line, which nothing uses.
+  func mark(_ number: UInt8) throws {
+    guard !isSimulated else { return }
+    let file = try kernel.open("/sys/bus/pci/devices/0000:00:00.0/config")
+    defer { kernel.close(file) }
+    let done = try unsafe withUnsafeBytes(of: number) { byte throws(Errno) in
+      try unsafe kernel.pwrite(file, byte, at: 0x3c)
+    }
+    try expectEqual(done, 1, "bytes of a mark")
+  }
+}

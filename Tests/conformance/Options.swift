@@ -1,0 +1,57 @@
+import ConformanceSuite
+import IOMMU
+
+/// What the command line says.
+struct Options {
+  var interface = Interface.iommufd
+  var machine: String?
+  var isSimulated = false
+  var filter: String?
+  var suites: [Suite] = [.conformance]
+  /// Where the row goes as JSON; nil prints it after `RESULT `, `-` without.
+  var json: String?
+  var listsOnly = false
+  /// Bind the devices and do nothing else.
+  var bindsOnly = false
+
+  static let usage = """
+    usage: conformance --interface iommufd|type1 [--machine NAME] [--simulated] [--filter TEXT] [--list] [--bind]
+                       [--suite conformance|dma|counts|unprivileged|negative|all[,…]] [--json FILE|-]
+    """
+
+  struct Wrong: Error, CustomStringConvertible {
+    let description: String
+  }
+
+  init(_ arguments: some Sequence<String>) throws {
+    var rest = arguments.makeIterator()
+    func value(_ option: String) throws -> String {
+      guard let text = rest.next() else { throw Wrong(description: "\(option) wants a value\n\(Self.usage)") }
+      return text
+    }
+    while let option = rest.next() {
+      switch option {
+      case "--interface":
+        let text = try value(option)
+        guard let known = Interface(rawValue: text) else { throw Wrong(description: "no interface \(text)") }
+        interface = known
+      case "--machine": machine = try value(option)
+      case "--simulated": isSimulated = true
+      case "--filter": filter = try value(option)
+      case "--suite": suites = try Self.suites(value(option))
+      case "--json": json = try value(option)
+      case "--list": listsOnly = true
+      case "--bind": bindsOnly = true
+      default: throw Wrong(description: "what is \(option)?\n\(Self.usage)")
+      }
+    }
+  }
+
+  private static func suites(_ text: String) throws -> [Suite] {
+    if text == "all" { return Suite.allCases.filter { $0 != .unprivileged } }
+    return try text.split(separator: ",").map { name in
+      guard let suite = Suite(rawValue: String(name)) else { throw Wrong(description: "no suite \(name)") }
+      return suite
+    }
+  }
+}
