@@ -25,9 +25,11 @@ package struct IntervalIndex: ~Copyable, @unchecked Sendable {
   /// A pointer, so that an index in a `let` of a class is changed without a check at run time.
   let tree: UnsafeMutablePointer<Tree<Span>>
 
-  /// An index without intervals. Traps when there is no memory for its first 4 KiB; later, running out is an error.
-  package init() {
-    guard let tree = Tree<Span>() else { preconditionFailure("no memory for an index of mappings") }
+  /// An index without intervals.
+  ///
+  /// - Throws: `outOfMemory`.
+  package init() throws(RangeStoreFailure) {
+    guard let tree = Tree<Span>() else { throw .outOfMemory }
     unsafe self.tree = .allocate(capacity: 1)
     unsafe self.tree.initialize(to: tree)
   }

@@ -25,7 +25,7 @@ struct IntervalIndexTests {
       (.max - 0x1000, 1, nil), (0x1000, .max, nil), (0, .max, nil),
     ] as [(UInt64, UInt64, Int?)])
   func findsTheWholeRange(_ start: UInt64, _ byteCount: UInt64, _ expected: Int?) throws {
-    let index = IntervalIndex()
+    let index = try IntervalIndex()
     for interval in Self.sample { try index.insert(interval) }
     #expect(index.find(containing: start, byteCount: byteCount) == expected.map { Self.sample[$0] })
   }
@@ -36,14 +36,14 @@ struct IntervalIndexTests {
       (interval(0x3000, 8, 0xb000), .duplicate), (interval(0x3000, 0x1000, 0xb001), nil),
     ] as [(Interval, RangeStoreFailure?)])
   func refuses(_ interval: Interval, _ expected: RangeStoreFailure?) throws {
-    let index = IntervalIndex()
+    let index = try IntervalIndex()
     for interval in Self.sample { try index.insert(interval) }
     #expect(failure { () throws(RangeStoreFailure) in try index.insert(interval) } == expected)
     #expect(index.count == Self.sample.count + (expected == nil ? 1 : 0))
   }
 
   @Test func removesByBothAddresses() throws {
-    let index = IntervalIndex()
+    let index = try IntervalIndex()
     for interval in Self.sample { try index.insert(interval) }
     #expect(index.remove(start: 0x1000, address: IOVA(0xc000)) == nil)
     #expect(index.remove(start: 0x1001, address: IOVA(0xd000)) == nil)
@@ -57,7 +57,7 @@ struct IntervalIndexTests {
   /// A trace against an array: few addresses, so that memory is mapped twice and intervals nest and overlap.
   @Test(arguments: [(60, 400), (1_000, 60), (1 << 40, 30)] as [(UInt64, Int)])
   func agreesWithTheModel(_ width: UInt64, _ spread: Int) throws {
-    let index = IntervalIndex()
+    let index = try IntervalIndex()
     var model: [Interval] = []
     var random = SplitMix64(seed: RangeStoreModelTests.seed)
     for step in 0..<RangeStoreModelTests.steps * 2 {

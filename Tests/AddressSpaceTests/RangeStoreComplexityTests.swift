@@ -104,7 +104,7 @@ struct RangeStoreMemoryTests {
     let store = try makeStore(range(0x1000, 0xfedf_ffff), range(0xfef0_0000, (1 << 48) - 1))
     for _ in 0..<40 { _ = try store.allocate(.init(byteCount: 0x1000)) }
     #expect(store.footprint <= 16 << 10)
-    #expect(IntervalIndex().footprint <= 8 << 10)
+    #expect(try IntervalIndex().footprint <= 8 << 10)
   }
 
   /// A run of allocations leaves nodes three quarters full, whichever way it goes.
@@ -140,7 +140,7 @@ struct RangeStoreMemoryTests {
   }
 
   @Test func indexRunsOutOfMemoryCleanly() throws {
-    let index = IntervalIndex()
+    let index = try IntervalIndex()
     index.limitMemory(toChunks: 1)
     var count: UInt64 = 0
     while failure({ () throws(RangeStoreFailure) in
