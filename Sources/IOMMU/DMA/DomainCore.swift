@@ -112,7 +112,7 @@ struct DomainState: ~Copyable {
   /// Makes the index of host addresses, once. O(n log n).
   mutating func indexHostAddresses() {
     guard byHostAddress == nil else { return }
-    let index = IntervalIndex()
+    guard let index = try? IntervalIndex() else { return }
     store.forEach { node in
       guard node.isMapping else { return }
       try? index.insert(.init(start: node.tag, byteCount: node.byteCount, address: node.start))

@@ -1,3 +1,5 @@
+import IOMMU
+
 /// The one table of what does not apply where, and why.
 ///
 /// Every row lists every case; a case that has no entry here runs everywhere.
