@@ -32,7 +32,16 @@ public final class SimulatedHost: Sendable {
   public var counters: SimulatedCounters { kernel.locked { $0.iommu?.counters ?? SimulatedCounters() } }
 
   /// Whether nothing is left of what drivers opened, mapped and pinned.
-  public var isClean: Bool { kernel.census.isEmpty }
+  ///
+  /// The thread that watches device events lets go of its own a moment after the last device is closed: the answer waits
+  /// for it, at most a second.
+  public var isClean: Bool {
+    for _ in 0..<1000 {
+      if kernel.census.isEmpty { return true }
+      kernel.sleep(.milliseconds(1))
+    }
+    return kernel.census.isEmpty
+  }
 
   /// The model of a device as it is now: a copy of a structure, the object itself of a class. Nil when there is no such
   /// device or its model is of another type.
