@@ -22,13 +22,19 @@ locked() {
   # Whatever lies there was left by a set-up that was killed: nobody else holds the lock.
   rm -rf "$unfinished"
   mkdir -p "$unfinished"
-  trap 'rm -rf "$unfinished"' EXIT
+  trap 'abandon' EXIT
   local started=$SECONDS
   "$@"
   rm -rf "$unfinished"
   trap - EXIT
   exec 9>&-
   say "$* took $((SECONDS - started)) s"
+}
+
+# Also on SIGTERM, which must not leave a compiler running in a folder that is gone.
+abandon() {
+  [ -z "${step:-}" ] || { kill "$step" && wait "$step"; } 2> /dev/null || true
+  rm -rf "$unfinished"
 }
 
 # publish FOLDER ENTRY: puts a whole thing under its name, to be seen at once or not at all.
@@ -41,10 +47,15 @@ logged() {
   local what=$1 log="$unfinished/log"
   shift
   say "$what"
-  if ! "$@" > "$log" 2>&1 < /dev/null; then
+  # In the background, for only then does a signal interrupt the wait.
+  "$@" > "$log" 2>&1 < /dev/null &
+  step=$!
+  if ! wait "$step"; then
+    step=
     tail -n 40 "$log" >&2
     die "$what: failed"
   fi
+  step=
 }
 
 # as_root COMMAND…: for the system's packages only. Nothing else here needs root.

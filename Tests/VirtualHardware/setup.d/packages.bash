@@ -5,7 +5,7 @@
 
 # ensure WHAT:PACKAGE…: installs the packages whose command, or file, is missing.
 ensure() {
-  local pair missing=()
+  local pair log missing=()
   for pair; do present "${pair%%:*}" || missing+=("${pair##*:}"); done
   [ ${#missing[@]} -gt 0 ] || return 0
   command -v apt-get > /dev/null || die "missing: ${missing[*]} (names of Debian packages). \
@@ -13,10 +13,12 @@ There is no apt here; install their equivalents and run this again."
   [ "$(id -u)" = 0 ] || command -v sudo > /dev/null || die "missing Debian packages: \
 ${missing[*]}. Installing them takes root, and there is no sudo; run as root: apt-get install ${missing[*]}"
   say "installing ${missing[*]}"
-  local options=(-qq -y --no-install-recommends -o DPkg::Lock::Timeout=600)
+  log=$(mktemp)
   as_root apt-get -qq update > /dev/null || true
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get "${options[@]}" install "${missing[@]}" \
-    > "$unfinished/install.log" 2>&1 < /dev/null || { tail -n 20 "$unfinished/install.log" >&2; die "apt-get could not install ${missing[*]}"; }
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
+    -o DPkg::Lock::Timeout=600 install "${missing[@]}" > "$log" 2>&1 < /dev/null ||
+    { tail -n 20 "$log" >&2; rm "$log"; die "apt-get could not install ${missing[*]}"; }
+  rm "$log"
   for pair; do present "${pair%%:*}" || die "${pair##*:} was installed, but there is no ${pair%%:*}"; done
 }
 

@@ -50,7 +50,8 @@ setup_swift() {
   wait "$tree"
   echo "$version" > "$made/version"
   "$here/runner/in-toolchain" "$made" "$made/sdk" swift --version > "$unfinished/log" 2>&1 ||
-    { cat "$unfinished/log" >&2; die "the unpacked Swift does not run here"; }
+    { cat "$unfinished/log" >&2; die "the unpacked Swift does not run here. It takes a mount \
+namespace: where ordinary users may not make one, run this as root"; }
   publish "$made" "$entry"
 }
 
