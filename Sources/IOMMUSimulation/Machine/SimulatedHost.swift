@@ -1,3 +1,4 @@
+import CIOMMU
 public import IOMMU
 
 /// A simulated machine that runs: the ``host`` to drive devices with, and a window into what happens behind it.
@@ -32,7 +33,18 @@ public final class SimulatedHost: Sendable {
   public var counters: SimulatedCounters { kernel.locked { $0.iommu?.counters ?? SimulatedCounters() } }
 
   /// Whether nothing is left of what drivers opened, mapped and pinned.
-  public var isClean: Bool { kernel.census.isEmpty }
+  ///
+  /// The thread that watches for device events ends a moment after the last device was closed; it is given a second.
+  public var isClean: Bool {
+    let deadline = ContinuousClock.now + .seconds(1)
+    while true {
+      var census = kernel.census
+      if census.isEmpty { return true }
+      census.events = 0
+      guard census.isEmpty, ContinuousClock.now < deadline else { return false }
+      _ = ci_sleep_ns(1_000_000)
+    }
+  }
 
   /// The model of a device as it is now: a copy of a structure, the object itself of a class. Nil when there is no such
   /// device or its model is of another type.
