@@ -1,3 +1,4 @@
+import CIOMMU
 public import IOMMU
 
 /// A simulated machine that runs: the ``host`` to drive devices with, and a window into what happens behind it.
@@ -33,14 +34,16 @@ public final class SimulatedHost: Sendable {
 
   /// Whether nothing is left of what drivers opened, mapped and pinned.
   ///
-  /// The thread that watches device events lets go of its own a moment after the last device is closed: the answer waits
-  /// for it, at most a second.
+  /// The thread that watches for device events ends a moment after the last device was closed; it is given a second.
   public var isClean: Bool {
-    for _ in 0..<1000 {
-      if kernel.census.isEmpty { return true }
-      kernel.sleep(.milliseconds(1))
+    let deadline = ContinuousClock.now + .seconds(1)
+    while true {
+      var census = kernel.census
+      if census.isEmpty { return true }
+      census.events = 0
+      guard census.isEmpty, ContinuousClock.now < deadline else { return false }
+      _ = ci_sleep_ns(1_000_000)
     }
-    return kernel.census.isEmpty
   }
 
   /// The model of a device as it is now: a copy of a structure, the object itself of a class. Nil when there is no such
