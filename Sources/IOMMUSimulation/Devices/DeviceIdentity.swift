@@ -33,13 +33,11 @@ public struct DeviceIdentity: Hashable, Sendable {
   public var msiCount: Int
   /// Number of MSI-X messages: 0…2048.
   public var msixCount: Int
-  /// The BAR and the offset of the MSI-X table.
-  public var msixTable: (bar: Int, offset: UInt32) {
-    get { (msixBAR, msixOffset) }
-    set { (msixBAR, msixOffset) = newValue }
-  }
+  /// The BAR and the byte offset of the MSI-X table. VFIO keeps the table to itself: a model never sees accesses to it.
+  public var msixTable: (bar: Int, offset: UInt32) { (msixBAR, msixOffset) }
   private var msixBAR = 0
   private var msixOffset: UInt32 = 0
+  private var hasTableBAR = false
   /// Whether the device has a PCI Express capability, and so 4096 bytes of config space.
   public var isExpress: Bool
   /// Whether the device can reset itself (Function Level Reset); implies PCI Express.
@@ -51,16 +49,36 @@ public struct DeviceIdentity: Hashable, Sendable {
   var isBridge: Bool { classCode >> 8 == 0x0604 }
 
   /// Makes an identity; everything but the numbers may be left out.
+  ///
+  /// A device with MSI-X gets one more BAR for the table unless `msixTable` says where in its own BARs it is.
+  /// Traps on what no PCI device can have: more than six BARs, 65 address bits.
   public init(
     vendor: UInt16, device: UInt16, classCode: UInt32 = 0xff0000, revision: UInt8 = 0, bars: [BAR] = [],
-    hasINTx: Bool = true, msiCount: Int = 1, msixCount: Int = 0, isExpress: Bool = false,
-    canReset: Bool = false, addressBits: Int = 64
+    hasINTx: Bool = true, msiCount: Int = 1, msixCount: Int = 0, msixTable: (bar: Int, offset: UInt32)? = nil,
+    isExpress: Bool = false, canReset: Bool = false, addressBits: Int = 64
   ) {
     (self.vendor, self.device, self.classCode, self.revision) = (vendor, device, classCode, revision)
     (subsystemVendor, subsystemDevice) = (vendor, device)
     (self.bars, self.hasINTx, self.msiCount, self.msixCount) = (bars, hasINTx, msiCount, msixCount)
     (self.isExpress, self.canReset, self.addressBits) = (isExpress || canReset, canReset, addressBits)
-    precondition(bars.count <= 6, "a PCI device has at most six BARs")
+    if let msixTable {
+      (msixBAR, msixOffset) = msixTable
+    } else if msixCount > 0 {
+      (msixBAR, hasTableBAR) = (bars.count, true)
+      self.bars.append(.memory(msixCount <= 256 ? 8192 : 65536))
+    }
+    precondition(self.bars.count <= 6, "a PCI device has at most six BARs")
     precondition((1...64).contains(addressBits), "a device drives 1…64 address bits")
+    precondition([0, 1, 2, 4, 8, 16, 32].contains(msiCount), "MSI has a power of two of messages, at most 32")
+    precondition((0...2048).contains(msixCount), "MSI-X has at most 2048 vectors")
+  }
+
+  /// Whether the PCI-to-PCI bridge class is the device's.
+  var isBridge: Bool { classCode >> 8 == 0x0604 }
+
+  /// The offsets of the MSI-X table's BAR that VFIO or nobody answers for: the table, and all of a BAR of its own.
+  var tableRange: Range<UInt64> {
+    let first = UInt64(msixOffset)
+    return hasTableBAR ? 0..<bars[msixBAR].byteCount : first..<first + UInt64(msixCount) * 16
   }
 }

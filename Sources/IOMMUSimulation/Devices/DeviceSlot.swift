@@ -12,8 +12,7 @@ final class DeviceSlot: Sendable {
 
   init(_ model: any DeviceModel, at address: PCIAddress) {
     let identity = model.identity
-    let first = UInt64(identity.msixTable.offset)
-    table = (identity.msixTable.bar, first..<first + UInt64(identity.msixCount) * 16)
+    table = (identity.msixTable.bar, identity.tableRange)
     self.model = Mutex(model)
     bus = DeviceBus(port: BusPort(address: address))
   }

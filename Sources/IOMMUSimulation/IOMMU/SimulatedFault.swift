@@ -21,6 +21,10 @@ public struct SimulatedFault: Hashable, Sendable, CustomStringConvertible {
   /// Why it was refused.
   public let reason: Reason
 
+  package init(device: String, iova: UInt64, isWrite: Bool, reason: Reason) {
+    (self.device, self.iova, self.isWrite, self.reason) = (device, iova, isWrite, reason)
+  }
+
   /// One line, such as `0000:00:02.0: write to 0x1000: notMapped`.
   public var description: String {
     "\(device): \(isWrite ? "write to" : "read of") 0x\(String(iova, radix: 16)): \(reason.rawValue)"

@@ -41,8 +41,8 @@ public struct NVMeModel: DeviceModel {
   public var identity: DeviceIdentity {
     var identity = DeviceIdentity(
       vendor: 0x1b36, device: 0x0010, classCode: 0x010802, revision: 2,
-      bars: [.memory(16 << 10, is64Bit: true), .none], msiCount: 0, msixCount: 65, canReset: true)
-    identity.msixTable = (bar: 0, offset: 0x2000)
+      bars: [.memory(16 << 10, is64Bit: true), .none], msiCount: 0, msixCount: 65,
+      msixTable: (bar: 0, offset: 0x2000), canReset: true)
     (identity.subsystemVendor, identity.subsystemDevice) = (0x1af4, 0x1100)
     return identity
   }
