@@ -90,6 +90,7 @@ extension DomainCore {
 
   /// An unmap failed: the memory stays out of use, and the core stays with it, so that it is not even returned to the
   /// operating system while a device may reach it.
+  @inline(never)
   static func leak(
     _ core: Unmanaged<DomainCore>, _ failure: MapFailure, _ operation: String, _ address: IOVA, _ byteCount: Int
   ) -> DMAError {
