@@ -45,7 +45,7 @@ extension DMADomain {
   /// Streaming memory that the CPU owns first; its contents are whatever an earlier buffer of this domain left.
   ///
   /// From the domain's buffer arena: a system call only when the arena has to grow. It is not within the device's reach
-  /// before ``map(_:_:)``.
+  /// before ``map(_:_:)-(DMABuffer,_)``.
   ///
   /// - Throws: `.empty`, `.outOfMemory`, `.closed`, `.forked`.
   public func buffer(byteCount: Int) throws(DMAError) -> DMABuffer {
