@@ -10,7 +10,7 @@ extension DMADomain {
   /// - Throws: `.memoryLock`, `.noSpace`, `.tooManyMappings`, `.closed`, `.forked`, `.invalidArgument` for a buffer of
   ///   another domain, `.system`.
   public func map(_ buffer: consuming DMABuffer, _ direction: DMADirection) throws(DMAError) -> Mapping {
-    guard unsafe buffer.core.toOpaque() == Unmanaged.passUnretained(core).toOpaque() else { throw refuse(buffer, nil) }
+    guard isOurs(buffer) else { throw refuse(buffer, nil) }
     let limit = limit.load(ordering: .relaxed)
     switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limit: limit, access: direction.access) {
     case .success(let address):
@@ -22,7 +22,7 @@ extension DMADomain {
 
   /// As ``map(_:_:)-(DMABuffer,_)``, but a buffer that cannot be mapped comes back with the error.
   public func tryMap(_ buffer: consuming DMABuffer, _ direction: DMADirection) -> MapResult {
-    guard unsafe buffer.core.toOpaque() == Unmanaged.passUnretained(core).toOpaque() else { return giveBack(buffer, nil) }
+    guard isOurs(buffer) else { return giveBack(buffer, nil) }
     let limit = limit.load(ordering: .relaxed)
     switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limit: limit, access: direction.access) {
     case .success(let address):
@@ -30,6 +30,11 @@ extension DMADomain {
       return unsafe .mapped(Mapping(core: core, base: base, address: address, byteCount: byteCount))
     case .failure(let failure): return giveBack(buffer, failure)
     }
+  }
+
+  @inline(__always)
+  private func isOurs(_ buffer: borrowing DMABuffer) -> Bool {
+    unsafe buffer.core.toOpaque() == Unmanaged.passUnretained(core).toOpaque()
   }
 
   /// Frees a buffer that was not mapped and says why; nil stands for another domain's. Never inlined, as making an error
@@ -47,7 +52,8 @@ extension DMADomain {
 
   private func error(_ operation: String, _ failure: MapFailure?, byteCount: Int) -> DMAError {
     if let failure {
-      return core.failed(failure, operation, byteCount: byteCount, limit: limit.load(ordering: .relaxed)).on(deviceName)
+      let limit = limit.load(ordering: .relaxed)
+      return core.failed(failure, operation, byteCount: byteCount, limit: limit).on(deviceName)
     }
     return DMAError(
       .invalidArgument, operation, device: deviceName, detail: "The buffer belongs to another domain",
