@@ -88,6 +88,7 @@ extension BlockPool {
   }
 
   /// Adds a chunk. The few blocks that the newest one has left go to the free list.
+  @inline(never)  // so that the data path is seen to allocate nothing beside this
   private mutating func grow() -> Bool {
     guard chunkBudget > 0, let chunk = unsafe aligned_alloc(BlockPool.alignment, nextChunkByteCount) else {
       return false

@@ -1,6 +1,6 @@
 /// Streaming memory that the CPU owns and that a device may be given.
 ///
-/// Comes from ``DMADomain/buffer(byteCount:)``, goes to the device by ``DMADomain/map(_:_:)``, which consumes it, and
+/// Comes from ``DMADomain/buffer(byteCount:)``, goes to the device by ``DMADomain/map(_:_:)-(DMABuffer,_)``, which consumes it, and
 /// comes back from ``Mapping/unmap()``: touching memory that the device owns does not compile. Pages are the buffer's
 /// alone, so that nothing else comes within the device's reach; the rest of the last page is zero when the buffer is made.
 @safe

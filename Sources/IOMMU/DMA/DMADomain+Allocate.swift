@@ -45,7 +45,7 @@ extension DMADomain {
   /// Streaming memory that the CPU owns first; its contents are whatever an earlier buffer of this domain left.
   ///
   /// From the domain's buffer arena: a system call only when the arena has to grow. It is not within the device's reach
-  /// before ``map(_:_:)``.
+  /// before ``map(_:_:)-(DMABuffer,_)``.
   ///
   /// - Throws: `.empty`, `.outOfMemory`, `.closed`, `.forked`.
   public func buffer(byteCount: Int) throws(DMAError) -> DMABuffer {
@@ -90,6 +90,7 @@ extension DomainCore {
 
   /// An unmap failed: the memory stays out of use, and the core stays with it, so that it is not even returned to the
   /// operating system while a device may reach it.
+  @inline(never)
   static func leak(
     _ core: Unmanaged<DomainCore>, _ failure: MapFailure, _ operation: String, _ address: IOVA, _ byteCount: Int
   ) -> DMAError {

@@ -10,35 +10,52 @@ extension DMADomain {
   /// - Throws: `.memoryLock`, `.noSpace`, `.tooManyMappings`, `.closed`, `.forked`, `.invalidArgument` for a buffer of
   ///   another domain, `.system`.
   public func map(_ buffer: consuming DMABuffer, _ direction: DMADirection) throws(DMAError) -> Mapping {
-    guard unsafe buffer.core.toOpaque() == Unmanaged.passUnretained(core).toOpaque() else { throw foreignBuffer("map") }
+    guard isOurs(buffer) else { throw refuse(buffer, nil) }
     let limit = limit.load(ordering: .relaxed)
     switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limit: limit, access: direction.access) {
     case .success(let address):
       let (core, base, byteCount) = unsafe buffer.take()
       return unsafe Mapping(core: core, base: base, address: address, byteCount: byteCount)
-    case .failure(let failure):
-      throw core.failed(failure, "map", byteCount: buffer.byteCount, limit: limit).on(deviceName)
+    case .failure(let failure): throw refuse(buffer, failure)
     }
   }
 
-  /// As ``map(_:_:)``, but a buffer that cannot be mapped comes back with the error.
+  /// As ``map(_:_:)-(DMABuffer,_)``, but a buffer that cannot be mapped comes back with the error.
   public func tryMap(_ buffer: consuming DMABuffer, _ direction: DMADirection) -> MapResult {
-    guard unsafe buffer.core.toOpaque() == Unmanaged.passUnretained(core).toOpaque() else {
-      return .failed(buffer, foreignBuffer("tryMap"))
-    }
+    guard isOurs(buffer) else { return giveBack(buffer, nil) }
     let limit = limit.load(ordering: .relaxed)
     switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limit: limit, access: direction.access) {
     case .success(let address):
       let (core, base, byteCount) = unsafe buffer.take()
       return unsafe .mapped(Mapping(core: core, base: base, address: address, byteCount: byteCount))
-    case .failure(let failure):
-      let error = core.failed(failure, "tryMap", byteCount: buffer.byteCount, limit: limit).on(deviceName)
-      return .failed(buffer, error)
+    case .failure(let failure): return giveBack(buffer, failure)
     }
   }
 
-  private func foreignBuffer(_ operation: String) -> DMAError {
-    DMAError(
+  @inline(__always)
+  private func isOurs(_ buffer: borrowing DMABuffer) -> Bool {
+    unsafe buffer.core.toOpaque() == Unmanaged.passUnretained(core).toOpaque()
+  }
+
+  /// Frees a buffer that was not mapped and says why; nil stands for another domain's. Never inlined, as making an error
+  /// retains and allocates: the path of a map that succeeds stays free of both.
+  @inline(never)
+  private func refuse(_ buffer: consuming DMABuffer, _ failure: MapFailure?) -> DMAError {
+    error("map", failure, byteCount: buffer.byteCount)
+  }
+
+  @inline(never)
+  private func giveBack(_ buffer: consuming DMABuffer, _ failure: MapFailure?) -> MapResult {
+    let error = error("tryMap", failure, byteCount: buffer.byteCount)
+    return .failed(buffer, error)
+  }
+
+  private func error(_ operation: String, _ failure: MapFailure?, byteCount: Int) -> DMAError {
+    if let failure {
+      let limit = limit.load(ordering: .relaxed)
+      return core.failed(failure, operation, byteCount: byteCount, limit: limit).on(deviceName)
+    }
+    return DMAError(
       .invalidArgument, operation, device: deviceName, detail: "The buffer belongs to another domain",
       remedy: "Get it from this domain's buffer(byteCount:)")
   }

@@ -1,6 +1,6 @@
 /// Buffers that go to a device together, in order.
 ///
-/// ``DMADomain/map(_:_:)`` gives the whole list one contiguous IOVA range and consumes it; ``MappedList/unmap()`` gives it
+/// ``DMADomain/map(_:_:)-(ScatterList,_)`` gives the whole list one contiguous IOVA range and consumes it; ``MappedList/unmap()`` gives it
 /// back. The corresponding kernel type is `struct sg_table`.
 @safe
 public struct ScatterList: ~Copyable, @unchecked Sendable {
