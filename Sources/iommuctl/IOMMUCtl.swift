@@ -1,1 +1,49 @@
-@main struct IOMMUCtl { static func main() {} }
+import ArgumentParser
+import Glibc
+
+/// The command: its subcommands, and nothing else.
+@main struct IOMMUCtl: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "iommuctl",
+    abstract: "See, check, bind and test PCI devices that are driven from a process through an IOMMU.",
+    discussion: """
+      The options --json, --simulated and --root DIR may stand before or after the subcommand.
+
+      Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 checks found problems or an action was refused, 4 no \
+      permission, 5 not supported here.
+      """,
+    subcommands: [
+      List.self, Groups.self, Show.self, Doctor.self, Bind.self, Unbind.self, Restore.self, Demo.self,
+      SelfTest.self,
+    ])
+
+  static func main() {
+    let code = Program.run(Array(CommandLine.arguments.dropFirst()), Console.standard)
+    Glibc.exit(code.rawValue)
+  }
+}
+
+/// A subcommand: parsed by the argument parser, run by ``Program`` with a console and a machine.
+protocol Subcommand: ParsableCommand {
+  var global: GlobalOptions { get }
+  /// Does it, and says how it went.
+  func perform(_ context: Context) throws(Failure) -> ExitStatus
+}
+
+/// What a subcommand works with.
+struct Context {
+  /// The subcommand's name, for documents.
+  let command: String
+  let isJSON: Bool
+  let console: Console
+  /// The machine that `--simulated` stands for.
+  let simulation: Simulation
+
+  /// A document on stdout, begun with the keys that all have.
+  func document(_ keys: [(String, JSON)]) {
+    console.out(JSON.object([("schema", 1), ("command", .string(command))] + keys).text + "\n")
+  }
+
+  /// A line on stdout; nothing in JSON mode, where the document is all.
+  func say(_ line: String = "") { if !isJSON { console.out(line + "\n") } }
+}

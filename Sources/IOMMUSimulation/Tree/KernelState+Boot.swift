@@ -57,6 +57,7 @@ extension KernelState {
     tree.add("/sys/class/iommu", .directory)
     tree.add("/proc/self/status", .file(.processStatus, mode: 0o444))
     tree.addText("/proc/cmdline", machine.iommu == .vtd ? "console=ttyS0 intel_iommu=on" : "console=ttyAMA0")
+    tree.addText("/proc/interrupts", "           CPU0\n 24:          1  \(messageController)  0-edge")
     tree.add("/proc/modules", .file(.text(""), mode: 0o444))
     tree.addText("/proc/sys/kernel/osrelease", "7.2.0-simulated")
     addModuleParameters()
@@ -64,6 +65,16 @@ extension KernelState {
     if machine.interfaces.contains(.iommufd) { tree.add("/dev/iommu", .node(.iommufd)) }
     tree.add("/dev/vfio", .directory)
     if machine.interfaces.contains(.type1) { tree.add("/dev/vfio/vfio", .node(.container)) }
+  }
+
+  /// The interrupt controller of messages: its name tells whether the platform keeps devices' interrupts apart.
+  private var messageController: String {
+    switch (machine.iommu, machine.isolatesInterrupts) {
+    case (.smmuv3, true): "ITS-PCI-MSI-0000:00:01.0"
+    case (.smmuv3, false): "GICv2m-PCI-MSI-0000:00:01.0"
+    case (.vtd, true): "IR-PCI-MSI-0000:00:01.0"
+    case (.vtd, false), (nil, _): "PCI-MSI-0000:00:01.0"
+    }
   }
 
   private func addModuleParameters() {

@@ -1,0 +1,80 @@
+import IOMMU
+import IOMMUSimulation
+
+/// What `demo` and `selftest` tell at their end.
+struct RunReport {
+  let device: PCIAddress
+  let interface: String
+  var faults: [Fault] = []
+  var counters: [(String, JSON)] = []
+
+  /// A fault, and the mapping that lies or lay where it hit.
+  struct Fault {
+    let logged: LoggedFault
+    let mapping: IOVARange?
+    let isLive: Bool
+  }
+
+  /// Adds faults, with the mapping that each hit if it lies or lay there.
+  mutating func add(_ faults: [LoggedFault], of mapping: IOVARange, isLive: Bool) {
+    for fault in faults {
+      let isThere = mapping.contains(IOVA(fault.iova))
+      self.faults.append(Fault(logged: fault, mapping: isThere ? mapping : nil, isLive: isLive))
+    }
+  }
+
+  /// Counts up to now; what the hardware did is known of the simulated one alone.
+  mutating func count(_ domain: DMADomain, _ machine: Machine) {
+    let statistics = domain.statistics, hardware = machine.simulated?.counters
+    // On the simulated hardware each invalidation has a wait of its own.
+    counters = [
+      ("system_calls", JSON(statistics.systemCalls)), ("maps", JSON(statistics.maps)),
+      ("unmaps", JSON(statistics.unmaps)), ("invalidations", JSON(hardware?.invalidations)),
+      ("syncs", JSON(hardware?.invalidations)),
+    ]
+  }
+
+  /// Writes the document, or the last lines of the story.
+  func tell(_ recorder: Recorder, _ context: Context) -> ExitStatus {
+    let passed = recorder.cases.count { $0.verdict == .pass }
+    let skipped = recorder.cases.count { $0.verdict == .skip }
+    if context.isJSON {
+      context.document([
+        ("device", .string(device.description)), ("interface", .string(interface)),
+        ("translation", "kernel"),
+        (
+          "cases",
+          .array(
+            recorder.cases.map {
+              .object([
+                ("name", .string($0.name)), ("verdict", .string($0.verdict.rawValue)),
+                ("reason", .string($0.reason)),
+              ])
+            })
+        ),
+        ("bytes_verified", JSON(recorder.bytesVerified)), ("faults", .array(faults.map { .object($0.keys) })),
+        ("counters", .object(counters)),
+      ])
+    } else {
+      for fault in faults { context.say("fault: \(fault.line)") }
+      context.say(counters.map { "\($0.0) \($0.1 == .null ? "unknown" : $0.1.text)" }.joined(separator: ", "))
+      context.say(
+        "\(recorder.bytesVerified) bytes verified; \(passed) passed, \(recorder.failures) failed, \(skipped) skipped"
+      )
+    }
+    return recorder.failures == 0 ? .fine : .refused
+  }
+}
+
+extension RunReport.Fault {
+  fileprivate var keys: [(String, JSON)] {
+    let mapping: JSON =
+      self.mapping.map { .object($0.keys + [("state", isLive ? "live" : "unmapped")]) } ?? .null
+    return [("iova", JSON(hex: logged.iova)), ("access", JSON(logged.access)), ("mapping", mapping)]
+  }
+
+  fileprivate var line: String {
+    let place = mapping.map { ", in \($0), which is \(isLive ? "mapped" : "unmapped")" } ?? ""
+    return "\(logged.access ?? "access") at \(IOVA(logged.iova))\(place)"
+  }
+}

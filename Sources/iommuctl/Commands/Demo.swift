@@ -1,0 +1,48 @@
+import ArgumentParser
+import IOMMU
+
+/// The main job from end to end: map, let a device move bytes, unmap, and see that it is out of reach.
+struct Demo: Subcommand {
+  static let configuration = CommandConfiguration(
+    abstract:
+      "Map memory for a device, let it move bytes, and show that unmapped memory is out of its reach.",
+    discussion: "Without a device it runs on the simulated machine. A device must be QEMU's edu (1234:11e8).")
+
+  @OptionGroup var global: GlobalOptions
+  @Argument(help: "An edu device that is bound to vfio-pci.") var device: PCIAddress?
+  @Option(help: "Insist on an interface.") var interface: Interface?
+
+  func perform(_ context: Context) throws(Failure) -> ExitStatus {
+    let isSimulated = global.simulated || (device == nil && global.root == nil)
+    let machine = isSimulated ? context.simulatedMachine() : try context.machineToDrive(global)
+    let address = device ?? PCIAddress(Simulation.edu)!
+    let found = try library { () throws(DMAError) in try machine.host.device(address, named: false) }
+    guard EduDriver.drives(found) else {
+      throw .library(
+        DMAError(
+          .notSupported, "demo", device: address.description,
+          detail: "The demonstration moves bytes with QEMU's edu device, and this is another",
+          remedy: "`iommuctl selftest \(address)` runs on any device"))
+    }
+    if isSimulated { context.say("On a simulated machine, which exists only in this process.") }
+    let recorder = Recorder(context)
+    let report = try drive(address, machine, recorder)
+    machine.checkNothingLeft(recorder)
+    return report.tell(recorder, context)
+  }
+
+  /// A function of its own, so that all that it opened is gone when it returns.
+  private func drive(
+    _ address: PCIAddress, _ machine: Machine, _ recorder: Recorder
+  ) throws(Failure) -> RunReport {
+    let device = try library { () throws(DMAError) in
+      try Device(address.description, on: machine.host, interface: interface)
+    }
+    defer { device.close() }
+    var report = RunReport(device: address, interface: machine.name(device.interface))
+    recorder.add("open", .pass, "\(address) over \(report.interface). \(device.interfaceReason)")
+    DemoRun(device: device, machine: machine, recorder: recorder).perform(&report)
+    report.count(device.dma, machine)
+    return report
+  }
+}

@@ -1,0 +1,46 @@
+import ArgumentParser
+import IOMMU
+
+/// Every IOMMU group and whether VFIO would hand it out.
+struct Groups: Subcommand {
+  static let configuration = CommandConfiguration(
+    abstract: "List the IOMMU groups, their devices, and what keeps a group from being used.")
+
+  @OptionGroup var global: GlobalOptions
+
+  func perform(_ context: Context) throws(Failure) -> ExitStatus {
+    let machine = try context.machineToLookAt(global)
+    let groups = try library { () throws(DMAError) in try machine.host.groups() }
+    if context.isJSON {
+      context.document([
+        ("groups", .array(groups.map { .object($0.keys) })), ("unread", JSON(groups.flatMap(\.unread))),
+      ])
+      return .fine
+    }
+    var table = Table("GROUP", "TYPE", "IOMMU", "VIABLE", "DEVICES")
+    for group in groups {
+      let devices = group.members.map(\.description).joined(separator: ", ")
+      table.add(String(group.id), group.type, group.unit, Self.word(group), devices)
+    }
+    context.console.out(table.text)
+    if groups.isEmpty { context.console.err("No IOMMU is in use; iommuctl doctor says why\n") }
+    return .fine
+  }
+
+  private static func word(_ group: IOMMUGroup) -> String {
+    switch group.viable {
+    case true?: "yes"
+    case false?: "no"
+    case nil: "unknown"
+    }
+  }
+}
+
+extension IOMMUGroup {
+  fileprivate var keys: [(String, JSON)] {
+    [
+      ("id", JSON(id)), ("type", JSON(type)), ("iommu", JSON(unit)), ("devices", JSON(members.map(\.name))),
+      ("viable", JSON(viable)), ("culprit", JSON(culprit?.description)),
+    ]
+  }
+}

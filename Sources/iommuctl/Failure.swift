@@ -1,0 +1,79 @@
+import IOMMU
+
+/// What the process ends with.
+enum ExitStatus: Int32 {
+  case fine = 0
+  case failed = 1
+  case usage = 2
+  /// Checks found problems, or an action was refused.
+  case refused = 3
+  case permission = 4
+  case unsupported = 5
+}
+
+/// Why a subcommand gave up: the library's error, or a mistake in the arguments that shows only later.
+enum Failure: Error {
+  case library(DMAError)
+  case usage(String)
+
+  var status: ExitStatus {
+    switch self {
+    case .library(let error): ExitStatus(error.code)
+    case .usage: .usage
+    }
+  }
+}
+
+extension ExitStatus {
+  /// The one place that says which error ends in which code.
+  init(_ code: DMAError.Code) {
+    switch code {
+    case .permission, .virtualFunctionToken: self = .permission
+    case .noIOMMU, .noIOMMUMode, .notSupported: self = .unsupported
+    // The library, or the kernel on its behalf, will not do it as things are.
+    case .notBound, .groupNotViable, .unsafeInterrupts, .incompatibleDevice, .busy: self = .refused
+    default: self = .failed
+    }
+  }
+}
+
+extension Failure {
+  /// Writes the error to stderr.
+  func tell(_ console: Console, command: String?, isJSON: Bool) {
+    guard isJSON else { return console.err("iommuctl: \(text)\n") }
+    let document: JSON = [
+      "schema": 1, "command": JSON(command), "error": .object(keys),
+    ]
+    console.err(document.text + "\n")
+  }
+
+  private var text: String {
+    switch self {
+    case .library(let error): error.description
+    case .usage(let text): text
+    }
+  }
+
+  private var keys: [(String, JSON)] {
+    switch self {
+    case .library(let error):
+      [
+        ("code", .string(error.code.name)), ("operation", .string(error.operation)),
+        ("errno", JSON(error.errno?.name)), ("address", JSON(hex: error.address)),
+        ("length_bytes", JSON(error.byteCount)), ("device", JSON(error.device)),
+        ("detail", JSON(error.detail)), ("remedy", JSON(error.remedy)),
+      ]
+    case .usage(let text):
+      [
+        ("code", "usage"), ("operation", "parse arguments"), ("errno", .null), ("address", .null),
+        ("length_bytes", .null), ("device", .null), ("detail", .string(text)),
+        ("remedy", "iommuctl --help"),
+      ]
+    }
+  }
+}
+
+/// Runs a call of the library and passes its error on as a ``Failure``.
+func library<Result: ~Copyable>(_ body: () throws(DMAError) -> Result) throws(Failure) -> Result {
+  do throws(DMAError) { return try body() } catch { throw .library(error) }
+}

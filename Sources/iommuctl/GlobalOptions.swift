@@ -1,0 +1,41 @@
+public import ArgumentParser
+public import IOMMU
+
+/// The options that every subcommand has.
+struct GlobalOptions: ParsableArguments {
+  @Flag(help: "Write one JSON document to stdout, and errors as JSON to stderr.") var json = false
+  @Option(help: ArgumentHelp("Read this directory instead of this machine's files.", valueName: "dir"))
+  var root: String?
+  @Flag(help: "Use a simulated machine, which exists only in this process.") var simulated = false
+
+  func validate() throws {
+    if simulated, root != nil { throw ValidationError("--simulated and --root exclude each other.") }
+    if root == "" { throw ValidationError("--root wants a directory.") }
+  }
+
+  /// Moves these options behind the others, where the subcommand reads them: so they may stand before it as well.
+  static func hoisted(_ arguments: [String]) -> [String] {
+    var others: [String] = [], options: [String] = [], rest = arguments[...]
+    while let argument = rest.popFirst() {
+      if argument == "--" {
+        return others + options + [argument] + rest
+      } else if argument == "--json" || argument == "--simulated" || argument.hasPrefix("--root=") {
+        options.append(argument)
+      } else if argument == "--root" {
+        options.append(argument)
+        // An option in the place of the directory is the parser's to complain about.
+        if let next = rest.first, !next.hasPrefix("-") { options.append(rest.removeFirst()) }
+      } else {
+        others.append(argument)
+      }
+    }
+    return others + options
+  }
+}
+
+extension PCIAddress: ExpressibleByArgument {
+  /// A device in any usual form.
+  public init?(argument: String) { self.init(argument) }
+}
+
+extension Interface: ExpressibleByArgument {}
