@@ -1,5 +1,3 @@
-public import IOMMU
-
 /// A submission queue entry: 64 bytes, little endian. The reference is NVM Express 1.4, section 4.2.
 public struct Command: BitwiseCopyable, Sendable {
   /// Opcode, and from bit 16 on the identifier that the completion repeats.
