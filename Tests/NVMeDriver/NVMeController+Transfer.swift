@@ -24,7 +24,8 @@ extension NVMeController {
   private func transfer(_ opcode: UInt8, _ block: UInt64, _ count: Int, _ address: IOVA) throws(NVMeError) {
     let byteCount = count * blockByteCount
     guard count > 0, byteCount <= transferLimit, address.rawValue % 4 == 0 else {
-      throw .invalidTransfer("\(count) blocks at \(address): at most \(transferLimit) bytes, at a multiple of 4")
+      throw .invalidTransfer(
+        "\(count) blocks at \(address): at most \(transferLimit) bytes, at a multiple of 4")
     }
     var command = Command(ioOpcode: opcode, namespace: namespace, block: block, blockCount: count)
     describe(address.rawValue, byteCount, in: &command)

@@ -13,9 +13,12 @@ struct Options {
   var listsOnly = false
   /// Bind the devices and do nothing else.
   var bindsOnly = false
+  /// Give the nodes of the first edu device to the group of users who drive devices.
+  var grants = false
 
   static let usage = """
-    usage: conformance --interface iommufd|type1 [--machine NAME] [--simulated] [--filter TEXT] [--list] [--bind]
+    usage: conformance --interface iommufd|type1 [--machine NAME] [--simulated] [--filter TEXT] [--list]
+                       [--bind] [--grant]
                        [--suite conformance|dma|counts|unprivileged|negative|all[,…]] [--json FILE|-]
     """
 
@@ -42,6 +45,7 @@ struct Options {
       case "--json": json = try value(option)
       case "--list": listsOnly = true
       case "--bind": bindsOnly = true
+      case "--grant": (bindsOnly, grants) = (true, true)
       default: throw Wrong(description: "what is \(option)?\n\(Self.usage)")
       }
     }

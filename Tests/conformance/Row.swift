@@ -15,7 +15,9 @@ struct Row {
       for item in options.suites.flatMap(\.cases) { write("\(item.suite.rawValue) \(item.name)\n", to: 1) }
       return 0
     }
-    let environment = try environment()
+    var environment = try environment()
+    environment.say = { write($0 + "\n", to: 1) }
+    if options.grants { try environment.grant() }
     if options.bindsOnly { return 0 }
     let runner = Runner(environment) { write($0 + "\n", to: 1) }
     let outcomes = runner.run(options.suites, filter: options.filter)

@@ -68,7 +68,8 @@ extension Cases {
         try raw.kernel.vfioUnsetContainer(group: raw.group)
       }
       let path = try raw.groupNode
-      try expectErrno(.busy, what: "opening the group twice") { () throws(Errno) in try raw.kernel.open(path) }
+      try expectErrno(.busy, what: "opening the group twice") { () throws(Errno) in try raw.kernel.open(path)
+      }
       try expectErrno(.noDevice, what: "a device that is not in the group") { () throws(Errno) in
         try raw.kernel.vfioGroupDevice(raw.group, name: "ffff:00:00.0")
       }

@@ -79,7 +79,8 @@ extension Cases {
       }
     case .type1:
       try expectEqual(try raw.kernel.vfioGroupStatus(raw.group) & 1, 0, "the group's viable bit")
-      try expectErrno(.notPermitted, what: "SET_CONTAINER of a group that is not viable") { () throws(Errno) in
+      try expectErrno(.notPermitted, what: "SET_CONTAINER of a group that is not viable") {
+        () throws(Errno) in
         try raw.kernel.vfioSetContainer(group: raw.group, container: raw.space)
       }
     }

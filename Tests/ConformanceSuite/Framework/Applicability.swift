@@ -18,11 +18,21 @@ enum Applicability {
   static let rules: [Rule] = [
     Rule("iommufd/", reason: "an ioctl of iommufd") { $0.interface != .iommufd },
     Rule("type1/", reason: "an ioctl of the type1 container") { $0.interface != .type1 },
+    Rule("interrupt/igb-", reason: "the simulated machine has no igb") { $0.devices.igb == nil },
+    Rule("map/bar-memory", reason: "no BAR of the simulated kernel can be mapped") { $0.isSimulated },
+    Rule("map/page-2m", reason: "no huge pages are reserved") { !hasHugePages($0) },
+    Rule("bind/not-viable", "error/not-bound", "error/group-not-viable", reason: "no shared group is known") {
+      $0.devices.sharedGroup.isEmpty
+    },
   ]
 
   static func reason(for item: ConformanceCase, in environment: Environment) -> String? {
     rules.first { rule in
       rule.names.contains { item.name.hasPrefix($0) } && rule.holds(environment)
     }?.reason
+  }
+
+  private static func hasHugePages(_ environment: Environment) -> Bool {
+    (try? HostMemory(environment.kernel, byteCount: 2 << 20, hugePageShift: 21)) != nil
   }
 }

@@ -13,7 +13,8 @@ extension Environment {
     }
     let host = Host.local()
     if host.kernel.effectiveUser() == 0 {
-      let known = [devices.edu, devices.secondEdu, devices.narrowEdu, devices.nvme] + [devices.igb].compactMap(\.self)
+      let known =
+        [devices.edu, devices.secondEdu, devices.narrowEdu, devices.nvme] + [devices.igb].compactMap(\.self)
       for address in known { try bind(address, on: host) }
       // Bound one by one: the last one's own driver keeps the group from being viable.
       for address in devices.sharedGroup.dropLast() { try override(address, on: host) }
@@ -33,9 +34,24 @@ extension Environment {
     try kernel.writeFile("/sys/bus/pci/drivers_probe", address)
   }
 
+  /// Lets group 1001, `vfio` in the guests, use one edu device, as the rules of `udev/` would; the others stay root's.
+  public func grant() throws {
+    let details = try details(devices.edu)
+    var nodes = ["/dev/iommu"]
+    if let name = details.cdev { nodes.append("/dev/vfio/devices/\(name)") }
+    if let group = details.group { nodes.append("/dev/vfio/\(group)") }
+    for node in nodes {
+      guard unsafe chown(node, 0, 1001) == 0, unsafe chmod(node, 0o660) == 0 else {
+        throw Failure("\(node) cannot be given to group 1001: errno \(errno)")
+      }
+    }
+    guard unsafe chmod("/dev/vfio/vfio", 0o666) == 0 else { throw Failure("/dev/vfio/vfio: errno \(errno)") }
+  }
+
   /// A simulated machine with the guests' devices; names as the guest runner's, others are VT-d in legacy mode.
   public static func simulated(_ name: String, interface: Interface) -> Environment {
-    var machine = name.hasPrefix("smmuv3") ? SimulatedMachine.smmuv3 : name == "vtd-caching" ? .vtdCaching : .vtd
+    var machine =
+      name.hasPrefix("smmuv3") ? SimulatedMachine.smmuv3 : name == "vtd-caching" ? .vtdCaching : .vtd
     machine.usesFirstStage = name == "vtd-flts"
     var devices = Devices()
     devices.igb = nil

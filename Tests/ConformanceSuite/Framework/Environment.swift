@@ -13,6 +13,8 @@ public struct Environment: Sendable {
   public let simulated: SimulatedHost?
   /// Where the devices are.
   public let devices: Devices
+  /// Prints a line between those of the cases.
+  public var say: @Sendable (String) -> Void = { _ in }
 
   /// The devices' addresses: those of `Tests/VirtualHardware/runner/machines.py`.
   public struct Devices: Sendable {
@@ -50,8 +52,11 @@ public struct Environment: Sendable {
 
   /// The same machine asked through another kernel, such as one that fails on purpose.
   func asking(_ kernel: any Kernel) -> Environment {
-    Environment(
-      host: Host(kernel: kernel), interface: interface, machine: machine, simulated: simulated, devices: devices)
+    var copy = Environment(
+      host: Host(kernel: kernel), interface: interface, machine: machine, simulated: simulated,
+      devices: devices)
+    copy.say = say
+    return copy
   }
 
   /// Opens a device through this row's interface.

@@ -93,7 +93,8 @@ extension RawDevice {
       let readable = access & 1 != 0 ? IOASMapFlags.readable : 0
       let writable = access & 2 != 0 ? IOASMapFlags.writable : 0
       _ = try kernel.ioasMap(
-        space, ioas: ioas, flags: IOASMapFlags.fixed | readable | writable, address: address, byteCount: byteCount,
+        space, ioas: ioas, flags: IOASMapFlags.fixed | readable | writable, address: address,
+        byteCount: byteCount,
         iova: iova)
     case .type1: try kernel.vfioMap(space, flags: access, address: address, iova: iova, byteCount: byteCount)
     }

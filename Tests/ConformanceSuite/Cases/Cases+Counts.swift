@@ -1,0 +1,57 @@
+import AddressSpace
+import IOMMU
+
+/// Operations between marks, each alone, so that the commands of the IOMMU can be counted in QEMU's trace.
+///
+/// `PHASE name n` says that what lies between `mark n` and the next `mark 0` belongs to that operation.
+extension Cases {
+  static let counts: [ConformanceCase] = [
+    ConformanceCase(.counts, "count/unmap_1") { try count("unmap_1", 1, $0, pages: 1) },
+    ConformanceCase(.counts, "count/unmap_64") { try count("unmap_64", 2, $0, pages: 64) },
+    ConformanceCase(.counts, "count/unmap_512") { try count("unmap_512", 3, $0, pages: 512) },
+    ConformanceCase(.counts, "count/unmap_1024") { try count("unmap_1024", 4, $0, pages: 1024) },
+    ConformanceCase(.counts, "count/unmap_list_64") { environment in
+      let device = try environment.open(environment.devices.edu)
+      var list = ScatterList(capacity: 64)
+      for _ in 0..<64 { list.append(try device.dma.buffer(byteCount: 4096)) }
+      let mapped = try device.dma.map(list, .bidirectional)
+      try phase("unmap_list_64", 5, environment)
+      _ = try mapped.unmap()
+      try environment.mark(0)
+    },
+    ConformanceCase(.counts, "count/close_64") { environment in
+      let device = try environment.open(environment.devices.edu)
+      var list: [UnsafeBox] = []
+      let memory = try HostMemory(environment.kernel, byteCount: 64 * 4096)
+      for index in 0..<64 {
+        let page = unsafe UnsafeRawBufferPointer(start: memory.base + index * 4096, count: 4096)
+        list.append(UnsafeBox(try unsafe device.dma.map(unsafe: page, .bidirectional)))
+      }
+      try phase("close_64", 6, environment)
+      device.close()
+      try environment.mark(0)
+      list.removeAll()
+    },
+  ]
+
+  /// One mapping of so many pages, unmapped at once.
+  private static func count(_ name: String, _ number: UInt8, _ environment: Environment, pages: Int) throws {
+    let device = try environment.open(environment.devices.edu)
+    let mapping = try device.dma.map(try device.dma.buffer(byteCount: pages * 4096), .bidirectional)
+    let before = device.dma.statistics.systemCalls
+    try phase(name, number, environment)
+    _ = try mapping.unmap()
+    try environment.mark(0)
+    try expectEqual(device.dma.statistics.systemCalls - before, 1, "system calls")
+  }
+
+  private static func phase(_ name: String, _ number: UInt8, _ environment: Environment) throws {
+    environment.say("PHASE \(name) \(number)")
+    try environment.mark(number)
+  }
+
+  private final class UnsafeBox {
+    let mapping: UnsafeMapping
+    init(_ mapping: consuming UnsafeMapping) { self.mapping = mapping }
+  }
+}

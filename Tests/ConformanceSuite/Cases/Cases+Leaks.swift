@@ -1,0 +1,109 @@
+import AddressSpace
+import IOMMU
+import IOMMUSimulation
+
+/// Every call of the kernel fails once, one after the other: afterwards nothing is left behind.
+extension Cases {
+  static let leaks: [ConformanceCase] = [
+    ConformanceCase(.conformance, "fail/open") { environment in
+      try failEach(environment) { _, environment in _ = try environment.open(environment.devices.edu) }
+    },
+    ConformanceCase(.conformance, "fail/attach") { environment in
+      try failEach(environment, first: { try $0.open($0.devices.edu) }) { device, environment in
+        _ = try environment.open(environment.devices.secondEdu, sharing: device!.dma)
+      }
+    },
+    ConformanceCase(.conformance, "fail/map") { environment in
+      let memory = try HostMemory(environment.kernel, byteCount: 8192)
+      try failEach(environment, first: { try $0.open($0.devices.edu) }) { device, _ in
+        let mapping = try device!.dma.map(try device!.dma.buffer(byteCount: 9000), .bidirectional)
+        let other = try unsafe device!.dma.map(unsafe: memory.buffer, .toDevice)
+        try expect(mapping.address != other.address, "one address for two")
+      }
+    },
+    ConformanceCase(.conformance, "fail/unmap") { environment in
+      try failEach(environment, first: { try $0.open($0.devices.edu) }) { device, _ in
+        let mapping = try device!.dma.map(try device!.dma.buffer(byteCount: 9000), .bidirectional)
+        _ = try mapping.unmap()
+      }
+    },
+    ConformanceCase(.conformance, "fail/map-list") { environment in
+      try failEach(environment, first: { try $0.open($0.devices.edu) }) { device, _ in
+        var list = ScatterList()
+        for length in [1, 4096, 5000, 64] { list.append(try device!.dma.buffer(byteCount: length)) }
+        _ = try device!.dma.map(list, .toDevice).unmap()
+      }
+    },
+    ConformanceCase(.conformance, "fail/allocate") { environment in
+      try failEach(environment, first: { try $0.open($0.devices.edu) }) { device, _ in
+        let small = try device!.dma.allocate(UInt64.self, count: 16)
+        let large = try device!.dma.allocate(UInt64.self, count: 1 << 17)
+        try expect(small.address != large.address, "one address for two")
+      }
+    },
+    ConformanceCase(.conformance, "fail/registers-interrupts") { environment in
+      try failEach(environment, first: { try $0.open($0.devices.edu) }) { device, _ in
+        try expectEqual(try device!.registers(bar: 0).byteCount, 1 << 20, "bytes of the BAR")
+        _ = try device!.interrupt(0, .msi).tryTake()
+      }
+    },
+    ConformanceCase(.conformance, "fail/close") { environment in
+      try failEach(
+        environment,
+        first: { environment in
+          let device = try environment.open(environment.devices.edu)
+          _ = try device.interrupt(0, .msi)
+          return device
+        }
+      ) { device, _ in
+        let mapping = try device!.dma.map(try device!.dma.buffer(byteCount: 64), .bidirectional)
+        device!.close()
+        _ = try mapping.unmap()
+      }
+    },
+  ]
+
+  /// Runs an operation with its first call failing, then its second, until one run gets by without a failure.
+  /// `first` runs undisturbed before each; its device is closed after.
+  private static func failEach(
+    _ environment: Environment, first: (Environment) throws -> Device? = { _ in nil },
+    _ operation: (Device?, Environment) throws -> Void
+  ) throws {
+    let faulting = FaultingKernel(environment.kernel)
+    let failing = environment.asking(faulting)
+    let before = try Belongings(environment)
+    for number in 1...1000 {
+      faulting.passAll()
+      faulting.resetCounts()
+      var leaked: UInt64 = 0
+      var text = "went well"
+      do {
+        let device = try first(failing)
+        faulting.resetCounts()
+        faulting.fail(number, with: .inputOutput)
+        do { try operation(device, failing) } catch {
+          if error is Failure { throw error }
+          text = "\(error)"
+        }
+        leaked = device?.dma.statistics.leakedBytes ?? 0
+        device?.close()
+      }
+      let name = faulting.names.last ?? "", hasFailed = faulting.hasFailed
+      faulting.passAll()
+      try compare(
+        try Belongings(environment), before, leaked, "after call \(number) (\(name)) failed: \(text)")
+      if !hasFailed { return }
+    }
+    throw Failure("The operation did not end after 1000 failures")
+  }
+
+  /// Memory whose unmap failed stays in this process, counted and out of use: its file stays with it. The kernel has
+  /// nothing left of it all the same, since closing the device unmaps everything.
+  private static func compare(
+    _ after: Belongings, _ before: Belongings, _ leaked: UInt64, _ what: String
+  ) throws {
+    var after = after
+    if leaked > 0 { after.others = before.others }
+    try expectEqual(after, before, "what is left \(what)")
+  }
+}

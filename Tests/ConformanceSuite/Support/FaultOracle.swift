@@ -1,0 +1,42 @@
+import AddressSpace
+import IOMMU
+
+/// Sees that the IOMMU refused a request: in the kernel's log, as its driver reports it.
+struct FaultOracle {
+  private let environment: Environment
+  private let first: UInt64
+
+  /// Looks at what comes from now on.
+  init(_ environment: Environment) throws {
+    self.environment = environment
+    first = try environment.kernel.kernelLog(from: 0).last.map { $0.sequence + 1 } ?? 0
+  }
+
+  /// Waits up to a second for a report about a device and the page of an address.
+  func expectFault(_ device: String, _ address: IOVA) throws {
+    let page = String(address.rawValue & ~0xfff, radix: 16)
+    for _ in 0..<50 {
+      if try lines().contains(where: { reports($0, device, page) }) { return }
+      environment.kernel.sleep(.milliseconds(20))
+    }
+    throw Failure("No fault of \(device) at 0x\(page) in the kernel's log: \(try lines())")
+  }
+
+  /// The drivers' lines: `DMAR: [DMA Write …] Request device [00:02.0] fault addr 0x…` of VT-d, `event: F_TRANSLATION
+  /// client: 0000:00:02.0 … iova: 0x…` of SMMUv3, `page fault from EP 16 at 0x… [W]` of virtio-iommu.
+  private func reports(_ line: String, _ device: String, _ page: String) -> Bool {
+    if environment.isVirtio {
+      return line.contains("fault from EP") && line.contains("0x\(page.dropLast(3))")
+    }
+    guard line.contains(device.dropFirst(5)) else { return false }
+    // The SMMU reports the address itself, of which the page without its zeros is a prefix.
+    return environment.isSMMU
+      ? line.contains("iova: 0x\(page.dropLast(3))") : line.contains("fault addr 0x\(page)")
+  }
+
+  private func lines() throws -> [String] {
+    try environment.kernel.kernelLog(from: first).map(\.text).filter {
+      $0.contains("DMAR") || $0.contains("event:") || $0.contains("fault from EP")
+    }
+  }
+}
