@@ -73,9 +73,6 @@ public struct DeviceIdentity: Hashable, Sendable {
     precondition((0...2048).contains(msixCount), "MSI-X has at most 2048 vectors")
   }
 
-  /// Whether the PCI-to-PCI bridge class is the device's.
-  var isBridge: Bool { classCode >> 8 == 0x0604 }
-
   /// The offsets of the MSI-X table's BAR that VFIO or nobody answers for: the table, and all of a BAR of its own.
   var tableRange: Range<UInt64> {
     let first = UInt64(msixOffset)
