@@ -1,3 +1,4 @@
+import IOMMUSimulation
 import ConformanceSuite
 import IOMMU
 import Testing
