@@ -16,7 +16,8 @@ public struct IOVARange: Hashable, Sendable {
     self.last = last
   }
 
-  /// The range of `byteCount` bytes from an address; `nil` when that is none or passes the top of the 64-bit space.
+  /// The range of `byteCount` bytes from an address; `nil` when that is none or passes the top of the
+  /// 64-bit space.
   @inlinable public init?(start: IOVA, byteCount: UInt64) {
     guard byteCount != 0 else { return nil }
     let (last, overflow) = start.rawValue.addingReportingOverflow(byteCount - 1)

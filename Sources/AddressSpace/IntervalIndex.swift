@@ -1,9 +1,9 @@
 /// Finds a mapping by the virtual address of its memory.
 ///
-/// Intervals may overlap, and the same memory may be mapped several times at different device addresses. A
-/// B+-tree ordered by virtual address, then device address, in which each subtree knows the highest address that
-/// one of its intervals reaches: a search goes from the last interval that starts low enough downwards to the first that reaches
-/// far enough.
+/// Intervals may overlap, and the same memory may be mapped several times at different device addresses.
+/// A B+-tree ordered by virtual address, then device address, in which each subtree knows the highest
+/// address that one of its intervals reaches: a search goes from the last interval that starts low enough
+/// downwards to the first that reaches far enough.
 ///
 /// Not thread-safe: the caller holds a lock around every call, queries included.
 @safe
@@ -74,8 +74,8 @@ enum Span: TreeRecord {
 extension IntervalIndex {
   /// Adds an interval.
   ///
-  /// - Throws: `empty`, `overflow`, `duplicate` when the same memory is already there at the same device address,
-  ///   `outOfMemory`.
+  /// - Throws: `empty`, `overflow`, `duplicate` when the same memory is already there at the same
+  ///   device address, `outOfMemory`.
   /// - Complexity: O(log n).
   package func insert(_ interval: Interval) throws(RangeStoreFailure) {
     guard interval.byteCount != 0 else { throw .empty }
@@ -117,7 +117,8 @@ extension IntervalIndex {
     return Interval(start: key.start, byteCount: end - key.start + 1, address: IOVA(key.address))
   }
 
-  /// Calls a function with every interval, by virtual address and then device address. It must not change the index.
+  /// Calls a function with every interval, by virtual address and then device address. It must not change
+  /// the index.
   ///
   /// - Complexity: O(n).
   package func forEach(_ body: (Interval) -> Void) {
@@ -128,6 +129,9 @@ extension IntervalIndex {
 
   /// The number of intervals.
   package var count: Int { unsafe tree.pointee.count }
+
+  /// How many tree nodes the last search looked at: a figure for tests and benchmarks.
+  package var visits: Int { unsafe tree.pointee.visits }
 
   /// The bytes of memory that the index takes.
   package var footprint: Int { unsafe tree.pointee.pool.byteCount + MemoryLayout<Tree<Span>>.size }

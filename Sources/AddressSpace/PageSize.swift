@@ -29,7 +29,7 @@ public struct PageSize: Hashable, Comparable, Sendable {
   @inlinable public static var fourKiB: PageSize { PageSize(shift: 12) }
 
   /// The size in bytes.
-  @inlinable public var byteCount: UInt64 { 1 << UInt64(shift) }
+  @inlinable public var byteCount: UInt64 { 1 &<< UInt64(shift) }
 
   /// The bits of an address that lie inside a page.
   @inlinable public var mask: UInt64 { byteCount - 1 }

@@ -12,8 +12,8 @@ extension RangeStore {
   package struct Request: Sendable {
     /// The length in bytes: a multiple of the granule, not 0.
     package var byteCount: UInt64
-    /// The start is a multiple of it, and of the granule. `nil` stands for natural alignment: the length rounded
-    /// up to a power of two, as in Linux.
+    /// The start is a multiple of it, and of the granule. `nil` stands for natural alignment: the length
+    /// rounded up to a power of two, as in Linux.
     package var alignment: PageSize?
     /// The highest address that may be used, inside.
     package var limit: UInt64
@@ -46,7 +46,7 @@ extension RangeStore {
   ) throws(RangeStoreFailure) -> IOVA {
     let fit = try fit(request)
     switch unsafe map.pointee.allocate(fit, kind: kind, tag: tag, auxiliary: auxiliary) {
-    case .placed(let start): return IOVA(start << UInt64(granule.shift))
+    case .placed(let start): return IOVA(start &<< UInt64(granule.shift))
     case .noSpace: throw .noSpace
     case .fragmented: throw .fragmented
     case .outOfMemory: throw .outOfMemory
@@ -62,13 +62,13 @@ extension RangeStore {
     guard let natural = PageSize(fitting: request.byteCount) else { throw .noSpace }
     let alignment = request.alignment ?? natural
     var fit = Fit(
-      size: request.byteCount >> shift, alignmentMask: alignment.mask >> shift, boundaryMask: .max,
-      low: (request.lowest >> shift) + (granule.isAligned(request.lowest) ? 0 : 1),
-      high: (request.limit >> shift) + (request.limit & granule.mask == granule.mask ? 1 : 0),
+      size: request.byteCount &>> shift, alignmentMask: alignment.mask &>> shift, boundaryMask: .max,
+      low: (request.lowest &>> shift) + (granule.isAligned(request.lowest) ? 0 : 1),
+      high: (request.limit &>> shift) + (request.limit & granule.mask == granule.mask ? 1 : 0),
       isTopDown: request.direction == .topDown)
     if let boundary = request.boundary {
       guard boundary.byteCount >= request.byteCount else { throw .boundaryTooSmall }
-      fit.boundaryMask = boundary.mask >> shift
+      fit.boundaryMask = boundary.mask &>> shift
     }
     return fit
   }
@@ -80,12 +80,12 @@ extension RangeStore {
   /// The largest length in bytes for which an allocation with natural alignment would succeed in a window;
   /// all smaller ones would as well. At most 2⁶³; 0 when the window has no free granule.
   ///
-  /// - Complexity: O(log n). For the whole space, and for all of it below 4 GiB as long as nothing is allocated there,
-  ///   O(1).
+  /// - Complexity: O(log n). For the whole space, and for all of it below 4 GiB as long as nothing is
+  ///   allocated there, O(1).
   package func largestFreeByteCount(limit: UInt64 = .max, lowest: UInt64 = 0) -> UInt64 {
     let shift = UInt64(granule.shift)
-    let first = (lowest >> shift) + (granule.isAligned(lowest) ? 0 : 1)
-    let end = (limit >> shift) + (limit & granule.mask == granule.mask ? 1 : 0)
+    let first = (lowest &>> shift) + (granule.isAligned(lowest) ? 0 : 1)
+    let end = (limit &>> shift) + (limit & granule.mask == granule.mask ? 1 : 0)
     // No length above 2⁶³ has a natural alignment.
     return unsafe min(map.pointee.largestCapacity(from: first, to: end), 1 << (63 - shift)) << shift
   }

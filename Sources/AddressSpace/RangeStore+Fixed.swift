@@ -4,8 +4,8 @@ extension RangeStore {
   /// Occupies a range whose address the caller chose.
   ///
   /// - Parameter limit: the highest address that may be used, inside.
-  /// - Throws: `unaligned`, `aboveLimit`, `outsideAperture`, `reserved` or `occupied` with the lowest range that is in
-  ///   the way, `outOfMemory`.
+  /// - Throws: `unaligned`, `aboveLimit`, `outsideAperture`, `reserved` or `occupied` with the lowest
+  ///   range that is in the way, `outOfMemory`.
   /// - Complexity: O(log n).
   package func insert(_ node: Node, limit: UInt64 = .max) throws(RangeStoreFailure) {
     let range = node.range

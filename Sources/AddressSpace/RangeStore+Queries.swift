@@ -18,7 +18,8 @@ extension RangeStore {
     return node
   }
 
-  /// The lowest node that starts at an address or above: to walk the nodes while the store changes between the steps.
+  /// The lowest node that starts at an address or above: to walk the nodes while the store changes
+  /// between the steps.
   ///
   /// - Complexity: O(log n + u) with u the unusable ranges on the way.
   package func next(from address: IOVA) -> Node? {

@@ -1,20 +1,22 @@
 /// The occupied ranges of an I/O address space: allocations, reservations, guards and addresses that the
 /// caller fixed are all nodes of this one store, so that whatever is in the way of whatever is found.
 ///
-/// **Which address.** Of all addresses that satisfy a request the highest, or for `.bottomUp` the lowest. Freed
-/// ranges are found again at once: nothing is remembered from one search to the next.
+/// **Which address.** Of all addresses that satisfy a request the highest, or for `.bottomUp` the lowest.
+/// Freed ranges are found again at once: nothing is remembered from one search to the next.
 ///
-/// **Cost.** A B+-tree of tiles, each an occupied range and the free gap below it. Every subtree is summarised by
-/// its longest gap and by its largest *capacity*: the largest n such that n granules at natural alignment (a
-/// multiple of n rounded up to a power of two, as Linux aligns every IOVA) fit into one gap. Both are plain maxima
-/// and both are exact, so the two kinds of requests that matter
+/// **Cost.** A B+-tree of tiles, each an occupied range and the free gap below it. Every subtree is
+/// summarised by its longest gap and by its largest *capacity*: the largest n such that n granules at
+/// natural alignment (a multiple of n rounded up to a power of two, as Linux aligns every IOVA) fit into
+/// one gap. Both are plain maxima and both are exact, so the two kinds of requests that matter
 ///
 /// - natural alignment, any size, any boundary, and
 /// - alignment to the granule without a boundary
 ///
 /// take O(log n) in the worst case to succeed **and to fail**, in any window: the search goes up past
-/// subtrees that cannot help and down into the first that can, and only the two gaps that the window clips are looked at
-/// by themselves. A failure that no window narrows is one load.
+/// subtrees that cannot help and down into the first that can, and only the two gaps that the window
+/// clips are looked at by themselves. Without a window a failure looks at the root alone. For the space
+/// below 4 GiB the largest capacity is remembered, so that a probe which must fail there is one
+/// comparison, also after releases.
 ///
 /// For any other alignment or boundary no one number tells whether a gap has room. There the length is
 /// necessary and a capacity is sufficient: up to 32 gaps that are long enough are tried in order, then the
@@ -22,15 +24,16 @@
 /// room is always found where some gap surely has it, and the bound is O(32 · log n). A search that
 /// gave up fails with `fragmented`, which is not the proof that `noSpace` is.
 ///
-/// **Memory.** Nodes of 704 bytes with 4 to 17 tiles, from chunks that start at 4 KiB; no object, no reference
-/// count, no exclusivity check. Keep it in a `let`: its methods do not mutate the handle.
+/// **Memory.** Nodes of 704 bytes with 4 to 17 tiles, from chunks that start at 4 KiB; no object, no
+/// reference count, no exclusivity check. Keep it in a `let`: its methods do not mutate the handle.
 ///
 /// Not thread-safe: the caller holds a lock around every call, queries included.
 @safe
 package struct RangeStore: ~Copyable, @unchecked Sendable {
   /// The smallest unit of the space.
   package let granule: PageSize
-  /// The tiles, in granules. A pointer, so that a store in a `let` of a class is changed without a check at run time.
+  /// The tiles, in granules. A pointer, so that a store in a `let` of a class is changed without a check
+  /// at run time.
   let map: UnsafeMutablePointer<TileMap>
 
   /// A store without nodes for the whole granules of some ranges.
@@ -103,7 +106,7 @@ extension RangeStore {
 
 extension RangeStore {
   /// The granule of an address.
-  func unit(_ address: IOVA) -> UInt64 { address.rawValue >> UInt64(granule.shift) }
+  func unit(_ address: IOVA) -> UInt64 { address.rawValue &>> UInt64(granule.shift) }
 
   /// The addresses from one granule up to, not including, another.
   func range(_ start: UInt64, _ end: UInt64) -> IOVARange {

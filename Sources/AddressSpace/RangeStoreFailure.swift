@@ -1,4 +1,5 @@
-/// Why a store of ranges refused. It carries addresses and allocates nothing, so that failing is as cheap as succeeding.
+/// Why a store of ranges refused. It carries addresses and allocates nothing, so that failing is as cheap
+/// as succeeding.
 package enum RangeStoreFailure: Error, Hashable, Sendable {
   /// A length of 0.
   case empty
@@ -20,9 +21,9 @@ package enum RangeStoreFailure: Error, Hashable, Sendable {
   case occupied(IOVARange)
   /// Nothing fits: it was proved that no free range satisfies the request.
   case noSpace
-  /// Nothing was found, though it was not proved that nothing fits: no free range surely satisfies the request, and
-  /// more than 32 were long enough that might have. Only requests whose alignment is neither one granule nor
-  /// natural can end so.
+  /// Nothing was found, though it was not proved that nothing fits: no free range surely satisfies the
+  /// request, and more than 32 were long enough that might have. Only requests whose alignment is neither
+  /// one granule nor natural can end so.
   case fragmented
   /// An interval that is already there.
   case duplicate

@@ -3,9 +3,9 @@ internal import Synchronization
 
 /// A lock for a few dozen instructions: a store of ranges, a magazine, a queue slot.
 ///
-/// It spins and never sleeps: the holder must not make a system call that can sleep. It reads before it tries again, so that waiting
-/// threads share the cache line, and waits twice as long after each look, up to 64 pauses, so that many of
-/// them do not fight for it. About 4.5 ns for lock and unlock when nobody contends.
+/// It spins and never sleeps: the holder must not make a system call that can sleep. It reads before it
+/// tries again, so that waiting threads share the cache line, and waits twice as long after each look, up
+/// to 64 pauses, so that many of them do not fight for it.
 package struct SpinLock: ~Copyable {
   /// 0 free, 1 held.
   private let word = Atomic<UInt32>(0)

@@ -26,13 +26,13 @@ extension Fit {
 
   /// What every gap with room for the range satisfies, and only those when ``isExact``.
   var necessary: Room.Query {
-    isNatural ? Room.Query(length: 0, capacity: size) : Room.Query(length: size, capacity: 0)
+    isNatural ? .capacity(size) : .length(size)
   }
 
   /// What only gaps with room for the range satisfy: room for a range with natural alignment that is no
   /// smaller and no less aligned.
   var sufficient: Room.Query {
-    Room.Query(length: 0, capacity: alignmentMask > naturalMask ? (alignmentMask + 1) / 2 + 1 : size)
+    .capacity(alignmentMask > naturalMask ? (alignmentMask + 1) / 2 + 1 : size)
   }
 
   /// Whether ``necessary`` is sufficient too.
@@ -53,8 +53,9 @@ extension Fit {
     var start = (end &- size) & ~alignmentMask
     let last = start &+ size &- 1
     if (start ^ last) & ~boundaryMask != 0 {
-      // Right below the boundary that it crosses. A start that is a multiple of the boundary never crosses one,
-      // so the alignment is smaller, and the range stays between two boundaries when it is aligned down.
+      // Right below the boundary that it crosses. A start that is a multiple of the boundary never
+      // crosses one, so the alignment is smaller, and the range stays between two boundaries when it is
+      // aligned down.
       let crossed = last & ~boundaryMask
       guard crossed >= floor &+ size else { return nil }
       start = (crossed &- size) & ~alignmentMask
@@ -102,7 +103,6 @@ extension TileMap {
     guard fit.low < fit.high else { return .noSpace }
     let isLow = fit.isNatural && fit.high <= low.end
     if isLow && low.capacity < fit.size { return .noSpace }
-    tree.seek(fit.isTopDown ? fit.high - 1 : fit.low)
     let found = find(fit)
     visits = tree.visits
     guard case .placed(let start) = found else {
@@ -122,14 +122,21 @@ extension TileMap {
     return fit
   }
 
-  /// Moves the cursor from the first tile of the window to the first, in the direction, with room for a range.
+  /// Sets the cursor on the first tile, in the direction, with room for a range in its gap.
   ///
-  /// The tile at either end of the window is clipped by it and tried by itself. For those between the summaries
-  /// tell: exactly when `fit.isExact`; or else gaps that are long enough are tried, up to ``candidateLimit``.
+  /// The tile at either end of the window is clipped by it and tried by itself. For those between the
+  /// summaries tell: exactly when `fit.isExact`; or else gaps that are long enough are tried, up to
+  /// ``candidateLimit``.
   private mutating func find(_ fit: Fit) -> Outcome {
     let step = fit.isTopDown ? -1 : 1
     let query = fit.necessary
     var candidates = fit.isExact ? Int.max : TileMap.candidateLimit
+    if fit.isTopDown ? fit.high == top : fit.low == base {
+      // The first tile is not clipped: the way down from the root is half the way up and down from that tile.
+      guard tree.searchAll(step: step, for: query) else { return .noSpace }
+    } else {
+      tree.seek(fit.isTopDown ? fit.high - 1 : fit.low)
+    }
     while true {
       let (floor, value) = (tree.key, tree.value)
       if let place = fit.place(from: floor, to: value.start) { return .placed(place) }

@@ -1,7 +1,7 @@
 /// An address space in granules, as a tree of tiles: what ``RangeStore`` is made of.
 ///
-/// Every granule from the lowest usable one to the highest belongs to exactly one tile. Ranges that are not usable are
-/// occupied tiles of their own kind, and one more marks the top.
+/// Every granule from the lowest usable one to the highest belongs to exactly one tile. Ranges that are
+/// not usable are occupied tiles of their own kind, and one more marks the top.
 struct TileMap: ~Copyable {
   var tree: Tree<Tile>
   /// The lowest usable granule.
@@ -39,8 +39,8 @@ struct TileMap: ~Copyable {
 
 /// The largest capacity below 4 GiB: an upper bound always, and exact until something is allocated there.
 ///
-/// A release can only raise it, and by how much is known from the one gap that grew, so no release makes a later
-/// failure slow.
+/// A release can only raise it, and by how much is known from the one gap that grew, so no release makes
+/// a later failure slow.
 struct LowSpace {
   /// The granule at 4 GiB.
   let end: UInt64

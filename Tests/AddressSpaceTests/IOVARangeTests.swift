@@ -86,7 +86,8 @@ struct IOVARangesTests {
     #expect(IOVARanges([range(1, .max)]).complement == [range(0, 0)])
   }
 
-  /// Usable space as the domain computes it: what the kernel reports, within the mask, less reserved regions and page 0.
+  /// Usable space as the domain computes it: what the kernel reports, within the mask, less reserved
+  /// regions and page 0.
   @Test func computesTheUsableSpace() {
     let kernel: IOVARanges = [range(0, 0xfedf_ffff), range(0xfef0_0000, (1 << 48) - 1)]
     let reserved: IOVARanges = [range(0xa_0000, 0xb_ffff), range(0, 0xfff), range(0xfee0_0000, 0xfeef_ffff)]

@@ -8,7 +8,8 @@ struct IntervalIndexTests {
     Interval(start: start, byteCount: byteCount, address: IOVA(address))
   }
 
-  /// One long interval, a short one inside it, one that overlaps its end, and the first memory mapped a second time.
+  /// One long interval, a short one inside it, one that overlaps its end, and the first memory mapped a
+  /// second time.
   static let sample = [
     interval(0x1000, 0x9000, 0xa000), interval(0x3000, 0x1000, 0xb000), interval(0x9000, 0x4000, 0xc000),
     interval(0x1000, 0x9000, 0xd000), interval(.max - 0xfff, 0x1000, 0xe000),
@@ -81,5 +82,37 @@ struct IntervalIndexTests {
       try #require(index.checkInvariants() == nil, "step \(step)")
     }
     #expect(index.count == model.count)
+  }
+
+  /// Intervals that all hold an address, none that reach far enough, and many that only touch: a search
+  /// visits a node a level on each way, found or not.
+  @Test func isLogarithmicHoweverManyOverlap() throws {
+    let index = try IntervalIndex()
+    let count: UInt64 = 20_000
+    for item in 0..<count { try index.insert(Self.interval(item, 2 * count - item, item)) }
+    let bound = 2 * RangeStoreComplexityTests.logarithm(Int(count))
+    for start in [0, 1, count / 2, count - 1, count, count + 1] {
+      #expect(index.find(containing: start)?.start == min(start, count - 1))
+      #expect(index.visits <= bound)
+      #expect(index.find(containing: start, byteCount: 2 * count - start)?.start == min(start, count - 1))
+      #expect(index.find(containing: start, byteCount: 2 * count + 1 - start) == nil)
+      #expect(index.visits <= bound)
+    }
+    // One that reaches further, at the very bottom.
+    try index.insert(Self.interval(0, 4 * count, count))
+    #expect(index.find(containing: count, byteCount: 2 * count)?.byteCount == 4 * count)
+    #expect(index.visits <= bound)
+  }
+
+  /// The same memory mapped a thousand times: all are kept, and each is removed by its own device address.
+  @Test func keepsManyMappingsOfOneBuffer() throws {
+    let index = try IntervalIndex()
+    for item in UInt64(0)..<1_000 { try index.insert(Self.interval(0x1000, 0x1000, item << 12)) }
+    for item in (UInt64(0)..<1_000).reversed() {
+      #expect(index.find(containing: 0x1800) == Self.interval(0x1000, 0x1000, item << 12))
+      #expect(index.remove(start: 0x1000, address: IOVA(item << 12)) != nil)
+    }
+    #expect(index.find(containing: 0x1800) == nil)
+    #expect(index.count == 0 && index.checkInvariants() == nil)
   }
 }

@@ -1,7 +1,7 @@
 import AddressSpace
 
-/// What ``RangeStore`` must do, done the plain way: a sorted array, gaps computed anew each time, addresses tried one
-/// by one. It shares no arithmetic with the store.
+/// What ``RangeStore`` must do, done the plain way: a sorted array, gaps computed anew each time,
+/// addresses tried one by one. It shares no arithmetic with the store.
 struct NaiveStore {
   let granule: PageSize
   let usable: IOVARanges
@@ -67,7 +67,8 @@ extension NaiveStore {
     return .failure(isTruncated ? .fragmented : .noSpace)
   }
 
-  /// The first address in the direction, tried from one multiple of the alignment to the next; past a boundary at once.
+  /// The first address in the direction, tried from one multiple of the alignment to the next; past a
+  /// boundary at once.
   private func place(_ request: RangeStore.Request, _ alignment: PageSize, in free: IOVARange) -> UInt64? {
     guard free.byteCount >= request.byteCount else { return nil }
     let highest = free.last.rawValue - (request.byteCount - 1)
@@ -86,8 +87,8 @@ extension NaiveStore {
     return nil
   }
 
-  /// The largest length that fits a gap at natural alignment: for each alignment what lies behind its first multiple, as far as
-  /// it needs that alignment.
+  /// The largest length that fits a gap at natural alignment: for each alignment what lies behind its
+  /// first multiple, as far as it needs that alignment.
   func capacity(_ gap: IOVARange) -> UInt64 {
     var best: UInt64 = 0
     for shift in granule.shift...63 {

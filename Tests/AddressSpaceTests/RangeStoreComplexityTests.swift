@@ -15,8 +15,8 @@ struct RangeStoreComplexityTests {
   /// The top of a space of that many allocations of one granule, each with a gap of one granule below.
   static let top = fragments * 2 << 12
 
-  /// The space of fragments, above it a row of gaps of two granules of which no two are naturally aligned, and below
-  /// everything 65 free granules.
+  /// The space of fragments, above it a row of gaps of two granules of which no two are naturally
+  /// aligned, and below everything 65 free granules.
   static func fragmented() throws -> RangeStore {
     let store = try makeStore(range(0, top + 1 << 22 - 1))
     for index in 0..<fragments where index >= 32 {
@@ -61,7 +61,8 @@ struct RangeStoreComplexityTests {
     }
   }
 
-  /// Alignments that no summary knows: bounded, and a place that surely fits is found behind gaps that do not.
+  /// Alignments that no summary knows: bounded, and a place that surely fits is found behind gaps that do
+  /// not.
   @Test func isBoundedForAnyAlignment() throws {
     let store = try Self.fragmented()
     let bound = 33 * 2 * Self.logarithm(store.count)
@@ -115,7 +116,8 @@ struct RangeStoreMemoryTests {
     #expect(store.footprint <= 50_000 * 72)
   }
 
-  /// Memory runs out at every place where it can: the call says so and changes nothing, and the store goes on.
+  /// Memory runs out at every place where it can: the call says so and changes nothing, and the store
+  /// goes on.
   @Test(arguments: 0..<6)
   func runsOutOfMemoryCleanly(_ chunks: Int) throws {
     let store = try makeStore(range(0, (1 << 40) - 1))

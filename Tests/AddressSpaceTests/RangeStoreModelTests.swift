@@ -1,8 +1,9 @@
 import AddressSpace
 import Testing
 
-/// Random traces, run on the store and on ``NaiveStore`` side by side: same answer to every call, invariants after
-/// each step. `STEPS` (a trace) and `SEED` in the environment make it long or repeat a run.
+/// Random traces, run on the store and on ``NaiveStore`` side by side: same answer to every call,
+/// invariants after each step. `STEPS` (a trace) and `SEED` in the environment make it long or repeat a
+/// run.
 struct RangeStoreModelTests {
   static let steps = environment("STEPS").flatMap { Int($0) } ?? 1_500
   static let seed = environment("SEED").flatMap { UInt64($0) } ?? 20_261

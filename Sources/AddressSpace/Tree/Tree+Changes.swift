@@ -1,7 +1,7 @@
 // Changing a tree: insertion, removal, and keeping the summaries on the way to the root exact.
 
-/// What a change of one leaf did to what is known of it. It names a record rather than its summary, which is not
-/// needed as long as the tree is one leaf.
+/// What a change of one leaf did to what is known of it. It names a record rather than its summary, which
+/// is not needed as long as the tree is one leaf.
 enum TreeChange<Record: TreeRecord> {
   /// This record came to be, and no other became less than it was.
   case raised(Record.Key, Record.Value)
@@ -14,8 +14,8 @@ extension Tree {
   @inline(__always)
   mutating func reserveInsertion() -> Bool { pool.availableCount > height + 1 || pool.reserve(height + 2) }
 
-  /// Puts a record at the cursor's slot, before the one that is there. The slot may lie behind the leaf's last
-  /// record. Only after ``reserveInsertion()``.
+  /// Puts a record at the cursor's slot, before the one that is there. The slot may lie behind the leaf's
+  /// last record. Only after ``reserveInsertion()``.
   ///
   /// - Complexity: O(log n).
   mutating func insert(_ key: Key, _ value: Value, _ change: TreeChange<Record>) {
@@ -67,8 +67,8 @@ extension Tree {
     root = top
   }
 
-  /// Splits a full node next to where it grows, as far as the minimum allows, and returns its upper part. A run of
-  /// insertions at one place, in either direction, then leaves full nodes behind.
+  /// Splits a full node next to where it grows, as far as the minimum allows, and returns its upper part.
+  /// A run of insertions at one place, in either direction, then leaves full nodes behind.
   private mutating func split(_ node: Node, growingAt slot: Int) -> Node {
     let next = unsafe Node(block: pool.take(), level: node.level)
     node.moveTail(from: min(max(slot - 1, node.minimum), node.count - node.minimum), to: next)

@@ -22,8 +22,8 @@ extension Tree {
     mutating func fail(_ reason: String) { failure = failure ?? reason }
   }
 
-  /// Checks a subtree whose keys lie from one separator up to, not including, another. Returns what is known of its
-  /// records, summed up one by one.
+  /// Checks a subtree whose keys lie from one separator up to, not including, another. Returns what is
+  /// known of its records, summed up one by one.
   private func check(_ node: Node, level: Int, from low: Key?, to high: Key?, _ walk: inout Walk) -> Summary {
     walk.nodes += 1
     if node.level != level { walk.fail("a node of level \(node.level) at level \(level)") }

@@ -1,16 +1,16 @@
 /// An ordered set of records that is searched by key and by summary: a B+-tree in raw memory.
 ///
-/// Every node but the root is at least a quarter full, so n records lie under O(log n) levels. Each entry of an
-/// inner node keeps the summary of its subtree. Where that says exactly whether the subtree holds what a
-/// query looks for, a search goes up from where it starts, past the siblings that do not, and down into the
-/// first that does: at most one node a level on each way, whether it succeeds or fails.
+/// Every node but the root is at least a quarter full, so n records lie under O(log n) levels. Each entry
+/// of an inner node keeps the summary of its subtree. Where that says exactly whether the subtree holds
+/// what a query looks for, a search goes up from where it starts, past the siblings that do not, and down
+/// into the first that does: at most one node a level on each way, whether it succeeds or fails.
 ///
 /// A node that is full splits at a quarter when it grows at an edge and in the middle otherwise, so that
 /// allocation in one direction leaves nodes three quarters full. Two nodes are merged only when the result is
 /// at most three quarters full, so that an allocation and a release never split and merge in turn.
 ///
-/// Changes are made at one place, the *cursor*: the way from a leaf's slot up to the root, kept in the tree so
-/// that no operation copies or clears it. It is good until the next insertion or removal.
+/// Changes are made at one place, the *cursor*: the way from a leaf's slot up to the root, kept in the
+/// tree so that no operation copies or clears it. It is good until the next insertion or removal.
 ///
 /// Not thread-safe. The generic type stays inside this module, where it is specialised.
 struct Tree<Record: TreeRecord>: ~Copyable {
@@ -27,7 +27,8 @@ struct Tree<Record: TreeRecord>: ~Copyable {
   var count = 0
   /// The nodes' memory.
   var pool: BlockPool
-  /// The cursor's nodes, from the leaf upwards. A quarter-full tree of 16 levels would hold more than 10¹⁰ records.
+  /// The cursor's nodes, from the leaf upwards. A quarter-full tree of 16 levels would hold more than
+  /// 10¹⁰ records.
   var nodes: InlineArray<16, Node>
   /// The cursor's slot in each node. That in the leaf may be one off either end.
   var slots = InlineArray<16, Int>(repeating: 0)
@@ -83,6 +84,15 @@ extension Tree {
     visits = height + 1
   }
 
+  /// Sets the cursor on the lowest record that a query admits (step 1), or on the highest (step -1). Returns
+  /// `false`, and leaves the cursor where it is, when there is none.
+  ///
+  /// - Complexity: O(log n) to succeed, O(1) to fail.
+  mutating func searchAll(step: Int, for query: Summary.Query) -> Bool {
+    visits = 0
+    return descend(into: root, level: height, step: step, for: query)
+  }
+
   /// Moves the cursor to the nearest record that a query admits, upwards (step 1) or downwards (step -1), the
   /// one that it is on included. Returns `false`, and leaves the cursor where it is, when there is none.
   ///
@@ -98,17 +108,20 @@ extension Tree {
       visits += 1
       if let slot = node.scanSubtrees(from: slots[level] + step, step: step, for: query) {
         slots[level] = slot
-        descend(into: node.child(slot), level: level - 1, step: step, for: query)
-        return true
+        return descend(into: node.child(slot), level: level - 1, step: step, for: query)
       }
       level += 1
     }
     return false
   }
 
-  /// Completes the cursor below a subtree that has what a query looks for.
-  private mutating func descend(into top: Node, level top_level: Int, step: Int, for query: Summary.Query) {
-    var (node, level) = (top, top_level)
+  /// Completes the cursor from a node down to the first record, in the direction, that a query admits.
+  /// Returns `false`, and leaves the cursor where it is, when the node has none; a subtree whose summary
+  /// admits the query has one.
+  private mutating func descend(into top: Node, level topLevel: Int, step: Int, for query: Summary.Query)
+    -> Bool
+  {
+    var (node, level) = (top, topLevel)
     while true {
       visits += 1
       let edge = step > 0 ? 0 : node.count - 1
@@ -116,10 +129,13 @@ extension Tree {
         level == 0
         ? node.scan(from: edge, step: step, for: query)
         : node.scanSubtrees(from: edge, step: step, for: query)
-      guard let slot = found else { preconditionFailure("a summary promised what its subtree has not") }
+      guard let slot = found else {
+        assert(level == topLevel, "a summary promised what its subtree does not hold")
+        return false
+      }
       nodes[level] = node
       slots[level] = slot
-      if level == 0 { return }
+      if level == 0 { return true }
       node = node.child(slot)
       level -= 1
     }
@@ -158,8 +174,8 @@ extension Tree {
   /// - Complexity: O(1).
   var summary: Summary { root.summary }
 
-  /// What is known of the records strictly between those that ``lookUp(_:)`` finds for two keys, the lower first.
-  /// Writes nothing.
+  /// What is known of the records strictly between those that ``lookUp(_:)`` finds for two keys, the
+  /// lower first. Writes nothing.
   ///
   /// - Complexity: O(log n).
   func summary(between low: Key, _ high: Key) -> Summary {

@@ -1,7 +1,8 @@
 // Searching the entries of one node, and summing them up.
 
 extension TreeNode {
-  /// The last slot but the first whose key is not above `key`, or else the first. Without a branch on the keys.
+  /// The last slot but the first whose key is not above `key`, or else the first. Without a branch on the
+  /// keys.
   @inline(__always)
   func slot(for key: Key) -> Int {
     var (first, length) = (0, count)
@@ -20,7 +21,8 @@ extension TreeNode {
     return unsafe count == 0 || key < keys[0] ? -1 : slot
   }
 
-  /// The first record from a slot on, in steps of 1 or -1, that a query admits. The slot may be one off either end.
+  /// The first record from a slot on, in steps of 1 or -1, that a query admits. The slot may be one off
+  /// either end.
   @inline(__always)
   func scan(from first: Int, step: Int, for query: Summary.Query) -> Int? {
     assert(level == 0)
@@ -54,7 +56,9 @@ extension TreeNode {
   }
 
   /// Adds what is known of the records below some slots; of none when they are in the wrong order.
-  func summarize(from first: Int, to end: Int, into sum: inout Summary) {
+  func summarize(from first: Int, to end: Int, into known: inout Summary) {
+    // A local, which stays in registers.
+    var sum = known
     var slot = first
     if level == 0 {
       while slot < end {
@@ -67,6 +71,7 @@ extension TreeNode {
         slot &+= 1
       }
     }
+    known = sum
   }
 
   static func == (left: TreeNode, right: TreeNode) -> Bool { unsafe left.block == right.block }
