@@ -9,8 +9,8 @@ extension ConfigSpace {
     case unknown
   }
 
-  /// Waits until the device has no transaction under way, at most `timeout`: after bus mastering was switched off, before
-  /// its memory is unmapped or it is reset.
+  /// Waits until the device has no transaction under way, at most `timeout`: after bus mastering was switched off,
+  /// before its memory is unmapped or it is reset.
   ///
   /// Looks at the transactions-pending bit of the PCI Express or the Advanced Features capability, at first after
   /// 50 µs and then at growing distances up to 10 ms. Throws ``DMAError/Code/gone`` when the device has gone away. The
@@ -46,6 +46,7 @@ extension ConfigSpace {
 }
 
 extension Limits {
-  /// The transactions-pending bit is looked at so often at most: at 10 ms each more than PCIe's longest completion time-out.
+  /// The transactions-pending bit is looked at so often at most: at 10 ms each more than PCIe's longest completion
+  /// time-out.
   package static let pendingPolls = 10_000
 }

@@ -4,9 +4,9 @@
 /// let vendor = try config.load(at: 0x00, as: UInt16.self)
 /// ```
 ///
-/// Each access is one `pread` or `pwrite` of 8, 16 or 32 bits on VFIO's config region, little-endian. The kernel shows a
-/// virtual copy of some registers (BARs, interrupt disable, parts of the capabilities) and ignores writes to what it
-/// guards. Throws ``DMAError/Code/invalidArgument`` for an offset that is not aligned or outside,
+/// Each access is one `pread` or `pwrite` of 8, 16 or 32 bits on VFIO's config region, little-endian. The kernel
+/// shows a virtual copy of some registers (BARs, interrupt disable, parts of the capabilities) and ignores writes to
+/// what it guards. Throws ``DMAError/Code/invalidArgument`` for an offset that is not aligned or outside,
 /// ``DMAError/Code/closed`` after the device was closed, ``DMAError/Code/gone`` when it has gone away.
 public final class ConfigSpace: Sendable {
   /// The length in bytes; offsets lie below it.
@@ -94,8 +94,8 @@ extension ConfigSpace {
 
   /// Sets and clears bits of the command register and leaves the others; writes only when something changes.
   ///
-  /// Changes by several threads do not lose each other; those by plain stores do. Throws ``DMAError/Code/gone`` when the
-  /// register reads as all ones.
+  /// Changes by several threads do not lose each other; those by plain stores do. Throws ``DMAError/Code/gone`` when
+  /// the register reads as all ones.
   ///
   /// - Warning: ``Device`` sets ``Command/busMaster`` once the device is attached to a domain, and clears it before it
   ///   is detached. Leave it alone, unless to stop DMA for a while.

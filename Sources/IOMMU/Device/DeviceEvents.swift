@@ -4,7 +4,8 @@ import Synchronization
 public enum DeviceEvent: String, Hashable, Sendable, CaseIterable {
   /// PCI Express reported an uncorrectable error of the device. It does nothing useful before a reset.
   case error
-  /// The kernel wants the device back: it is being unplugged, or unbound from its driver, which waits until it is closed.
+  /// The kernel wants the device back: it is being unplugged, or unbound from its driver, which waits until it is
+  /// closed.
   case releaseRequested
 }
 

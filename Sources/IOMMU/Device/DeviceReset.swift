@@ -1,7 +1,7 @@
 /// Resetting a device.
 ///
-/// What a reset is, the kernel chooses: function-level reset, Advanced Features, power state, a slot or bus of its own. It
-/// saves config space before and restores it after, with interrupts and the command register as they were.
+/// What a reset is, the kernel chooses: function-level reset, Advanced Features, power state, a slot or bus of its
+/// own. It saves config space before and restores it after, with interrupts and the command register as they were.
 package struct DeviceReset: Sendable {
   private let handle: DeviceHandle
   /// Whether the kernel knows a reset for the device.

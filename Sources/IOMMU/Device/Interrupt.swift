@@ -7,13 +7,14 @@ import Synchronization
 /// try irq.wait(timeout: .milliseconds(10))
 /// ```
 ///
-/// Wait for it with ``wait(timeout:)``, or put ``descriptor`` into a poll loop and call ``tryTake()`` when it is readable,
-/// or iterate over ``events``. Interrupts that come while nobody waits are counted and not lost. A count may also be one
-/// too high, after the kernel had to set the device's vectors up anew: look at the device, as with any interrupt.
+/// Wait for it with ``wait(timeout:)``, or put ``descriptor`` into a poll loop and call ``tryTake()`` when it is
+/// readable, or iterate over ``events``. Interrupts that come while nobody waits are counted and not lost. A count
+/// may also be one too high, after the kernel had to set the device's vectors up anew: look at the device, as with
+/// any interrupt.
 ///
 /// The descriptor stays open until the last reference goes, even after the device was closed: then it is readable for
-/// good, and everything here throws ``DMAError/Code/closed``. The corresponding kernel interface is an `eventfd` tied to
-/// a vector by `VFIO_DEVICE_SET_IRQS`.
+/// good, and everything here throws ``DMAError/Code/closed``. The corresponding kernel interface is an `eventfd` tied
+/// to a vector by `VFIO_DEVICE_SET_IRQS`.
 public final class Interrupt: Sendable {
   /// How a device signals.
   public enum Kind: String, Hashable, Sendable, CaseIterable {
@@ -30,7 +31,7 @@ public final class Interrupt: Sendable {
   /// Its number among the device's vectors of this kind, from 0.
   public let vector: Int
   let counter: EventCounter
-  private let handle: DeviceHandle
+  let handle: DeviceHandle
   private let isAutomasked: Bool
   /// Whether the kernel has masked the line since it was last unmasked.
   private let masked = Atomic<Bool>(false)
@@ -56,8 +57,9 @@ public final class Interrupt: Sendable {
 
   /// Waits until the interrupt has come, and returns how often it came since the last time.
   ///
-  /// The thread sleeps in the kernel; a timeout of zero or less only looks. Throws ``DMAError/Code/timedOut`` when the
-  /// time is up, ``DMAError/Code/closed`` when the device is closed, also during the wait. The corresponding call is `ppoll`.
+  /// The thread sleeps in the kernel; a timeout of zero or less only looks. Throws ``DMAError/Code/timedOut`` when
+  /// the time is up, ``DMAError/Code/closed`` when the device is closed, also during the wait. The corresponding call
+  /// is `ppoll`.
   @discardableResult
   public func wait(timeout: Duration) throws(DMAError) -> UInt64 {
     if let count = try tryTake() { return count }
@@ -73,8 +75,8 @@ public final class Interrupt: Sendable {
 
   /// Takes interrupts that have come, without waiting; nil when none has.
   ///
-  /// A line (``Kind/intx``) that an earlier event masked is unmasked first, so a loop that takes until nil ends with the
-  /// line unmasked. Throws ``DMAError/Code/closed`` when the device is closed. The corresponding call is `read`.
+  /// A line (``Kind/intx``) that an earlier event masked is unmasked first, so a loop that takes until nil ends with
+  /// the line unmasked. Throws ``DMAError/Code/closed`` when the device is closed. The corresponding call is `read`.
   public func tryTake() throws(DMAError) -> UInt64? {
     try checkOpen()
     try rearm()
@@ -83,8 +85,8 @@ public final class Interrupt: Sendable {
 
   /// Unmasks a line that the last event masked; does nothing for messages.
   ///
-  /// ``wait(timeout:)``, ``tryTake()`` and ``events`` do it. A poll loop that takes once for each time ``descriptor`` is
-  /// readable calls it when the device's cause is cleared. The corresponding ioctl is `VFIO_DEVICE_SET_IRQS` with
+  /// ``wait(timeout:)``, ``tryTake()`` and ``events`` do it. A poll loop that takes once for each time ``descriptor``
+  /// is readable calls it when the device's cause is cleared. The corresponding ioctl is `VFIO_DEVICE_SET_IRQS` with
   /// `ACTION_UNMASK`.
   public func rearm() throws(DMAError) {
     guard masked.load(ordering: .relaxed), masked.exchange(false, ordering: .acquiringAndReleasing) else {
@@ -98,7 +100,8 @@ public final class Interrupt: Sendable {
 
   /// Makes the kernel signal the event as if the interrupt had come; for tests of a driver.
   ///
-  /// The device has no part in it. The corresponding ioctl is `VFIO_DEVICE_SET_IRQS` with `DATA_NONE` and `ACTION_TRIGGER`.
+  /// The device has no part in it. The corresponding ioctl is `VFIO_DEVICE_SET_IRQS` with `DATA_NONE` and
+  /// `ACTION_TRIGGER`.
   public func trigger() throws(DMAError) {
     try checkOpen()
     try act(.trigger)

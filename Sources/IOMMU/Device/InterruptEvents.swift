@@ -99,7 +99,7 @@ final class InterruptPump: Sendable {
       let control = try control.get()
       if isFirst { try DetachedThread.start { self.run(control) } } else { control.signal() }
     } catch {
-      finish(.failure(.deviceCall("start a thread", error, "\(interrupt.name)")))
+      finish(.failure(.deviceCall("start a thread", error, interrupt.handle.name)))
     }
   }
 
@@ -140,7 +140,7 @@ final class InterruptPump: Sendable {
     do throws(Errno) {
       _ = try interrupt.kernel.waitReadable(descriptors, timeout: nil)
     } catch {
-      if error != .interrupted { finish(.failure(.deviceCall("ppoll", error, interrupt.name))) }
+      if error != .interrupted { finish(.failure(.deviceCall("ppoll", error, interrupt.handle.name))) }
     }
   }
 

@@ -27,7 +27,8 @@ extension Registers {
 
   /// Reads a register without an order to memory, only to other accesses to this device.
   ///
-  /// For runs of registers that say nothing about memory. The corresponding kernel calls are `readb_relaxed` to `readq_relaxed`.
+  /// For runs of registers that say nothing about memory. The corresponding kernel calls are `readb_relaxed` to
+  /// `readq_relaxed`.
   @inlinable
   public func relaxedLoad<Word: RegisterWord>(at offset: Int, as type: Word.Type = Word.self) -> Word {
     Word._load(self, at: offset, relaxed: true)

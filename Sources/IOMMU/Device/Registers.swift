@@ -17,8 +17,8 @@ import Synchronization
 /// read directly after it. The `relaxed` forms order accesses to this device among themselves only. A store may be
 /// posted: to know that it has arrived, load from the same device.
 ///
-/// - Warning: An access that is not aligned to its width or not inside the BAR is a mistake of the program and stops it.
-///   So does an access to a mapped BAR while memory decoding is off in the command register (SIGBUS).
+/// - Warning: An access that is not aligned to its width or not inside the BAR is a mistake of the program and
+///   stops it. So does an access to a mapped BAR while memory decoding is off in the command register (SIGBUS).
 ///
 /// After the device was closed, or has gone, loads give all ones and stores go nowhere. The corresponding kernel
 /// interface is a VFIO region, `VFIO_DEVICE_GET_REGION_INFO`.
@@ -66,7 +66,8 @@ public final class Registers: @unchecked Sendable {
   /// Loads and stores do not throw: a load that fails gives all ones, as one from a device that is gone.
   public var failure: DMAError? { firstFailure.withLock { $0 } }
 
-  /// Lets go of the device: later loads give all ones, and later stores go nowhere. Never fails; the second call does nothing.
+  /// Lets go of the device: later loads give all ones, and later stores go nowhere. Never fails; the second call does
+  /// nothing.
   ///
   /// What was mapped gives way to private memory, since a mapped BAR keeps the device open. It is not touched, so it
   /// takes no room, however large the BAR.

@@ -49,7 +49,7 @@ extension LiveKernel {
   package func vfioSetInterrupts(_ device: Int32, index: UInt32, start: UInt32, events: [Int32]) throws(Errno) {
     let count = UInt32(events.count)
     var scratch = [UInt8](repeating: 0, count: Int(ci_vfio_irq_set_size(count, 4)) + 16)
-    try check(
+    let result = try check(
       unsafe scratch.withUnsafeMutableBytes { scratch in
         unsafe events.withUnsafeBufferPointer { events in
           unsafe ci_vfio_device_set_irqs_eventfd(
@@ -57,6 +57,8 @@ extension LiveKernel {
             UInt32(scratch.count))
         }
       })
+    // Above zero it says how many vectors could be had; none was set up.
+    if result > 0 { throw .noSpace }
   }
 
   package func vfioInterruptAction(

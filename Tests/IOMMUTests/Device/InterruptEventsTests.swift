@@ -27,7 +27,8 @@ struct InterruptEventsTests {
       return sum
     }
     for _ in 0..<3 {
-      await kernel.reach("wait", more: 1)
+      await kernel.reach("wait")
+      kernel.clearCalls()
       kernel.fire(VFIOPCI.msix)
     }
     #expect(try await task.value == 3)
@@ -42,7 +43,7 @@ struct InterruptEventsTests {
       for try await _ in irq.events { count += 1 }
       return count
     }
-    await kernel.reach("wait", more: 1)
+    await kernel.reach("wait")
     vectors.close()
     #expect(try await task.value == 0)
     var late = irq.events.makeAsyncIterator()
@@ -58,7 +59,7 @@ struct InterruptEventsTests {
       for try await _ in irq.events { Issue.record("nothing came") }
       return Task.isCancelled
     }
-    await kernel.reach("wait", more: 1)
+    await kernel.reach("wait")
     task.cancel()
     #expect(try await task.value)
     kernel.fire(VFIOPCI.msix)
@@ -184,10 +185,9 @@ struct InterruptEventsTests {
 }
 
 extension TestKernel {
-  /// Yields until a call was made so many times more.
-  func reach(_ call: String, more: Int) async {
-    let now = calls.count { $0 == call }
-    await settle { self.calls.count { $0 == call } >= now + more }
+  /// Yields until a call was made so often in all.
+  func reach(_ call: String, _ count: Int = 1) async {
+    await settle { self.calls.count { $0 == call } >= count }
   }
 
   /// Yields until something is so, at most ten seconds.

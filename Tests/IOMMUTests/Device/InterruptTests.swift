@@ -229,7 +229,7 @@ struct InterruptTests {
         }
       }
     }
-    await kernel.reach("wait", more: 3)
+    await kernel.reach("wait", 3)
     vectors.close()
     await kernel.settle { codes.value.count == 3 }
     #expect(codes.value == [.closed, .closed, .closed])

@@ -29,8 +29,8 @@ package final class FaultLog: Sendable {
     }
   }
 
-  /// `requesterIDs` are the ids by which the IOMMU knows the device: without, the one of its address, which is right but
-  /// for bridges' aliases and firmware that numbers streams otherwise.
+  /// `requesterIDs` are the ids by which the IOMMU knows the device: without, the one of its address, which is right
+  /// but for bridges' aliases and firmware that numbers streams otherwise.
   package init(kernel: any Kernel, device: PCIAddress, requesterIDs: [UInt32]? = nil) {
     (self.kernel, self.device) = (kernel, device)
     self.requesterIDs = Set(requesterIDs ?? [UInt32(device.requesterID)])
