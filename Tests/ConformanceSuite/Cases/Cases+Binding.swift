@@ -75,7 +75,7 @@ extension Cases {
     let raw = try RawDevice(environment.devices.sharedGroup[0], environment)
     switch raw.interface {
     case .iommufd:
-      try expectErrno(.busy, what: "binding a device of a group that is not viable") { () throws(Errno) in
+      try expectErrno(.notPermitted, what: "binding a device of a group that is not viable") { () throws(Errno) in
         try raw.bind()
       }
     case .type1:
