@@ -7,7 +7,8 @@ final class QueuePair {
   /// 64 entries of 64 bytes: one page.
   static let entryCount = 64
   let submissions: CoherentArray<Command>
-  /// Four words an entry. Words, since the one with the phase must be read before the others.
+  /// Four words an entry: words, since the one with the phase must be read before the others. More than is used: a
+  /// queue begins on a page, and an array of a whole page does.
   let completions: CoherentArray<UInt32>
   let identifier: Int
   private let registers: Registers
@@ -26,7 +27,7 @@ final class QueuePair {
       try device.dma.allocate(Command.self, count: Self.entryCount)
     }
     completions = try library { () throws(DMAError) in
-      try device.dma.allocate(UInt32.self, count: Self.entryCount * 4)
+      try device.dma.allocate(UInt32.self, count: NVMeController.pageByteCount / 4)
     }
     submissionDoorbell = 0x1000 + 2 * identifier * stride
     completionDoorbell = 0x1000 + (2 * identifier + 1) * stride

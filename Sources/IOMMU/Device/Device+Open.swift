@@ -105,7 +105,8 @@ extension Device {
         .noIOMMU, "open", device: name, detail: "No IOMMU translates for it",
         remedy: "Enable the IOMMU in firmware and kernel (intel_iommu=on); iommuctl doctor tells more")
     }
-    if (try? host.group(group))?.isNoIOMMU == true {
+    let members = try? host.group(group)
+    if members?.isNoIOMMU == true {
       return DMAError(
         .noIOMMUMode, "open", device: name,
         detail: "VFIO's no-IOMMU mode lets a device reach all memory; this library does not drive devices so",
@@ -116,6 +117,13 @@ extension Device {
         .notBound, "open", device: name,
         detail: device.driver.map { "It is bound to \($0)" } ?? "It is bound to no driver",
         remedy: "iommuctl bind \(name)")
+    }
+    // The kernel would answer EPERM or EBUSY, as it does for other reasons too; sysfs names the one at fault.
+    if members?.viable == false, let culprit = members?.culprit {
+      return DMAError(
+        .groupNotViable, "open", device: name,
+        detail: "Group \(group) is not viable: \(culprit) has a driver of the host's",
+        remedy: "Bind the whole group to vfio-pci: iommuctl bind \(name)")
     }
     return nil
   }

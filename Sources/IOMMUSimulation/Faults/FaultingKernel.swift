@@ -48,11 +48,14 @@ extension FaultingKernel {
   package func resetCounts() {
     plan.withLock {
       ($0.counts, $0.names, $0.fallible, $0.failed, $0.swallowed) = ([:], [], 0, 0, 0)
+      $0.failedName = nil
     }
   }
 
   /// Whether the failure that was asked for has happened.
   package var hasFailed: Bool { plan.withLock { $0.failed > 0 } }
+  /// The call that failed last, since the counts began.
+  package var failedName: String? { plan.withLock { $0.failedName } }
   /// Calls that could fail, since the counts began.
   package var callCount: Int { plan.withLock { $0.fallible } }
   /// Unmaps that were reported and not done.
@@ -94,6 +97,7 @@ struct FaultPlan {
   var counts: [String: Int] = [:]
   var names: [String] = []
   var fallible = 0, failed = 0, swallowed = 0
+  var failedName: String?
   /// What callers believe to be mapped, to answer a swallowed unmap.
   var areas: [MapKey: AreaMap<Void>] = [:]
 
@@ -118,6 +122,7 @@ struct FaultPlan {
     failure = plan.left == 0 && !plan.isForever ? nil : plan
     guard plan.left <= 0 else { return nil }
     failed += 1
+    failedName = Self.baseName(function)
     return plan.errno
   }
 

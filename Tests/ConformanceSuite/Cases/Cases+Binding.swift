@@ -1,3 +1,4 @@
+import Glibc
 import IOMMU
 
 /// Getting a device: what `vfio_iommufd_setup_test` of the kernel's selftests asserts, and the same of type1.
@@ -28,7 +29,7 @@ extension Cases {
       let raw = try RawDevice(environment.devices.edu, environment)
       let kernel = raw.kernel
       for descriptor in [-2, raw.interface == .iommufd ? raw.device : raw.group] {
-        try expectErrno(.badDescriptor, .invalidArgument, what: "binding to descriptor \(descriptor)") {
+        try expectErrno(.badDescriptor, Errno(rawValue: EBADFD), what: "binding to descriptor \(descriptor)") {
           () throws(Errno) in
           switch raw.interface {
           case .iommufd: _ = try kernel.vfioBind(raw.device, iommufd: descriptor, token: nil)
@@ -74,7 +75,7 @@ extension Cases {
     let raw = try RawDevice(environment.devices.sharedGroup[0], environment)
     switch raw.interface {
     case .iommufd:
-      try expectErrno(.busy, what: "binding a device of a group that is not viable") { () throws(Errno) in
+      try expectErrno(.notPermitted, what: "binding a device of a group that is not viable") { () throws(Errno) in
         try raw.bind()
       }
     case .type1:

@@ -62,7 +62,8 @@ extension Cases {
       try expect(unsafe device.dma.translate(base) == nil, "The memory is somewhere after the unmap")
     },
     ConformanceCase(.conformance, "library/statistics") { environment in
-      let dma = try environment.open(environment.devices.edu).dma
+      let device = try environment.open(environment.devices.edu), dma = device.dma
+      defer { device.close() }
       let mapping = try dma.map(try dma.buffer(byteCount: 4096), .toDevice)
       let during = dma.statistics
       try expectEqual(during.liveMappings, 1, "live mappings")
@@ -74,7 +75,8 @@ extension Cases {
       try expectEqual(after.leakedBytes, 0, "leaked bytes")
     },
     ConformanceCase(.conformance, "library/coherent") { environment in
-      let dma = try environment.open(environment.devices.edu).dma
+      let device = try environment.open(environment.devices.edu), dma = device.dma
+      defer { device.close() }
       let array = try dma.allocate(UInt64.self, count: 256)
       try expectEqual(array[255], 0, "fresh coherent memory")
       array[255] = 7

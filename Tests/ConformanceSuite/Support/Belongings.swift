@@ -1,3 +1,4 @@
+import Glibc
 import IOMMU
 import IOMMUSimulation
 
@@ -25,6 +26,18 @@ struct Belongings: Equatable, CustomStringConvertible {
       try countDescriptors(environment.kernel)
       pinnedBytes = try Self.pinned(environment.kernel)
     }
+  }
+
+  /// The same once threads that end by themselves have ended: at most two seconds later.
+  static func settled(_ environment: Environment, others: Int?) throws -> Belongings {
+    if others == nil { usleep(50_000) }
+    var now = try Belongings(environment)
+    for _ in 0..<200 {
+      if now.devices == 0, now.pinnedBytes == 0, now.objects == 0, now.others == others ?? now.others { break }
+      usleep(10_000)  // the process's own time, which a simulated machine's is not
+      now = try Belongings(environment)
+    }
+    return now
   }
 
   private mutating func countDescriptors(_ kernel: any Kernel) throws {
