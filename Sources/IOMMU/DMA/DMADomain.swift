@@ -12,9 +12,12 @@ public final class DMADomain: Sendable {
   let limit: Atomic<UInt64>
   /// The device that errors name.
   let deviceName: String
+  /// The open device, which stays so while this is in use.
+  private let owner: (any AnyObject & Sendable)?
 
-  init(core: DomainCore, deviceName: String) {
+  init(core: DomainCore, deviceName: String, owner: (any AnyObject & Sendable)?) {
     self.core = core
+    self.owner = owner
     self.deviceName = deviceName
     limit = Atomic(.max)
   }

@@ -33,12 +33,17 @@ public final class Interrupt: Sendable {
   let counter: EventCounter
   let handle: DeviceHandle
   private let isAutomasked: Bool
+  /// What stays open while this is in use.
+  private let owner: (any AnyObject & Sendable)?
   /// Whether the kernel has masked the line since it was last unmasked.
   private let masked = Atomic<Bool>(false)
   private let closed = Atomic<Bool>(false)
 
-  init(_ handle: DeviceHandle, _ kind: Kind, vector: Int, isAutomasked: Bool) throws(DMAError) {
+  init(
+    _ handle: DeviceHandle, _ kind: Kind, vector: Int, isAutomasked: Bool, owner: (any AnyObject & Sendable)? = nil
+  ) throws(DMAError) {
     (self.handle, self.kind, self.vector, self.isAutomasked) = (handle, kind, vector, isAutomasked)
+    self.owner = owner
     do throws(Errno) {
       counter = try EventCounter(handle.kernel)
     } catch {

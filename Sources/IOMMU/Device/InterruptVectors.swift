@@ -14,8 +14,19 @@ package final class InterruptVectors: Sendable {
     var kind: Interrupt.Kind?
     /// Vectors that the kernel has set up, from 0; none when the index is off.
     var count = 0
-    var interrupts: [Int: Interrupt] = [:]
-    var isClosed = false
+    /// Weak: an interrupt keeps its device open, and so must not be kept by it.
+    private var known: [Int: WeakInterrupt] = [:]
+    var interrupts: [Int: Interrupt] {
+      get { known.compactMapValues(\.value) }
+      set { known = newValue.mapValues(WeakInterrupt.init) }
+    }
+    var isClosed: Bool
+
+    init(isClosed: Bool = false) { self.isClosed = isClosed }
+  }
+  private struct WeakInterrupt {
+    weak var value: Interrupt?
+    init(_ value: Interrupt) { self.value = value }
   }
 
   /// `infos` is what the kernel says of indexes 0, 1 and 2; nil where it refuses to say.
@@ -41,14 +52,17 @@ package final class InterruptVectors: Sendable {
   /// The interrupt of a vector, set up when it is asked for first, the same object after that.
   ///
   /// Without a kind, that in use; else the best that the device has: MSI-X, MSI, INTx.
-  package func interrupt(_ vector: Int, _ kind: Interrupt.Kind? = nil) throws(DMAError) -> Interrupt {
+  package func interrupt(
+    _ vector: Int, _ kind: Interrupt.Kind? = nil, owner: (any AnyObject & Sendable)? = nil
+  ) throws(DMAError) -> Interrupt {
     try handle.exclusively("VFIO_DEVICE_SET_IRQS") { () throws(DMAError) in
       let before = state.withLock { $0 }
       if before.isClosed { throw DMAError(.closed, "VFIO_DEVICE_SET_IRQS", device: handle.name) }
       let kind = try choose(kind, before)
       let info = try offer(kind, vector)
       if let known = before.interrupts[vector] { return known }
-      let interrupt = try Interrupt(handle, kind, vector: vector, isAutomasked: info.isAutomasked)
+      let interrupt = try Interrupt(
+        handle, kind, vector: vector, isAutomasked: info.isAutomasked, owner: owner)
       var after = before
       after.kind = kind
       after.interrupts[vector] = interrupt

@@ -28,6 +28,8 @@ public final class Registers: @unchecked Sendable {
   public let byteCount: Int
   let handle: DeviceHandle
   let region: VFIORegionInfo
+  /// What stays open while this is in use.
+  private let owner: (any AnyObject & Sendable)?
   /// Where the BAR is mapped as a whole; nil when it is not, or in parts.
   private let base: UnsafeMutableRawPointer?
   /// What is mapped, by offset.
@@ -36,7 +38,9 @@ public final class Registers: @unchecked Sendable {
   private let firstFailure = Mutex<DMAError?>(nil)
 
   /// Opens a region of a device. Throws ``DMAError/Code/noSuchResource`` when it is not there.
-  package init(_ handle: DeviceHandle, region: VFIORegionInfo) throws(DMAError) {
+  package init(
+    _ handle: DeviceHandle, region: VFIORegionInfo, owner: (any AnyObject & Sendable)? = nil
+  ) throws(DMAError) {
     guard region.byteCount > 0, region.canRead || region.canWrite else {
       throw DMAError(
         .noSuchResource, "VFIO_DEVICE_GET_REGION_INFO", device: handle.name,
@@ -47,7 +51,7 @@ public final class Registers: @unchecked Sendable {
         .mismatch, "VFIO_DEVICE_GET_REGION_INFO", byteCount: region.byteCount, device: handle.name,
         detail: "\(region.name) is longer than the address space")
     }
-    (self.handle, self.region, self.byteCount) = (handle, region, byteCount)
+    (self.handle, self.region, self.byteCount, self.owner) = (handle, region, byteCount, owner)
     mappings = try RegisterMapping.make(of: region, handle)
     unsafe base = mappings.first.flatMap { unsafe $0.range == 0..<byteCount ? $0.base : nil }
   }
