@@ -28,9 +28,14 @@ extension Cases {
     ConformanceCase(.conformance, "bind/bad-descriptor") { environment in
       let raw = try RawDevice(environment.devices.edu, environment)
       let kernel = raw.kernel
-      for descriptor in [-2, raw.interface == .iommufd ? raw.device : raw.group] {
-        try expectErrno(.badDescriptor, Errno(rawValue: EBADFD), what: "binding to descriptor \(descriptor)") {
-          () throws(Errno) in
+      // No descriptor at all, and one of something else (EBADFD).
+      let isNode = raw.interface == .iommufd
+      let tries = [
+        (-2, isNode ? Errno.invalidArgument : .badDescriptor),
+        (isNode ? raw.device : raw.group, Errno(rawValue: EBADFD)),
+      ]
+      for (descriptor, wanted) in tries {
+        try expectErrno(wanted, what: "binding to descriptor \(descriptor)") { () throws(Errno) in
           switch raw.interface {
           case .iommufd: _ = try kernel.vfioBind(raw.device, iommufd: descriptor, token: nil)
           case .type1: try kernel.vfioSetContainer(group: raw.group, container: descriptor)
@@ -75,7 +80,8 @@ extension Cases {
     let raw = try RawDevice(environment.devices.sharedGroup[0], environment)
     switch raw.interface {
     case .iommufd:
-      try expectErrno(.notPermitted, what: "binding a device of a group that is not viable") { () throws(Errno) in
+      try expectErrno(.notPermitted, what: "binding a device of a group that is not viable") {
+        () throws(Errno) in
         try raw.bind()
       }
     case .type1:

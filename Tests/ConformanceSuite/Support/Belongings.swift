@@ -33,7 +33,9 @@ struct Belongings: Equatable, CustomStringConvertible {
     if others == nil { usleep(50_000) }
     var now = try Belongings(environment)
     for _ in 0..<200 {
-      if now.devices == 0, now.pinnedBytes == 0, now.objects == 0, now.others == others ?? now.others { break }
+      if now.devices == 0, now.pinnedBytes == 0, now.objects == 0, now.others == others ?? now.others {
+        break
+      }
       usleep(10_000)  // the process's own time, which a simulated machine's is not
       now = try Belongings(environment)
     }
