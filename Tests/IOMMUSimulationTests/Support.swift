@@ -1,6 +1,7 @@
 import AddressSpace
 import IOMMU
 import IOMMUSimulation
+import Synchronization
 import Testing
 
 /// A device's registers by raw kernel calls.
@@ -52,7 +53,8 @@ struct Memory: Sendable {
 
   subscript(offset: Int) -> UInt64 {
     get {
-      unsafe UnsafeRawPointer(bitPattern: UInt(address))!.loadUnaligned(fromByteOffset: offset, as: UInt64.self)
+      unsafe UnsafeRawPointer(bitPattern: UInt(address))!.loadUnaligned(
+        fromByteOffset: offset, as: UInt64.self)
     }
     nonmutating set {
       unsafe UnsafeMutableRawPointer(bitPattern: UInt(address))!.storeBytes(
@@ -95,7 +97,9 @@ struct IOMMUFDRig: Sendable {
 
   /// Maps the rig's memory, or part of it, read and write.
   @discardableResult
-  func map(at iova: UInt64, offset: UInt64 = 0, byteCount: UInt64 = 4096, flags: UInt32 = 7) throws(Errno) -> UInt64 {
+  func map(at iova: UInt64, offset: UInt64 = 0, byteCount: UInt64 = 4096, flags: UInt32 = 7) throws(Errno)
+    -> UInt64
+  {
     try kernel.ioasMap(
       iommufd, ioas: ioas, flags: flags, address: memory.address + offset, byteCount: byteCount, iova: iova)
   }
@@ -133,7 +137,8 @@ struct ContainerRig: Sendable {
   let memory: Memory
 
   init(
-    _ description: SimulatedMachine = .vtd, model: any DeviceModel = EduModel(addressBits: 64), type: UInt32 = 3,
+    _ description: SimulatedMachine = .vtd, model: any DeviceModel = EduModel(addressBits: 64),
+    type: UInt32 = 3,
     over wrap: (any Kernel) -> any Kernel = { $0 }
   ) throws(Errno) {
     machine = SimulatedHost(description, devices: [IOMMUFDRig.address: model])
@@ -175,7 +180,8 @@ struct Rule<Rig: Sendable>: Sendable, CustomTestStringConvertible {
   let reference: String
   let call: @Sendable (Rig) throws -> Void
 
-  init(_ name: String, _ errno: Errno?, _ reference: String, _ call: @escaping @Sendable (Rig) throws -> Void) {
+  init(_ name: String, _ errno: Errno?, _ reference: String, _ call: @escaping @Sendable (Rig) throws -> Void)
+  {
     (self.name, self.errno, self.reference, self.call) = (name, errno, reference, call)
   }
 
@@ -194,4 +200,11 @@ struct Rule<Rig: Sendable>: Sendable, CustomTestStringConvertible {
 
 extension Errno {
   static let badFileState = Errno(rawValue: 77)  // EBADFD
+}
+
+/// A number that several threads count.
+final class SynchronizedCount: Sendable {
+  private let count = Mutex(0)
+  func add(_ number: Int = 1) { count.withLock { $0 += number } }
+  var value: Int { count.withLock { $0 } }
 }

@@ -40,7 +40,9 @@ import Testing
     let rig = try IOMMUFDRig()
     try rig.map(at: 0x1000)
     try rig.registers.write(0x80, 0x1000, width: 8)
-    for (destination, count) in [(0x40ff9, 8), (0x41000, 1), (0x3ffff, 2), (0x40000, 4097)] as [(UInt64, UInt64)] {
+    for (destination, count) in [(0x40ff9, 8), (0x41000, 1), (0x3ffff, 2), (0x40000, 4097)]
+      as [(UInt64, UInt64)]
+    {
       try rig.registers.write(0x88, destination, width: 8)
       try rig.registers.write(0x90, count, width: 8)
       try rig.registers.write(0x98, 1, width: 8)

@@ -31,7 +31,8 @@ private final class Driver {
 
   /// Sends a command and polls for its completion: status, and the first word.
   func run(
-    _ queue: Int, _ opcode: UInt8, namespace: UInt32 = 0, prp1: UInt64 = 0, prp2: UInt64 = 0, _ words: [UInt32] = []
+    _ queue: Int, _ opcode: UInt8, namespace: UInt32 = 0, prp1: UInt64 = 0, prp2: UInt64 = 0,
+    _ words: [UInt32] = []
   ) throws -> (status: UInt64, result: UInt64)? {
     identifier &+= 1
     let ring = queue == 0 ? Self.adminSubmission : Self.submission
@@ -166,7 +167,8 @@ private final class Driver {
     driver.rig.close()
   }
 
-  @Test(arguments: [(1, 0), (8, 0), (9, 0), (8, 512), (16, 1024), (17, 0), (64, 512), (80, 4)] as [(Int, Int)])
+  @Test(
+    arguments: [(1, 0), (8, 0), (9, 0), (8, 512), (16, 1024), (17, 0), (64, 512), (80, 4)] as [(Int, Int)])
   func readBackWhatWasWritten(_ count: Int, _ inside: Int) throws {
     let driver = try Driver()
     try driver.createQueues()
@@ -211,7 +213,9 @@ private final class Driver {
     #expect(try driver.run(1, 2, namespace: 1, prp1: 0x5000)?.status == 4)
     #expect(try driver.run(1, 1, namespace: 1, prp1: 0x5000)?.status == 4)
     // A PRP list that cannot be read.
-    #expect(try driver.run(1, 1, namespace: 1, prp1: driver.iova(Driver.data), prp2: 0x6000, [0, 0, 31])?.status == 4)
+    #expect(
+      try driver.run(1, 1, namespace: 1, prp1: driver.iova(Driver.data), prp2: 0x6000, [0, 0, 31])?.status
+        == 4)
     #expect(driver.rig.machine.faults.map(\.iova) == [0x5000, 0x5000, 0x6000])
     #expect(driver.rig.registers[0x1c, 4] == 1, "not fatal")
     driver.rig.close()

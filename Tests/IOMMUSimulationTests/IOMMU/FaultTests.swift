@@ -60,10 +60,14 @@ import Testing
     let device = "Request device [0000:03:00.0]"
     #expect(
       try lines(rig) == [
-        head, "DMAR: [DMA Write NO_PASID] \(device) fault addr 0x1000 [fault reason 0x05] PTE Write access is not set",
-        head, "DMAR: [DMA Read NO_PASID] \(device) fault addr 0x1000 [fault reason 0x06] PTE Read access is not set",
-        head, "DMAR: [DMA Write NO_PASID] \(device) fault addr 0x5000 [fault reason 0x05] PTE Write access is not set",
-        head, "DMAR: [DMA Write NO_PASID] \(device) fault addr 0x4000000000000 [fault reason 0x04] Access beyond MGAW",
+        head,
+        "DMAR: [DMA Write NO_PASID] \(device) fault addr 0x1000 [fault reason 0x05] PTE Write access is not set",
+        head,
+        "DMAR: [DMA Read NO_PASID] \(device) fault addr 0x1000 [fault reason 0x06] PTE Read access is not set",
+        head,
+        "DMAR: [DMA Write NO_PASID] \(device) fault addr 0x5000 [fault reason 0x05] PTE Write access is not set",
+        head,
+        "DMAR: [DMA Write NO_PASID] \(device) fault addr 0x4000000000000 [fault reason 0x04] Access beyond MGAW",
         head,
         "DMAR: [DMA Write NO_PASID] \(device) fault addr 0x1000 [fault reason 0x02] Present bit in context entry is clear",
       ])

@@ -12,7 +12,9 @@ import Testing
     #expect(throws: Errno.invalidArgument) { try kernel.vfioDeviceInfo(device) }
     #expect(throws: Errno.invalidArgument) { try kernel.vfioRegionInfo(device, index: 0) }
     #expect(throws: Errno.invalidArgument) { try kernel.vfioAttach(device, pageTable: 1) }
-    #expect(throws: Errno.invalidArgument) { try Registers(kernel: kernel, device: device).config(0, width: 4) }
+    #expect(throws: Errno.invalidArgument) {
+      try Registers(kernel: kernel, device: device).config(0, width: 4)
+    }
     #expect(throws: Errno.invalidArgument) { try kernel.vfioBind(device, iommufd: -2, token: nil) }
     #expect(throws: Errno.badDescriptor) { try kernel.vfioBind(device, iommufd: 0x4fff_0000, token: nil) }
     #expect(throws: Errno.badFileState) { try kernel.vfioBind(device, iommufd: device, token: nil) }

@@ -6,13 +6,17 @@ import Testing
 @Suite struct InterruptTests {
   /// Raises edu's interrupt by its registers, and takes it back.
   func raise(_ rig: IOMMUFDRig, _ bits: UInt64 = 1) throws { try rig.registers.write(0x60, bits, width: 4) }
-  func acknowledge(_ rig: IOMMUFDRig, _ bits: UInt64 = 1) throws { try rig.registers.write(0x64, bits, width: 4) }
+  func acknowledge(_ rig: IOMMUFDRig, _ bits: UInt64 = 1) throws {
+    try rig.registers.write(0x64, bits, width: 4)
+  }
 
   @Test func information() throws {
     let rig = try IOMMUFDRig()
     let kernel = rig.kernel
-    #expect(try kernel.vfioInterruptInfo(rig.device, index: VFIOPCI.intx) == VFIOInterruptInfo(flags: 7, count: 1))
-    #expect(try kernel.vfioInterruptInfo(rig.device, index: VFIOPCI.msi) == VFIOInterruptInfo(flags: 9, count: 1))
+    #expect(
+      try kernel.vfioInterruptInfo(rig.device, index: VFIOPCI.intx) == VFIOInterruptInfo(flags: 7, count: 1))
+    #expect(
+      try kernel.vfioInterruptInfo(rig.device, index: VFIOPCI.msi) == VFIOInterruptInfo(flags: 9, count: 1))
     #expect(try kernel.vfioInterruptInfo(rig.device, index: VFIOPCI.msix).count == 0)
     #expect(try kernel.vfioInterruptInfo(rig.device, index: VFIOPCI.request).count == 1)
     // The error interrupt is PCI Express's.
@@ -20,7 +24,9 @@ import Testing
     #expect(throws: Errno.invalidArgument) { try kernel.vfioInterruptInfo(rig.device, index: 5) }
     rig.close()
     let nvme = try IOMMUFDRig(model: NVMeModel())
-    #expect(try nvme.kernel.vfioInterruptInfo(nvme.device, index: VFIOPCI.msix) == VFIOInterruptInfo(flags: 1, count: 65))
+    #expect(
+      try nvme.kernel.vfioInterruptInfo(nvme.device, index: VFIOPCI.msix)
+        == VFIOInterruptInfo(flags: 1, count: 65))
     #expect(try nvme.kernel.vfioInterruptInfo(nvme.device, index: VFIOPCI.error).count == 1)
     nvme.close()
   }
@@ -109,7 +115,9 @@ import Testing
 
   typealias Row = Rule<IOMMUFDRig>
 
-  static func set(_ index: UInt32, _ start: UInt32, _ events: [Int32]) -> @Sendable (IOMMUFDRig) throws -> Void {
+  static func set(_ index: UInt32, _ start: UInt32, _ events: [Int32])
+    -> @Sendable (IOMMUFDRig) throws -> Void
+  {
     { try $0.kernel.vfioSetInterrupts($0.device, index: index, start: start, events: events) }
   }
 
@@ -121,7 +129,8 @@ import Testing
 
   static let rules: [Row] = [
     Row("SET_IRQS of an index that is none", .invalidArgument, "vfio_main.c", set(5, 0, [-1])),
-    Row("SET_IRQS beyond the last vector", .invalidArgument, "vfio_main.c", set(VFIOPCI.msix, 6, [-1, -1, -1])),
+    Row(
+      "SET_IRQS beyond the last vector", .invalidArgument, "vfio_main.c", set(VFIOPCI.msix, 6, [-1, -1, -1])),
     Row("SET_IRQS from beyond the last vector", .invalidArgument, "vfio_main.c", set(VFIOPCI.msi, 4, [])),
     Row("SET_IRQS of INTx with two events", .invalidArgument, "vfio_main.c", set(VFIOPCI.intx, 0, [-1, -1])),
     Row("SET_IRQS with no descriptor", .badDescriptor, "vfio_pci_intrs.c", set(VFIOPCI.msi, 0, [9999])),
@@ -148,7 +157,8 @@ import Testing
     Row("masking MSI", .notTypewriter, "vfio_pci_intrs.c", act(VFIOPCI.msi, 0, 1, .mask)),
     Row("masking INTx that is off", .invalidArgument, "vfio_pci_intrs.c", act(VFIOPCI.intx, 0, 1, .mask)),
     Row("triggering MSI that is off", .invalidArgument, "vfio_pci_intrs.c", act(VFIOPCI.msi, 0, 1, .trigger)),
-    Row("switching MSI off that is off", .invalidArgument, "vfio_pci_intrs.c", act(VFIOPCI.msi, 0, 0, .trigger)),
+    Row(
+      "switching MSI off that is off", .invalidArgument, "vfio_pci_intrs.c", act(VFIOPCI.msi, 0, 0, .trigger)),
     Row("the request interrupt", nil, "vfio_pci_intrs.c") { rig in
       let event = try rig.kernel.createEvent()
       defer { rig.kernel.close(event) }
@@ -157,7 +167,9 @@ import Testing
       _ = try #require(try rig.kernel.takeEvent(event))
       try act(VFIOPCI.request, 0, 0, .trigger)(rig)
     },
-    Row("the request interrupt, not set", .invalidArgument, "vfio_pci_intrs.c", act(VFIOPCI.request, 0, 1, .trigger)),
+    Row(
+      "the request interrupt, not set", .invalidArgument, "vfio_pci_intrs.c",
+      act(VFIOPCI.request, 0, 1, .trigger)),
     Row("the error interrupt", nil, "vfio_pci_intrs.c", set(VFIOPCI.error, 0, [-1])),
     Row("masking the error interrupt", .notTypewriter, "vfio_pci_intrs.c", act(VFIOPCI.error, 0, 1, .mask)),
   ]

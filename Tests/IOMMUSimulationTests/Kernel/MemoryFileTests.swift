@@ -108,7 +108,9 @@ import Testing
   @Test func noHugePagesIsAnError() throws {
     let kernel = SimulatedKernel(.vtd)
     // Either the machine has pages of 1 GiB reserved or this is ENOMEM at the map; no descriptor may leak.
-    if let file = try? kernel.createMemoryFile("huge", byteCount: 1 << 30, hugePageShift: 30) { kernel.close(file) }
+    if let file = try? kernel.createMemoryFile("huge", byteCount: 1 << 30, hugePageShift: 30) {
+      kernel.close(file)
+    }
     #expect(kernel.census.isEmpty)
   }
 }

@@ -77,7 +77,8 @@ import Testing
   @Test func accessesToABAR() throws {
     let rig = try IOMMUFDRig(model: ScratchModel(byteCount: 64))
     try rig.registers.write(0, 0x8877_6655_4433_2211, width: 8)
-    #expect(rig.registers[2, 1] == 0x33 && rig.registers[2, 2] == 0x4433 && rig.registers[4, 4] == 0x8877_6655)
+    #expect(
+      rig.registers[2, 1] == 0x33 && rig.registers[2, 2] == 0x4433 && rig.registers[4, 4] == 0x8877_6655)
     // Cut at the end, refused beyond it and in a BAR that is not there.
     var bytes = [UInt8](repeating: 0, count: 16)
     let count = try unsafe bytes.withUnsafeMutableBytes { (buffer) throws(Errno) in

@@ -99,7 +99,8 @@ import Testing
     let memory = try Memory(kernel)
     try kernel.vfioMap(container, flags: 3, address: memory.address, iova: 0x1000, byteCount: 4096)
     try kernel.vfioSetContainer(group: groups[1], container: container)
-    let device = Registers(kernel: kernel, device: try kernel.vfioGroupDevice(groups[1], name: "0000:04:00.0"))
+    let device = Registers(
+      kernel: kernel, device: try kernel.vfioGroupDevice(groups[1], name: "0000:04:00.0"))
     try device.enable()
     try device.write(0x80, 0x40000, width: 8)
     try device.write(0x88, 0x1000, width: 8)
