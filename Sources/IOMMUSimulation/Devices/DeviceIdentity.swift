@@ -45,9 +45,6 @@ public struct DeviceIdentity: Hashable, Sendable {
   /// How many address bits the device drives, 1…64. Bits above are dropped silently, as defective or old devices do.
   public var addressBits: Int
 
-  /// Whether the device is a PCI-to-PCI bridge, by its class.
-  var isBridge: Bool { classCode >> 8 == 0x0604 }
-
   /// Makes an identity; everything but the numbers may be left out.
   ///
   /// A device with MSI-X gets one more BAR for the table unless `msixTable` says where in its own BARs it is.
@@ -69,9 +66,13 @@ public struct DeviceIdentity: Hashable, Sendable {
     }
     precondition(self.bars.count <= 6, "a PCI device has at most six BARs")
     precondition((1...64).contains(addressBits), "a device drives 1…64 address bits")
-    precondition([0, 1, 2, 4, 8, 16, 32].contains(msiCount), "MSI has a power of two of messages, at most 32")
+    precondition(
+      [0, 1, 2, 4, 8, 16, 32].contains(msiCount), "MSI has a power of two of messages, at most 32")
     precondition((0...2048).contains(msixCount), "MSI-X has at most 2048 vectors")
   }
+
+  /// Whether the device is a PCI-to-PCI bridge, by its class.
+  var isBridge: Bool { classCode >> 8 == 0x0604 }
 
   /// The offsets of the MSI-X table's BAR that VFIO or nobody answers for: the table, and all of a BAR of its own.
   var tableRange: Range<UInt64> {
