@@ -53,6 +53,9 @@ let package = Package(
     .testTarget(
       name: "IOMMUSimulationTests",
       dependencies: ["AddressSpace", "CIOMMU", "ConformanceSuite", "IOMMU", "IOMMUSimulation"]),
+    .testTarget(
+      name: "iommuctlTests",
+      dependencies: ["CapturedTrees", "iommuctl", "IOMMU", "IOMMUSimulation"], exclude: ["Golden"]),
   ],
   swiftLanguageModes: [.v6])
 

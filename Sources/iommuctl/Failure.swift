@@ -1,7 +1,7 @@
 import IOMMU
 
 /// What the process ends with.
-enum ExitStatus: Int32 {
+package enum Outcome: Int32 {
   case fine = 0
   case failed = 1
   case usage = 2
@@ -16,15 +16,15 @@ enum Failure: Error {
   case library(DMAError)
   case usage(String)
 
-  var status: ExitStatus {
+  var status: Outcome {
     switch self {
-    case .library(let error): ExitStatus(error.code)
+    case .library(let error): Outcome(error.code)
     case .usage: .usage
     }
   }
 }
 
-extension ExitStatus {
+extension Outcome {
   /// The one place that says which error ends in which code.
   init(_ code: DMAError.Code) {
     switch code {

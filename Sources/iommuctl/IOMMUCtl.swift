@@ -27,7 +27,7 @@ import Glibc
 protocol Subcommand: ParsableCommand {
   var global: GlobalOptions { get }
   /// Does it, and says how it went.
-  func perform(_ context: Context) throws(Failure) -> ExitStatus
+  func perform(_ context: Context) throws(Failure) -> Outcome
 }
 
 /// What a subcommand works with.

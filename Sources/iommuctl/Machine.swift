@@ -1,5 +1,5 @@
-import IOMMU
-import IOMMUSimulation
+package import IOMMU
+package import IOMMUSimulation
 
 /// The machine that a subcommand looks at or drives.
 struct Machine {
@@ -9,11 +9,15 @@ struct Machine {
 }
 
 /// How `--simulated` makes its machine; tests give others.
-struct Simulation: Sendable {
-  var machine: SimulatedMachine
+package struct Simulation: Sendable {
+  package var machine: SimulatedMachine
+  /// What stands between the library and the simulated kernel: nothing, or a kernel that fails on purpose.
+  package var kernel: @Sendable (any Kernel) -> any Kernel = { $0 }
+
+  package init(machine: SimulatedMachine) { self.machine = machine }
 
   /// VT-d, an edu device that is ready, and an NVMe controller that the host still drives.
-  static var standard: Simulation {
+  package static var standard: Simulation {
     var machine = SimulatedMachine.vtd
     var disk = SimulatedDevice("0000:00:03.0", NVMeModel())
     (disk.driver, disk.hostDriver) = ("nvme", "nvme")
@@ -22,7 +26,7 @@ struct Simulation: Sendable {
   }
 
   /// Where the edu device is.
-  static let edu = "0000:00:02.0"
+  package static let edu = "0000:00:02.0"
 }
 
 extension Context {
@@ -49,7 +53,7 @@ extension Context {
 
   func simulatedMachine() -> Machine {
     let simulated = SimulatedHost(simulation.machine)
-    return Machine(host: simulated.host, simulated: simulated)
+    return Machine(host: Host(kernel: simulation.kernel(simulated.kernel)), simulated: simulated)
   }
 }
 

@@ -2,10 +2,10 @@ import ArgumentParser
 import IOMMU
 
 /// From arguments to an exit code: parses, runs, and tells of errors in the form that was asked for.
-enum Program {
-  static func run(
+package enum Program {
+  package static func run(
     _ arguments: [String], _ console: Console, simulation: Simulation = .standard
-  ) -> ExitStatus {
+  ) -> Outcome {
     let arguments = GlobalOptions.hoisted(arguments)
     // Before parsing, since an error of the parser must come in JSON as well.
     let isJSON = arguments.prefix { $0 != "--" }.contains("--json")
@@ -32,7 +32,7 @@ enum Program {
   /// Help goes to stdout and is fine; all else is wrong usage.
   private static func parserAnswer(
     _ error: any Error, _ isJSON: Bool, _ command: String?, _ console: Console
-  ) -> ExitStatus {
+  ) -> Outcome {
     let text = IOMMUCtl.fullMessage(for: error)
     if IOMMUCtl.exitCode(for: error) == .success {
       console.out(text + "\n")

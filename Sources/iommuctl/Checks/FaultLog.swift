@@ -1,16 +1,16 @@
-import IOMMU
+package import IOMMU
 
 /// A request of a device that the IOMMU refused, as the kernel's log tells it.
-struct LoggedFault: Hashable {
-  let iova: UInt64
+package struct LoggedFault: Hashable {
+  package let iova: UInt64
   /// nil where the log does not tell reads from writes.
-  let isWrite: Bool?
+  package let isWrite: Bool?
 
   var access: String? { isWrite.map { $0 ? "write" : "read" } }
 }
 
 /// Reads what the kernel's log says of a device's faults from now on.
-struct FaultLog {
+package struct FaultLog {
   private let kernel: any Kernel
   private let device: PCIAddress
   private var next: UInt64
@@ -58,7 +58,7 @@ extension FaultLog {
 
 extension FaultLog {
   /// The faults that lines of the VT-d, SMMUv3 and virtio drivers tell of.
-  static func faults(_ lines: [String], of device: PCIAddress) -> [LoggedFault] {
+  package static func faults(_ lines: [String], of device: PCIAddress) -> [LoggedFault] {
     var found: [LoggedFault] = []
     for (index, line) in lines.enumerated() {
       let next = index + 1 < lines.count ? lines[index + 1] : ""

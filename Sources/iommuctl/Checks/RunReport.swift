@@ -35,7 +35,7 @@ struct RunReport {
   }
 
   /// Writes the document, or the last lines of the story.
-  func tell(_ recorder: Recorder, _ context: Context) -> ExitStatus {
+  func tell(_ recorder: Recorder, _ context: Context) -> Outcome {
     let passed = recorder.cases.count { $0.verdict == .pass }
     let skipped = recorder.cases.count { $0.verdict == .skip }
     if context.isJSON {

@@ -11,7 +11,7 @@ struct Bind: Subcommand {
   @OptionGroup var global: GlobalOptions
   @OptionGroup var binding: BindingOptions
 
-  func perform(_ context: Context) throws(Failure) -> ExitStatus {
+  func perform(_ context: Context) throws(Failure) -> Outcome {
     try binding.perform(.bind, global, context)
   }
 }
@@ -24,7 +24,7 @@ struct BindingOptions: ParsableArguments {
 
   func perform(
     _ action: DriverBinding.Action, _ global: GlobalOptions, _ context: Context
-  ) throws(Failure) -> ExitStatus {
+  ) throws(Failure) -> Outcome {
     let machine = try context.machineToLookAt(global)
     let plan = try library { () throws(DMAError) in
       try machine.host.plan(action, of: device, force: force)

@@ -12,7 +12,7 @@ struct Demo: Subcommand {
   @Argument(help: "An edu device that is bound to vfio-pci.") var device: PCIAddress?
   @Option(help: "Insist on an interface.") var interface: Interface?
 
-  func perform(_ context: Context) throws(Failure) -> ExitStatus {
+  func perform(_ context: Context) throws(Failure) -> Outcome {
     let isSimulated = global.simulated || (device == nil && global.root == nil)
     let machine = isSimulated ? context.simulatedMachine() : try context.machineToDrive(global)
     let address = device ?? PCIAddress(Simulation.edu)!

@@ -10,7 +10,7 @@ struct Doctor: Subcommand {
   @OptionGroup var global: GlobalOptions
   @Argument(help: "The device; the machine alone without one.") var device: PCIAddress?
 
-  func perform(_ context: Context) throws(Failure) -> ExitStatus {
+  func perform(_ context: Context) throws(Failure) -> Outcome {
     let machine = try context.machineToLookAt(global)
     let found = try library { () throws(DMAError) in try machine.host.preflight(for: device) }
     if context.isJSON {

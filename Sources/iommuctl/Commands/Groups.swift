@@ -8,7 +8,7 @@ struct Groups: Subcommand {
 
   @OptionGroup var global: GlobalOptions
 
-  func perform(_ context: Context) throws(Failure) -> ExitStatus {
+  func perform(_ context: Context) throws(Failure) -> Outcome {
     let machine = try context.machineToLookAt(global)
     let groups = try library { () throws(DMAError) in try machine.host.groups() }
     if context.isJSON {

@@ -9,7 +9,7 @@ struct Restore: Subcommand {
   @OptionGroup var global: GlobalOptions
   @OptionGroup var binding: BindingOptions
 
-  func perform(_ context: Context) throws(Failure) -> ExitStatus {
+  func perform(_ context: Context) throws(Failure) -> Outcome {
     try binding.perform(.restore, global, context)
   }
 }

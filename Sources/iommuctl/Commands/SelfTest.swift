@@ -15,7 +15,7 @@ struct SelfTest: Subcommand {
   @Argument(help: "A device that is bound to vfio-pci.") var device: PCIAddress
   @Option(help: "Insist on an interface.") var interface: Interface?
 
-  func perform(_ context: Context) throws(Failure) -> ExitStatus {
+  func perform(_ context: Context) throws(Failure) -> Outcome {
     let machine = try context.machineToDrive(global)
     let found = try library { () throws(DMAError) in try machine.host.device(device, named: false) }
     let recorder = Recorder(context)

@@ -15,7 +15,7 @@ struct Show: Subcommand {
   @Option(help: "Insist on an interface.") var interface: Interface?
   @Flag(inversion: .prefixedNo, help: "Open a device that is ready.") var open = true
 
-  func perform(_ context: Context) throws(Failure) -> ExitStatus {
+  func perform(_ context: Context) throws(Failure) -> Outcome {
     let machine = try context.machineToLookAt(global)
     let found = try library { () throws(DMAError) in try machine.host.device(device) }
     let reserved = try reservedRegions(found, machine)

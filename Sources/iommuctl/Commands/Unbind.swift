@@ -9,7 +9,7 @@ struct Unbind: Subcommand {
   @OptionGroup var global: GlobalOptions
   @OptionGroup var binding: BindingOptions
 
-  func perform(_ context: Context) throws(Failure) -> ExitStatus {
+  func perform(_ context: Context) throws(Failure) -> Outcome {
     try binding.perform(.unbind, global, context)
   }
 }

@@ -1,13 +1,16 @@
 import Glibc
-import Synchronization
 
 /// Where text goes: stdout for data, stderr for messages.
-struct Console: Sendable {
-  let out: @Sendable (String) -> Void
-  let err: @Sendable (String) -> Void
+package struct Console: Sendable {
+  package let out: @Sendable (String) -> Void
+  package let err: @Sendable (String) -> Void
+
+  package init(out: @escaping @Sendable (String) -> Void, err: @escaping @Sendable (String) -> Void) {
+    (self.out, self.err) = (out, err)
+  }
 
   /// The process's own.
-  static let standard = Console(out: { write($0, 1) }, err: { write($0, 2) })
+  package static let standard = Console(out: { write($0, 1) }, err: { write($0, 2) })
 
   /// Writes all of it, as far as anyone listens.
   private static func write(_ text: String, _ descriptor: Int32) {
@@ -19,17 +22,4 @@ struct Console: Sendable {
       rest = rest.dropFirst(count)
     }
   }
-}
-
-/// A console that keeps what is written, for tests.
-final class RecordedConsole: Sendable {
-  private let texts = Mutex((out: "", err: ""))
-
-  var console: Console {
-    Console(
-      out: { text in self.texts.withLock { $0.out += text } },
-      err: { text in self.texts.withLock { $0.err += text } })
-  }
-  var out: String { texts.withLock(\.out) }
-  var err: String { texts.withLock(\.err) }
 }

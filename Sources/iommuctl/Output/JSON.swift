@@ -1,5 +1,5 @@
 /// A JSON value whose objects keep their keys in order.
-enum JSON: Equatable, Sendable {
+package enum JSON: Equatable, Sendable {
   case null
   case bool(Bool)
   case int(Int64)
@@ -8,12 +8,12 @@ enum JSON: Equatable, Sendable {
   case array([JSON])
   case object([Member])
 
-  struct Member: Equatable, Sendable {
-    let key: String
-    let value: JSON
+  package struct Member: Equatable, Sendable {
+    package let key: String
+    package let value: JSON
   }
 
-  static func object(_ members: [(String, JSON)]) -> JSON {
+  package static func object(_ members: [(String, JSON)]) -> JSON {
     .object(members.map { Member(key: $0, value: $1) })
   }
 }
@@ -35,18 +35,18 @@ extension JSON {
 extension JSON: ExpressibleByStringLiteral, ExpressibleByIntegerLiteral, ExpressibleByBooleanLiteral,
   ExpressibleByArrayLiteral, ExpressibleByDictionaryLiteral
 {
-  init(stringLiteral value: String) { self = .string(value) }
-  init(integerLiteral value: Int64) { self = .int(value) }
-  init(booleanLiteral value: Bool) { self = .bool(value) }
-  init(arrayLiteral elements: JSON...) { self = .array(elements) }
-  init(dictionaryLiteral elements: (String, JSON)...) { self = .object(elements) }
+  package init(stringLiteral value: String) { self = .string(value) }
+  package init(integerLiteral value: Int64) { self = .int(value) }
+  package init(booleanLiteral value: Bool) { self = .bool(value) }
+  package init(arrayLiteral elements: JSON...) { self = .array(elements) }
+  package init(dictionaryLiteral elements: (String, JSON)...) { self = .object(elements) }
 }
 
 // MARK: - Text
 
 extension JSON {
   /// The document: arrays and objects that hold others over several lines, flat ones on one.
-  var text: String {
+  package var text: String {
     var text = ""
     write(to: &text, indent: 0)
     return text

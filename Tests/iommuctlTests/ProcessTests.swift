@@ -1,0 +1,44 @@
+import CapturedTrees
+import Foundation
+import Testing
+
+/// The built executable, as a process.
+@Suite struct ProcessTests {
+  /// It lies beside the test's own executable.
+  private static let path: String? = {
+    let directory = URL(fileURLWithPath: CommandLine.arguments[0]).resolvingSymlinksInPath()
+      .deletingLastPathComponent()
+    let path = directory.appendingPathComponent("iommuctl").path
+    return FileManager.default.isExecutableFile(atPath: path) ? path : nil
+  }()
+
+  private func run(_ arguments: [String]) throws -> (status: Int32, out: String, err: String) {
+    let process = Process(), out = Pipe(), err = Pipe()
+    process.executableURL = URL(fileURLWithPath: try #require(Self.path, "iommuctl is not built"))
+    (process.arguments, process.standardOutput, process.standardError) = (arguments, out, err)
+    try process.run()
+    // Both fit into a pipe's buffer.
+    process.waitUntilExit()
+    func text(_ pipe: Pipe) -> String {
+      String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    }
+    return (process.terminationStatus, text(out), text(err))
+  }
+
+  @Test func dataGoesToStdout() throws {
+    let result = try run(["--json", "demo"])
+    #expect(result.status == 0)
+    #expect(result.err.isEmpty)
+    #expect(try Document(parsing: result.out)["command"].text == "demo")
+  }
+
+  @Test func messagesGoToStderr() throws {
+    let usage = try run(["frobnicate"])
+    #expect(usage.status == 2)
+    #expect(usage.out.isEmpty && !usage.err.isEmpty)
+    let missing = try run(["--simulated", "show", "9:0.0"])
+    #expect(missing.status == 1)
+    #expect(missing.out.isEmpty && missing.err.contains("no-such-device"))
+    #expect(try run(["--help"]).status == 0)
+  }
+}

@@ -1,0 +1,120 @@
+import IOMMU
+import IOMMUSimulation
+import Testing
+import iommuctl
+
+/// `demo`, `selftest` and `show` on simulated devices.
+@Suite struct RunTests {
+  static let machines: [SimulatedMachine.IOMMUKind] = [.vtd, .smmuv3]
+  private static let keys: Set<String> = [
+    "schema", "command", "interface", "translation", "cases", "bytes_verified", "faults", "counters",
+  ]
+
+  @Test(arguments: Interface.allCases, machines)
+  func demo(_ interface: Interface, _ kind: SimulatedMachine.IOMMUKind) throws {
+    let result = Invocation(
+      "--json demo --interface \(interface.rawValue)", simulation: .changed { $0.iommu = kind })
+    #expect(result.status == .fine)
+    let document = try result.document
+    try check(document, interface)
+    #expect(document["bytes_verified"].number == 1530)
+    #expect(document["faults"].list.count == 1)
+    #expect(document["faults"][0]["access"].text == "write")
+    #expect(document["faults"][0]["mapping"]["state"].text == "unmapped")
+    #expect(document["counters"]["maps"].number == 2)
+    #expect(document["counters"]["system_calls"].number == 4)
+    #expect(document["counters"]["invalidations"].number == 2)
+    #expect(document["cases"].list.allSatisfy { $0["verdict"].text == "pass" })
+  }
+
+  @Test(arguments: Interface.allCases, machines)
+  func selftest(_ interface: Interface, _ kind: SimulatedMachine.IOMMUKind) throws {
+    let result = Invocation(
+      "--json --simulated selftest 0:2.0 --interface \(interface.rawValue)",
+      simulation: .changed { $0.iommu = kind })
+    #expect(result.status == .fine, "\(result.out)")
+    let document = try result.document
+    try check(document, interface)
+    #expect(document["bytes_verified"].number == 5096)
+    #expect(document["faults"].list.count == 3)
+    #expect(!document["cases"].list.contains { $0["verdict"].text == "fail" })
+  }
+
+  private func check(_ document: Document, _ interface: Interface) throws {
+    #expect(document.keys.isSuperset(of: Self.keys))
+    #expect(document["interface"].text == "simulated-\(interface.rawValue)")
+    #expect(document["translation"].text == "kernel")
+    for item in document["cases"].list {
+      #expect(item.keys == ["name", "verdict", "reason"])
+    }
+    let counters = document["counters"]
+    #expect(counters.keys == ["system_calls", "maps", "unmaps", "invalidations", "syncs"])
+    #expect(counters["maps"].number == counters["unmaps"].number)
+    for fault in document["faults"].list {
+      let address = try #require(fault["iova"].address)
+      let start = try #require(fault["mapping"]["start"].address)
+      #expect(address >= start && address <= fault["mapping"]["end"].address ?? 0)
+    }
+  }
+
+  /// Any device can be tested; what only edu can do is skipped, under the same names.
+  @Test func selftestOfAnotherDevice() throws {
+    let simulation = Simulation.changed { $0.devices[1].driver = "vfio-pci" }
+    let other = try Invocation("--json --simulated selftest 0:3.0", simulation: simulation).document
+    let edu = try Invocation("--json --simulated selftest 0:2.0", simulation: simulation).document
+    #expect(!other["cases"].list.contains { $0["verdict"].text == "fail" }, "\(other)")
+    #expect(other["cases"].list.map { $0["name"].text } == edu["cases"].list.map { $0["name"].text })
+    #expect(other["cases"].list.contains { $0["name"].text == "reset" && $0["verdict"].text == "pass" })
+    #expect(other["cases"].list.contains { $0["name"].text == "reserved" && $0["verdict"].text == "pass" })
+  }
+
+  /// The negative control: when an unmap is reported and not done, the cases of DMA after unmap must notice.
+  @Test(arguments: ["demo", "selftest 0:2.0"], Interface.allCases)
+  func swallowedUnmapsAreNoticed(_ line: String, _ interface: Interface) throws {
+    var simulation = Simulation.standard
+    simulation.kernel = { kernel in
+      let faulting = FaultingKernel(kernel)
+      faulting.swallowUnmap()
+      return faulting
+    }
+    let result = Invocation(
+      "--json --simulated \(line) --interface \(interface.rawValue)", simulation: simulation)
+    #expect(result.status == .refused)
+    let cases = try result.document["cases"].list
+    #expect(cases.contains { $0["name"].text == "dma-after-unmap" && $0["verdict"].text == "fail" })
+  }
+
+  @Test func selftestWithinASmallLimit() throws {
+    let simulation = Simulation.changed {
+      ($0.memoryLockLimit, $0.canLockMemory, $0.user, $0.groups) = (8 << 20, false, 1000, [36])
+      ($0.nodeGroup, $0.nodeMode) = (36, 0o660)
+    }
+    let document = try Invocation("--json --simulated selftest 0:2.0", simulation: simulation).document
+    #expect(!document["cases"].list.contains { $0["verdict"].text == "fail" }, "\(document)")
+    let large = try #require(document["cases"].list.first { $0["name"].text == "map-32MiB" })
+    #expect(large["verdict"].text == "skip")
+    #expect(large["reason"].text?.contains("RLIMIT_MEMLOCK") == true)
+  }
+
+  @Test func showOpensADeviceThatIsReady() throws {
+    let shown = try Invocation("--json --simulated show 0:2.0").document
+    #expect(shown["interface"]["chosen"].text == "simulated-iommufd")
+    #expect(shown["usable"][0]["start"].address == 0x1000)
+    #expect(shown["translation"]["chosen"].text == "kernel")
+    let type1 = try Invocation("--json --simulated show 0:2.0 --interface type1").document
+    #expect(type1["interface"]["chosen"].text == "simulated-type1")
+    #expect(type1["usable"].list.count == shown["usable"].list.count)
+    let closed = try Invocation("--json --simulated show 0:2.0 --no-open").document
+    #expect(closed["usable"].isNull)
+    #expect(closed["interface"]["chosen"].text == "simulated-iommufd")
+    let unbound = try Invocation("--json --simulated show 0:3.0").document
+    #expect(unbound["interface"]["chosen"].isNull && unbound["usable"].isNull)
+  }
+
+  @Test func theStoryIsTold() {
+    let result = Invocation("demo")
+    #expect(result.out.contains("simulated machine"))
+    #expect(result.out.contains("[ok]    dma-after-unmap"))
+    #expect(result.out.hasSuffix("1530 bytes verified; 8 passed, 0 failed, 0 skipped\n"))
+  }
+}
