@@ -37,7 +37,9 @@ extension Host {
     for (index, function) in path.enumerated() {
       let directory = PCIDevice.path(of: function)
       let config = ConfigBytes(bytes: reader.bytes("\(directory)/config") ?? [])
-      switch config.isolates {
+      // A lone function on the root bus has no peer before the root complex, conventional or not.
+      let isLone = topology.upstream.isEmpty && config.isMultiFunction == false
+      switch isLone ? true : config.isolates {
       case true?: break
       case false?: topology.redirectsToIOMMU = false
       case nil: if topology.redirectsToIOMMU == true { topology.redirectsToIOMMU = nil }

@@ -50,7 +50,7 @@ extension PreflightFacts {
     case .denied:
       check.conclude(
         .fail, "This process may not open \(what).",
-        remedy: "Install the udev rules of this package and join the group that they name, or run it as root."
+        remedy: "Install the rules in udev/ of this package and join the group vfio, or run it as root."
       )
     case .absent:
       check.conclude(
@@ -77,7 +77,7 @@ extension PreflightFacts {
     let counting =
       "iommufd counts what all processes of the user have pinned, type1 what this process has pinned and locked."
     let remedy =
-      "Raise it: a line `@iommu - memlock unlimited` in /etc/security/limits.d for a new login, `LimitMEMLOCK=infinity` in "
+      "Raise it: a line `@vfio - memlock unlimited` in /etc/security/limits.d for a new login, `LimitMEMLOCK=infinity` in "
       + "a systemd unit, or `ulimit -l` in a root shell."
     let means = "This process may pin \(Self.bytes(limit)) for devices; \(counting)"
     if limit < 1 << 16 { return check.conclude(.fail, means, remedy: remedy) }

@@ -89,6 +89,16 @@ import Testing
     #expect(try !host.peerWindows(of: address("0000:01:00.0")).isNeeded)
   }
 
+  @Test func rootBus() throws {
+    // Conventional, alone on the root bus; and one function of several there.
+    let alone = try Fixture.type1Only.host()
+    #expect(try alone.topology(of: address("00:01.0")).redirectsToIOMMU == true)
+    #expect(try !alone.peerWindows(of: address("00:01.0")).isNeeded)
+    let laptop = try Fixture.laptop.host()
+    #expect(try laptop.topology(of: address("00:14.0")).redirectsToIOMMU == false)
+    #expect(try laptop.peerWindows(of: address("00:14.0")).isNeeded)
+  }
+
   @Test func topOfTheAddressSpace() throws {
     let host = try Fixture.laptop.host { tree in
       let path = tree.path(of: "0000:04:00.0")

@@ -86,9 +86,8 @@ final class TemporaryDirectory {
   init() throws {
     let base = unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? "/tmp"
     var template = Array("\(base)/iommu-XXXXXX".utf8CString)
-    guard let made = unsafe template.withUnsafeMutableBufferPointer({ unsafe mkdtemp($0.baseAddress!) }) else {
-      throw Errno(rawValue: errno)
-    }
+    let made = unsafe template.withUnsafeMutableBufferPointer { unsafe mkdtemp($0.baseAddress!) }
+    guard let made = unsafe made else { throw Errno(rawValue: errno) }
     path = unsafe String(cString: made)
   }
 
