@@ -1,25 +1,16 @@
 import CapturedTrees
-import Glibc
+import Foundation
 
 /// A tree below a directory of its own, removed with the value.
 final class WrittenTree {
   let root: String
 
   init(_ tree: CapturedTree) throws {
-    var template = Array("/tmp/iommuctl-test-XXXXXX".utf8CString)
-    root = try unsafe template.withUnsafeMutableBufferPointer { buffer in
-      guard let path = unsafe mkdtemp(buffer.baseAddress) else { throw Unwritable() }
-      return unsafe String(cString: path)
-    }
+    root = FileManager.default.temporaryDirectory.appendingPathComponent("iommuctl-\(UUID().uuidString)").path
     try tree.write(to: root)
   }
 
-  deinit {
-    unsafe _ = nftw(
-      root, { path, _, _, _ in unsafe remove(path) }, 32, FTW_DEPTH.rawValue | FTW_PHYS.rawValue)
-  }
-
-  private struct Unwritable: Error {}
+  deinit { try? FileManager.default.removeItem(atPath: root) }
 }
 
 extension CapturedTree {
@@ -49,19 +40,7 @@ extension CapturedTree {
   }
 }
 
-func textFile(_ path: String) throws -> String {
-  guard let file = unsafe fopen(path, "r") else { throw MissingFile(path: path) }
-  defer { unsafe _ = fclose(file) }
-  var bytes: [UInt8] = []
-  var buffer = [UInt8](repeating: 0, count: 4096)
-  while true {
-    let count = unsafe fread(&buffer, 1, buffer.count, file)
-    if count == 0 { return String(decoding: bytes, as: UTF8.self) }
-    bytes += buffer[..<count]
-  }
-}
-
-struct MissingFile: Error { let path: String }
+func textFile(_ path: String) throws -> String { try String(contentsOfFile: path, encoding: .utf8) }
 
 /// A text in Tests/iommuctlTests/Golden.
 func golden(_ name: String) throws -> String {
