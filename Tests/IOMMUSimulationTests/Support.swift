@@ -180,8 +180,7 @@ struct Rule<Rig: Sendable>: Sendable, CustomTestStringConvertible {
   let reference: String
   let call: @Sendable (Rig) throws -> Void
 
-  init(_ name: String, _ errno: Errno?, _ reference: String, _ call: @escaping @Sendable (Rig) throws -> Void)
-  {
+  init(_ name: String, _ errno: Errno?, _ reference: String, _ call: @escaping @Sendable (Rig) throws -> Void) {
     (self.name, self.errno, self.reference, self.call) = (name, errno, reference, call)
   }
 

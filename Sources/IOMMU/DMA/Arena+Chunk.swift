@@ -101,7 +101,8 @@ extension DomainCore {
     do throws(RangeStoreFailure) {
       let host = unsafe UInt64(UInt(bitPattern: memory.base))
       let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length), limit: limit)
-      iova = try locked { state throws(RangeStoreFailure) in try state.store.allocate(request, kind: .fixed, tag: host) }
+      iova = try locked { state throws(RangeStoreFailure) in try state.store.allocate(request, kind: .fixed, tag: host)
+      }
     } catch { throw failed(.space(error), "allocate", byteCount: memory.byteCount) }
     let area = memory.isHuge ? Limits.hugeAreaByteCount : Limits.areaByteCount
     var offset = 0

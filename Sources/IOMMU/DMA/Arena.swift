@@ -85,7 +85,9 @@ final class Arena: Sendable {
       for box in chunks.list {
         guard let iova = box.chunk.iova, address >= iova else { continue }
         let offset = address.rawValue - iova.rawValue
-        guard offset < UInt64(box.chunk.byteCount), UInt64(byteCount) <= UInt64(box.chunk.byteCount) - offset else { continue }
+        guard offset < UInt64(box.chunk.byteCount), UInt64(byteCount) <= UInt64(box.chunk.byteCount) - offset else {
+          continue
+        }
         return unsafe UInt(bitPattern: box.chunk.base) + UInt(offset)
       }
       return nil

@@ -18,7 +18,8 @@ extension DMADomain {
       throw DMAError(.overflow, "allocate", device: deviceName, detail: "\(count) elements of \(natural) bytes")
     }
     let (stride, alignment) = CoherentArray<Element>.layout(natural: natural, count: count, page: page)
-    let memory = try unsafe allocateCoherent(byteCount: stride * count, alignment: max(alignment, MemoryLayout<Element>.alignment))
+    let memory = try unsafe allocateCoherent(
+      byteCount: stride * count, alignment: max(alignment, MemoryLayout<Element>.alignment))
     return unsafe CoherentArray(
       core: .passRetained(core), base: memory.base, address: memory.iova, count: count, stride: stride)
   }
@@ -50,7 +51,9 @@ extension DMADomain {
   /// - Throws: `.empty`, `.outOfMemory`, `.closed`, `.forked`.
   public func buffer(byteCount: Int) throws(DMAError) -> DMABuffer {
     guard byteCount > 0 else { throw core.failed(.space(.empty), "buffer", byteCount: byteCount).on(deviceName) }
-    guard byteCount <= Int.max / 4 else { throw core.failed(.space(.overflow), "buffer", byteCount: byteCount).on(deviceName) }
+    guard byteCount <= Int.max / 4 else {
+      throw core.failed(.space(.overflow), "buffer", byteCount: byteCount).on(deviceName)
+    }
     guard ProcessGuard.isOwner else { throw core.failed(.forked, "buffer", byteCount: byteCount).on(deviceName) }
     guard !isClosed else { throw core.failed(.closed, "buffer", byteCount: byteCount).on(deviceName) }
     let length = Int(core.padded(byteCount))

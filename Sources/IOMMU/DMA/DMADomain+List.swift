@@ -47,7 +47,9 @@ extension DomainCore {
   }
 
   /// One contiguous range, with a node a part, so that each address finds its memory.
-  private func place(_ list: borrowing ScatterList, _ byteCount: UInt64, _ limit: UInt64) throws(RangeStoreFailure) -> IOVA {
+  private func place(_ list: borrowing ScatterList, _ byteCount: UInt64, _ limit: UInt64) throws(RangeStoreFailure)
+    -> IOVA
+  {
     unsafe state.pointee.lock.lock()
     defer { unsafe state.pointee.lock.unlock() }
     let request = RangeStore.Request(byteCount: byteCount, alignment: Self.alignment(byteCount), limit: limit)

@@ -113,7 +113,8 @@ extension DMADomain {
     if (host | end) & mask != 0, !widening {
       throw DMAError(
         .unaligned, "map(unsafe:)", address: host, byteCount: UInt64(memory.count), device: deviceName,
-        detail: "Memory must begin and end on a multiple of \(mask + 1) bytes, or the device reaches more than it was given",
+        detail:
+          "Memory must begin and end on a multiple of \(mask + 1) bytes, or the device reaches more than it was given",
         remedy: "Use buffer(byteCount:), align the memory, or allow widening: true")
     }
     let first = host & ~mask

@@ -85,7 +85,9 @@ extension DMADomain {
   public func translate(_ address: IOVA, byteCount: Int = 1) -> UnsafeMutableRawPointer? {
     guard byteCount > 0, let range = IOVARange(start: address, byteCount: UInt64(byteCount)) else { return nil }
     let found = core.locked { state -> UInt? in
-      guard let node = state.store.find(containing: address), node.isMapping, node.range.contains(range) else { return nil }
+      guard let node = state.store.find(containing: address), node.isMapping, node.range.contains(range) else {
+        return nil
+      }
       return UInt(node.tag + (address.rawValue - node.start.rawValue))
     }
     guard let found else { return nil }

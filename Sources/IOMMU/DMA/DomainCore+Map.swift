@@ -45,7 +45,8 @@ extension DomainCore {
   /// Natural alignment up to 2 MiB: as the kernel's allocator, without the waste of large sizes.
   @inline(__always)
   static func alignment(_ length: UInt64) -> PageSize {
-    length >= 1 << 21 ? PageSize(shift: 21) : PageSize(shift: UInt8(truncatingIfNeeded: 64 &- (length &- 1).leadingZeroBitCount))
+    length >= 1 << 21
+      ? PageSize(shift: 21) : PageSize(shift: UInt8(truncatingIfNeeded: 64 &- (length &- 1).leadingZeroBitCount))
   }
 
   @inline(never)

@@ -73,7 +73,9 @@ final class DomainCore: @unchecked Sendable {
   /// Ends the domain once no device is attached: what is still mapped goes in one unmap-all, and mappings that are alive
   /// find nothing left to unmap. The second call does nothing.
   func close() {
-    guard isClosed.compareExchange(expected: false, desired: true, ordering: .sequentiallyConsistent).exchanged else { return }
+    guard isClosed.compareExchange(expected: false, desired: true, ordering: .sequentiallyConsistent).exchanged else {
+      return
+    }
     // A call under way is an ioctl, which ends by itself.
     while inFlight.load(ordering: .acquiring) != 0 { kernel.sleep(.microseconds(20)) }
     guard ProcessGuard.isOwner else { return }
@@ -100,7 +102,9 @@ struct DomainState: ~Copyable {
 
   /// The lowest mapping that has an address above `limit`.
   func mapping(above limit: UInt64) -> IOVARange? {
-    if let node = store.find(containing: IOVA(limit)), node.isMapping, node.range.last.rawValue > limit { return node.range }
+    if let node = store.find(containing: IOVA(limit)), node.isMapping, node.range.last.rawValue > limit {
+      return node.range
+    }
     var from = limit
     while from < .max, let node = store.next(from: IOVA(from + 1)) {
       if node.isMapping { return node.range }

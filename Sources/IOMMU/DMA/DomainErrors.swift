@@ -7,7 +7,8 @@ extension DomainCore {
     _ failure: MapFailure, _ operation: String, _ address: IOVA? = nil, host: UInt64? = nil, byteCount: Int? = nil,
     limit: UInt64 = .max
   ) -> DMAError {
-    var error = DMAError(.system, operation, address: address?.rawValue ?? host, byteCount: byteCount.map { UInt64($0) })
+    var error = DMAError(
+      .system, operation, address: address?.rawValue ?? host, byteCount: byteCount.map { UInt64($0) })
     switch failure {
     case .closed:
       error.code = .closed

@@ -39,7 +39,8 @@ extension Device {
       kernel.close(characterDevice)
       throw error
     }
-    try self.init(try OpenedDevice.open(opening, over: translation, reason: "The launcher passed a device node and an iommufd"))
+    try self.init(
+      try OpenedDevice.open(opening, over: translation, reason: "The launcher passed a device node and an iommufd"))
   }
 
   /// Takes over a group and a container that a privileged launcher opened; both are closed with the device.
@@ -61,7 +62,8 @@ extension Device {
       kernel.close(group)
       throw error
     }
-    try self.init(try OpenedDevice.open(opening, over: translation, reason: "The launcher passed a group and a container"))
+    try self.init(
+      try OpenedDevice.open(opening, over: translation, reason: "The launcher passed a group and a container"))
   }
 
   private static func giveUp(_ first: Int32, _ second: Int32, _ host: Host?, _ error: DMAError) -> DMAError {

@@ -72,7 +72,9 @@ final class DeviceSession: Sendable {
 
   /// See ``Device/close()``.
   func close() {
-    guard closing.compareExchange(expected: false, desired: true, ordering: .sequentiallyConsistent).exchanged else { return }
+    guard closing.compareExchange(expected: false, desired: true, ordering: .sequentiallyConsistent).exchanged else {
+      return
+    }
     // A fork has the numbers of the parent's descriptors, and must not touch the parent's device.
     guard ProcessGuard.isOwner else { return }
     try? config.updateCommand(clear: .busMaster)

@@ -100,7 +100,8 @@ struct OpenedDevice {
       }
       joined.deviceCount.wrappingAdd(1, ordering: .acquiringAndReleasing)
       return OpenedDevice(
-        kernel: kernel, core: joined, attachment: attachment, handle: handle, info: info, config: config, reason: reason)
+        kernel: kernel, core: joined, attachment: attachment, handle: handle, info: info, config: config, reason: reason
+      )
     } catch {
       translation.detach(attachment)
       if core == nil { translation.close() }
@@ -114,7 +115,9 @@ struct OpenedDevice {
   ) throws(DMAError) -> (DeviceHandle, VFIODeviceInfo, ConfigSpace) {
     let name = attachment.target.address.description
     let handle = try DeviceHandle(kernel: kernel, descriptor: attachment.descriptor, name: name)
-    let info = try handle.use("VFIO_DEVICE_GET_INFO") { descriptor throws(Errno) in try kernel.vfioDeviceInfo(descriptor) }
+    let info = try handle.use("VFIO_DEVICE_GET_INFO") { descriptor throws(Errno) in
+      try kernel.vfioDeviceInfo(descriptor)
+    }
     let region = try handle.use("VFIO_DEVICE_GET_REGION_INFO") { descriptor throws(Errno) in
       try kernel.vfioRegionInfo(descriptor, index: VFIOPCI.config)
     }

@@ -122,8 +122,7 @@ extension Host {
   }
 
   func requireSysfs() throws(DMAError) {
-    if (try? kernel.status("/sys"))?.kind == .directory, (try? kernel.listDirectory("/sys"))?.isEmpty == false
-    {
+    if (try? kernel.status("/sys"))?.kind == .directory, (try? kernel.listDirectory("/sys"))?.isEmpty == false {
       return
     }
     throw DMAError(

@@ -11,8 +11,7 @@ extension PreflightFacts {
       reader.exists("/lib/modules/\(release)") == true
     else { return .unknown }
     let directory = "/lib/modules/\(release)"
-    if let builtIn = reader.text("\(directory)/modules.builtin", optional: true), builtIn.contains("/\(file)")
-    {
+    if let builtIn = reader.text("\(directory)/modules.builtin", optional: true), builtIn.contains("/\(file)") {
       check.note("\(directory)/modules.builtin", file)
       return .loaded
     }

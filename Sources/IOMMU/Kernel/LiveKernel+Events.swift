@@ -21,7 +21,8 @@ extension LiveKernel {
       return entry
     }
     let wait = timeout.map { max($0.nanoseconds, 0) } ?? -1
-    let ready = try check(unsafe entries.withUnsafeMutableBufferPointer { unsafe ci_poll($0.baseAddress!, UInt32($0.count), wait) })
+    let ready = try check(
+      unsafe entries.withUnsafeMutableBufferPointer { unsafe ci_poll($0.baseAddress!, UInt32($0.count), wait) })
     return ready == 0 ? nil : entries.firstIndex { $0.revents != 0 }
   }
 

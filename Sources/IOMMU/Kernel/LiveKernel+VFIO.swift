@@ -23,7 +23,8 @@ extension LiveKernel {
     guard info.flags & CI_VFIO_REGION_INFO_FLAG_CAPS != 0 else { return region }
     unsafe buffer.withUnsafeBytes { bytes in
       let base = bytes.baseAddress!, size = UInt32(bytes.count)
-      let mappable = unsafe ci_vfio_capability(base, size, info.cap_offset, UInt16(CI_VFIO_REGION_INFO_CAP_MSIX_MAPPABLE))
+      let mappable = unsafe ci_vfio_capability(
+        base, size, info.cap_offset, UInt16(CI_VFIO_REGION_INFO_CAP_MSIX_MAPPABLE))
       region.msixMappable = mappable >= 0
       let sparse = unsafe ci_vfio_capability(base, size, info.cap_offset, UInt16(CI_VFIO_REGION_INFO_CAP_SPARSE_MMAP))
       guard sparse >= 0 else { return }
@@ -138,7 +139,9 @@ extension LiveKernel {
     try check(unsafe ci_vfio_group_get_device_fd(group, name))
   }
 
-  package func vfioAPIVersion(_ container: Int32) throws(Errno) -> Int32 { try check(ci_vfio_get_api_version(container)) }
+  package func vfioAPIVersion(_ container: Int32) throws(Errno) -> Int32 {
+    try check(ci_vfio_get_api_version(container))
+  }
 
   package func vfioCheckExtension(_ container: Int32, _ id: UInt32) throws(Errno) -> Int32 {
     try check(ci_vfio_check_extension(container, id))
@@ -161,7 +164,8 @@ extension LiveKernel {
     guard info.flags & CI_VFIO_IOMMU_INFO_CAPS != 0 else { return answer }
     unsafe buffer.withUnsafeBytes { bytes in
       let base = bytes.baseAddress!, size = UInt32(bytes.count)
-      let ranges = unsafe ci_vfio_capability(base, size, info.cap_offset, UInt16(CI_VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE))
+      let ranges = unsafe ci_vfio_capability(
+        base, size, info.cap_offset, UInt16(CI_VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE))
       if ranges >= 0 {
         let count = unsafe ci_vfio_iova_range_count(base, size, UInt32(ranges))
         answer.ranges = (0..<UInt32(max(count, 0))).compactMap { index in

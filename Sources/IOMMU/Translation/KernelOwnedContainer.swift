@@ -165,10 +165,13 @@ extension KernelOwnedContainer {
       try kernel.vfioSetIOMMU(container, type: Self.type1v2)
     } catch {
       // A launcher may have set it: EINVAL then, and the container answers its info.
-      if target.descriptor != nil, error == .invalidArgument, (try? kernel.vfioContainerInfo(container)) != nil { return }
+      if target.descriptor != nil, error == .invalidArgument, (try? kernel.vfioContainerInfo(container)) != nil {
+        return
+      }
       state.withLock { $0.backEndIsSet = false }
       try? kernel.vfioUnsetContainer(group: group)
-      throw error == .notPermitted ? .unsafeInterrupts("VFIO_SET_IOMMU", target) : .attaching(error, target, "VFIO_SET_IOMMU")
+      throw error == .notPermitted
+        ? .unsafeInterrupts("VFIO_SET_IOMMU", target) : .attaching(error, target, "VFIO_SET_IOMMU")
     }
   }
 

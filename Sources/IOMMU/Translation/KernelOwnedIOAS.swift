@@ -138,12 +138,16 @@ extension KernelOwnedIOAS {
 
   /// Joins a table of the same physical IOMMU, or makes one: a table of another IOMMU answers EINVAL.
   private func attach(_ descriptor: Int32, device: UInt32, _ target: AttachTarget) throws(DMAError) {
-    let candidates = state.withLock { $0.tables.filter { $0.unit == nil || target.unit == nil || $0.unit == target.unit } }
+    let candidates = state.withLock {
+      $0.tables.filter { $0.unit == nil || target.unit == nil || $0.unit == target.unit }
+    }
     for table in candidates {
       do throws(Errno) {
         _ = try kernel.vfioAttach(descriptor, pageTable: table.id)
         state.withLock { state in
-          if let index = state.tables.firstIndex(where: { $0.id == table.id }) { state.tables[index].devices.append(device) }
+          if let index = state.tables.firstIndex(where: { $0.id == table.id }) {
+            state.tables[index].devices.append(device)
+          }
         }
         return
       } catch {

@@ -10,7 +10,8 @@ extension DMAError {
       error.code = .permission
       let user = kernel.effectiveUser()
       if let status = try? kernel.status(path) {
-        error.detail = "Its mode is 0\(String(status.mode, radix: 8)), owner \(status.owner), group \(status.group); this is user \(user)"
+        error.detail =
+          "Its mode is 0\(String(status.mode, radix: 8)), owner \(status.owner), group \(status.group); this is user \(user)"
       }
       error.remedy = "Install the rules of udev/ and join their group, or run as root"
     case .noEntry, .noDevice, .noDeviceOrAddress:
@@ -46,7 +47,8 @@ extension DMAError {
     case .invalidArgument:
       return DMAError(
         .incompatibleDevice, operation, errno: errno, device: name,
-        detail: "Its DMA is not coherent, or firmware asked for direct-mapped regions (RMRR, RMR), or it is bound already",
+        detail:
+          "Its DMA is not coherent, or firmware asked for direct-mapped regions (RMRR, RMR), or it is bound already",
         remedy: "iommuctl show \(name) lists reserved regions of type direct")
     case .busy:
       return DMAError(
@@ -54,9 +56,11 @@ extension DMAError {
         detail: "The group is owned by a host driver or another process",
         remedy: "iommuctl doctor \(name) names the device and driver; bind the whole group to vfio-pci")
     case .noDevice, .noDeviceOrAddress, .noEntry:
-      return DMAError(.noSuchDevice, operation, errno: errno, device: name, remedy: "Bind it to vfio-pci: iommuctl bind \(name)")
+      return DMAError(
+        .noSuchDevice, operation, errno: errno, device: name, remedy: "Bind it to vfio-pci: iommuctl bind \(name)")
     case .notTypewriter:
-      return DMAError(.notSupported, operation, errno: errno, device: name, detail: "The kernel's VFIO has no such call")
+      return DMAError(
+        .notSupported, operation, errno: errno, device: name, detail: "The kernel's VFIO has no such call")
     default: return DMAError(.system, operation, errno: errno, device: name)
     }
   }
@@ -70,7 +74,8 @@ extension DMAError {
     case .busy:
       return DMAError(
         .busy, operation, errno: errno, device: name,
-        detail: "Another owner has the device or its group, or it is being reset", remedy: "Close it there and try again")
+        detail: "Another owner has the device or its group, or it is being reset",
+        remedy: "Close it there and try again")
     case .invalidArgument:
       return DMAError(
         .incompatibleDevice, operation, errno: errno, device: name,

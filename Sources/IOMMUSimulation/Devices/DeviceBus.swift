@@ -43,8 +43,7 @@ public struct DeviceBus: Sendable {
 
 extension DeviceBus {
   /// Reads a little-endian number of 1, 2, 4 or 8 bytes.
-  public func load<Number: FixedWidthInteger>(_ iova: UInt64, as type: Number.Type) throws(Failure) -> Number
-  {
+  public func load<Number: FixedWidthInteger>(_ iova: UInt64, as type: Number.Type) throws(Failure) -> Number {
     let bytes = try read(iova, byteCount: MemoryLayout<Number>.size)
     return bytes.reversed().reduce(0) { $0 << 8 | Number(truncatingIfNeeded: $1) }
   }

@@ -120,8 +120,7 @@ extension KernelState {
 
   /// Unmaps every entry inside a range and says how many bytes that was, 0 when there was none. Version 2 refuses a
   /// range that cuts an entry; version 1 unmaps all of an entry whose beginning the range holds.
-  func vfioUnmap(_ descriptor: Int32, flags: UInt32, iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64
-  {
+  func vfioUnmap(_ descriptor: Int32, flags: UInt32, iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64 {
     let backend = try backend(descriptor)
     // 1 is GET_DIRTY_BITMAP without tracking, 4 UPDATE_VADDR: neither is simulated.
     guard flags & ~2 == 0, iova & (type1Granule - 1) == 0 else { throw .invalidArgument }

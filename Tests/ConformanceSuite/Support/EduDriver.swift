@@ -15,8 +15,7 @@ final class EduDriver {
   /// Where the device's own buffer of 4 KiB is, in its own address space.
   private static let buffer: UInt64 = 0x40000
 
-  init(_ address: String, _ environment: Environment, bits: Int = 32, sharing domain: DMADomain? = nil) throws
-  {
+  init(_ address: String, _ environment: Environment, bits: Int = 32, sharing domain: DMADomain? = nil) throws {
     device = try environment.open(address, sharing: domain)
     try device.dma.setMask(.bits(bits))
     registers = try device.registers(bar: 0)

@@ -109,8 +109,7 @@ class FilesKernel: Kernel, @unchecked Sendable {
   func ioasUnmap(_: Int32, ioas _: UInt32, iova _: UInt64, byteCount _: UInt64) throws(Errno) -> UInt64 {
     throw .notImplemented
   }
-  func hwptAllocate(_: Int32, flags _: UInt32, device _: UInt32, pageTable _: UInt32) throws(Errno) -> UInt32
-  {
+  func hwptAllocate(_: Int32, flags _: UInt32, device _: UInt32, pageTable _: UInt32) throws(Errno) -> UInt32 {
     throw .notImplemented
   }
   func hardwareInfo(_: Int32, device _: UInt32) throws(Errno) -> HardwareInfo { throw .notImplemented }
