@@ -222,7 +222,7 @@ struct InterruptTests {
     for _ in 0..<3 {
       inThread {
         do throws(DMAError) {
-          try irq.wait(timeout: .seconds(60))
+          try irq.wait(timeout: .seconds(600))
           codes.change { $0.append(nil) }
         } catch {
           codes.change { $0.append(error.code) }
