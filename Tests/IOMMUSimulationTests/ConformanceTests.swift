@@ -9,24 +9,32 @@ import Testing
   struct Item: Sendable, CustomTestStringConvertible {
     let machine: String
     let interface: Interface
-    let name: ConformanceCase
-    var testDescription: String { "\(machine) \(interface.rawValue) \(name.name)" }
+    let item: ConformanceCase
+    var testDescription: String { "\(machine) \(interface.rawValue) \(item.name)" }
   }
 
-  static let items: [Item] = ["vtd-legacy", "vtd-caching", "smmuv3"].flatMap { machine in
+  static let machines = ["vtd-legacy", "vtd-caching", "smmuv3"]
+
+  static let items = machines.flatMap { machine in
     Interface.allCases.flatMap { interface in
-      [ConformanceSuite.Suite.conformance, .dma, .counts, .negative].flatMap(\.cases).map {
-        Item(machine: machine, interface: interface, name: $0)
+      ConformanceSuite.Suite.allCases.flatMap(\.cases).map {
+        Item(machine: machine, interface: interface, item: $0)
       }
     }
   }
 
   @Test(arguments: items) func holds(_ item: Item) throws {
-    let environment = Environment.simulated(item.machine, interface: item.interface)
+    let environment = Environment.simulated(
+      item.machine, interface: item.interface, unprivileged: item.item.suite == .unprivileged)
     // What does not apply is skipped with a reason from the suite's own table, as in the guests.
-    if item.name.reasonToSkip(in: environment) != nil { return }
-    do { try item.name.run(in: environment) } catch { Issue.record("\(error)") }
-    #expect(environment.simulated?.isClean == true, "Something is left open")
+    if item.item.reasonToSkip(in: environment) != nil { return }
+    do { try item.item.run(in: environment) } catch { Issue.record("\(error)") }
+  }
+
+  @Test(arguments: Interface.allCases) func withoutInterruptRemapping(_ interface: Interface) {
+    let environment = Environment.simulated("vtd-legacy-no-remapping", interface: interface)
+    let outcomes = Runner(environment) { _ in }.run([.conformance], filter: "error/unsafe-interrupts")
+    #expect(outcomes.map(\.verdict) == [.pass])
   }
 
   @Test func namesAreUnique() {

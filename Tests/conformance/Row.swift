@@ -27,7 +27,9 @@ struct Row {
 
   private func environment() throws -> Environment {
     if options.isSimulated {
-      return .simulated(options.machine ?? "vtd-legacy", interface: options.interface)
+      return .simulated(
+        options.machine ?? "vtd-legacy", interface: options.interface,
+        unprivileged: options.suites == [.unprivileged])
     }
     return try .live(options.machine ?? "unknown", interface: options.interface)
   }

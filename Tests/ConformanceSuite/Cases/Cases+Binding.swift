@@ -73,7 +73,30 @@ extension Cases {
     ConformanceCase(.conformance, "bind/not-viable") { environment in
       try notViable(environment)
     },
+    ConformanceCase(.conformance, "bind/group-and-restore") { environment in
+      try bindAndRestore(environment)
+    },
   ]
+
+  /// The whole group goes to vfio-pci, and each device gets its own driver back.
+  private static func bindAndRestore(_ environment: Environment) throws {
+    let (host, shared) = (environment.host, environment.devices.sharedGroup)
+    guard let first = shared.first, let last = shared.last, let address = PCIAddress(first) else { return }
+    let former = try environment.details(last).driver
+    try expect(former != nil && former != "vfio-pci", "\(last) has no driver of its own: \(former ?? "none")")
+    try host.perform(try host.plan(.bind, of: address))
+    let result = Result {
+      try expectEqual(try environment.details(last).driver, "vfio-pci", "the driver of \(last)")
+      let device = try environment.open(first)
+      try expectEqual(try device.registers(bar: 0)[0], 0x0100_00ed, "edu's identification")
+      device.close()
+    }
+    try host.perform(try host.plan(.restore, of: address))
+    let restored = try environment.details(last).driver
+    try Environment.takeEdus(of: shared, on: host)  // as the other cases want them
+    try result.get()
+    try expectEqual(restored, former, "the driver of \(last) after restore")
+  }
 
   /// A member of the group has its host driver: the kernel gives out none of the others.
   private static func notViable(_ environment: Environment) throws {

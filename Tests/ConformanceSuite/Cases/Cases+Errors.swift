@@ -27,6 +27,14 @@ extension Cases {
       }
       try expectText(error, has: address, "vfio-pci")
     },
+    ConformanceCase(.conformance, "error/unsafe-interrupts") { environment in
+      let error = try expectCode(.unsafeInterrupts, what: "opening without interrupt remapping") {
+        () throws(DMAError) in
+        _ = try environment.open(environment.devices.edu)
+      }
+      try expectEqual(error.errno, .notPermitted, "the kernel's answer")
+      try expectText(error, has: environment.devices.edu, "intremap")
+    },
     ConformanceCase(.conformance, "error/second-open") { environment in
       let device = try environment.open(environment.devices.edu)
       let error = try expectCode(.busy, .incompatibleDevice, what: "opening it twice") {

@@ -18,12 +18,18 @@ enum Applicability {
   static let rules: [Rule] = [
     Rule("iommufd/", reason: "an ioctl of iommufd") { $0.interface != .iommufd },
     Rule("type1/", reason: "an ioctl of the type1 container") { $0.interface != .type1 },
+    Rule("error/unsafe-interrupts", reason: "the platform isolates interrupts, or is told to trust devices") {
+      !$0.lacksInterruptRemapping
+    },
+    Rule("user/other-group", reason: "the simulated machine gives all nodes to one group") { $0.isSimulated },
+    Rule(
+      "bind/not-viable", "bind/group", "error/not-bound", "error/group", reason: "no shared group is known"
+    ) {
+      $0.devices.sharedGroup.isEmpty
+    },
     Rule("interrupt/igb-", reason: "the simulated machine has no igb") { $0.devices.igb == nil },
     Rule("map/bar-memory", reason: "no BAR of the simulated kernel can be mapped") { $0.isSimulated },
     Rule("map/page-2m", reason: "no huge pages are reserved") { !hasHugePages($0) },
-    Rule("bind/not-viable", "error/not-bound", "error/group-not-viable", reason: "no shared group is known") {
-      $0.devices.sharedGroup.isEmpty
-    },
   ]
 
   static func reason(for item: ConformanceCase, in environment: Environment) -> String? {

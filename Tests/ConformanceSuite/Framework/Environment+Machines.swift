@@ -17,7 +17,7 @@ extension Environment {
         [devices.edu, devices.secondEdu, devices.narrowEdu, devices.nvme] + [devices.igb].compactMap(\.self)
       for address in known { try bind(address, on: host) }
       // Bound one by one: the last one's own driver keeps the group from being viable.
-      for address in devices.sharedGroup.dropLast() { try override(address, on: host) }
+      try takeEdus(of: devices.sharedGroup, on: host)
     }
     return Environment(host: host, interface: interface, machine: machine, devices: devices)
   }
@@ -27,11 +27,12 @@ extension Environment {
     try host.perform(try host.plan(.bind, of: parsed))
   }
 
-  /// Gives one device of a group to vfio-pci and leaves the others alone, which the library would not do.
-  private static func override(_ address: String, on host: Host) throws {
-    let kernel = host.kernel
-    try kernel.writeFile("/sys/bus/pci/devices/\(address)/driver_override", "vfio-pci")
-    try kernel.writeFile("/sys/bus/pci/drivers_probe", address)
+  /// Gives the edu devices of the shared group to vfio-pci and leaves the last one alone, which the library would not do.
+  static func takeEdus(of group: [String], on host: Host) throws {
+    for address in group.dropLast() {
+      try host.kernel.writeFile("/sys/bus/pci/devices/\(address)/driver_override", "vfio-pci")
+      try host.kernel.writeFile("/sys/bus/pci/drivers_probe", address)
+    }
   }
 
   /// Lets group 1001, `vfio` in the guests, use one edu device, as the rules of `udev/` would; the others stay root's.
@@ -49,10 +50,16 @@ extension Environment {
   }
 
   /// A simulated machine with the guests' devices; names as the guest runner's, others are VT-d in legacy mode.
-  public static func simulated(_ name: String, interface: Interface) -> Environment {
+  ///
+  /// - Parameter unprivileged: The process is an ordinary user's, as for ``Suite/unprivileged``.
+  public static func simulated(
+    _ name: String, interface: Interface, unprivileged: Bool = false
+  ) -> Environment {
     var machine =
       name.hasPrefix("smmuv3") ? SimulatedMachine.smmuv3 : name == "vtd-caching" ? .vtdCaching : .vtd
     machine.usesFirstStage = name == "vtd-flts"
+    machine.isolatesInterrupts = !name.hasSuffix("-no-remapping")
+    if unprivileged { machine.restrict() }
     var devices = Devices()
     devices.igb = nil
     devices.sharedGroup = ["0000:02:01.0", "0000:02:02.0", "0000:02:03.0"]
@@ -70,5 +77,14 @@ extension Environment {
       ])
     return Environment(
       host: host.host, interface: interface, machine: name, simulated: host, devices: devices)
+  }
+}
+
+extension SimulatedMachine {
+  /// What `guest/unprivileged` does to a process: uid 1000 in the nodes' group, 8 MiB of lockable memory.
+  fileprivate mutating func restrict() {
+    let user = SimulatedMachine.unprivileged
+    (self.user, groups, nodeGroup, nodeMode) = (user.user, user.groups, user.nodeGroup, user.nodeMode)
+    (memoryLockLimit, canLockMemory) = (user.memoryLockLimit, user.canLockMemory)
   }
 }

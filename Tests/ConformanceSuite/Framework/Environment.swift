@@ -50,6 +50,9 @@ public struct Environment: Sendable {
   /// Whether an Arm SMMU translates.
   var isSMMU: Bool { machine.hasPrefix("smmuv3") }
 
+  /// Whether the machine was booted without interrupt remapping; then nothing but that error is to be seen on it.
+  var lacksInterruptRemapping: Bool { machine.hasSuffix("-no-remapping") }
+
   /// The same machine asked through another kernel, such as one that fails on purpose.
   func asking(_ kernel: any Kernel) -> Environment {
     var copy = Environment(
