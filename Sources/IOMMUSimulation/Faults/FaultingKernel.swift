@@ -24,13 +24,17 @@ package final class FaultingKernel: Kernel {
 extension FaultingKernel {
   /// Fails the n-th call from now (1 is the next) with an errno: of all calls that can fail, or of one by name, such as
   /// `ioasMap`. One plan at a time; the failure happens once.
-  package func fail(_ n: Int, of name: String? = nil, with errno: Errno) {
-    plan.withLock { $0.failure = FaultPlan.Failure(name: name, left: n, errno: errno, isForever: false) }
+  ///
+  /// - Parameter exempt: Names of calls that are neither counted towards n nor failed.
+  package func fail(_ n: Int, of name: String? = nil, except exempt: Set<String> = [], with errno: Errno) {
+    plan.withLock {
+      $0.failure = FaultPlan.Failure(name: name, exempt: exempt, left: n, errno: errno, isForever: false)
+    }
   }
 
   /// Fails the n-th call from now and every one after it.
   package func failFrom(_ n: Int, of name: String? = nil, with errno: Errno) {
-    plan.withLock { $0.failure = FaultPlan.Failure(name: name, left: n, errno: errno, isForever: true) }
+    plan.withLock { $0.failure = FaultPlan.Failure(name: name, exempt: [], left: n, errno: errno, isForever: true) }
   }
 
   /// Reports the n-th unmap from now, or every one when `n` is nil, as done in full, and does not do it.
@@ -86,6 +90,7 @@ struct FaultPlan {
   struct Failure {
     /// The call, nil for any.
     let name: String?
+    let exempt: Set<String>
     var left: Int
     let errno: Errno
     let isForever: Bool
@@ -117,12 +122,13 @@ struct FaultPlan {
   mutating func step(_ function: String) -> Errno? {
     note(function)
     fallible += 1
-    guard var plan = failure, plan.name == nil || plan.name == Self.baseName(function) else { return nil }
+    let name = Self.baseName(function)
+    guard var plan = failure, plan.name ?? name == name, !plan.exempt.contains(name) else { return nil }
     plan.left -= 1
     failure = plan.left == 0 && !plan.isForever ? nil : plan
     guard plan.left <= 0 else { return nil }
     failed += 1
-    failedName = Self.baseName(function)
+    failedName = name
     return plan.errno
   }
 
