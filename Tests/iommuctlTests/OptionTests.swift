@@ -18,7 +18,7 @@ import iommuctl
   ])
   func rootStandsAnywhere(_ line: String) throws {
     let tree = try WrittenTree(.small)
-    let result = Invocation(line.split(separator: "R").joined(separator: tree.root))
+    let result = Invocation(line.replacing("R", with: tree.root))
     #expect(result.status == .fine, "\(result.err)")
     #expect(result.out.contains("f0f1:0001"))
   }

@@ -54,47 +54,47 @@ struct DemoRun {
     try edu.read(from: ring.address(of: 0), byteCount: ring.stride, to: Self.echo)
     passed("\(sent.count) bytes of the buffer, and \(ring.stride) of the ring")
 
-    try landing(edu, sent, ring[0])
-    passed("all of them back into another buffer, byte for byte the same")
+    var landing = try dma.buffer(byteCount: EduDriver.byteCount)
+    landing.fill([UInt8](repeating: 0xee, count: EduDriver.byteCount))
+    let inbound = try dma.map(landing, .fromDevice)
+    let target = inbound.address
+    try edu.write(to: target, byteCount: sent.count)
+    try edu.write(to: target + Self.echo, byteCount: ring.stride, from: Self.echo)
+    passed("both written to another buffer at \(target)")
 
-    let taken = IOVARange(start: address, byteCount: dma.granule.byteCount)!
-    var log = FaultLog(machine.host, device.address)
     frame = try inFlight.unmap()
-    passed("the buffer is the process's again")
+    landing = try inbound.unmap()
+    try compare(landing, sent, ring[0])
+    if let offset = frame.difference(from: sent) {
+      throw CaseStop.failed("Byte \(offset) of the buffer that the device read has changed")
+    }
+    passed("the buffers are the process's again, byte for byte as they must be")
 
-    try afterUnmap(edu, &frame, address)
+    // To where the device has just written: so that an entry that was left behind would be used.
+    var log = FaultLog(machine.host, device.address)
+    let kept = [UInt8](repeating: 0x5a, count: landing.byteCount)
+    landing.fill(kept)
+    try edu.write(to: target, byteCount: 16)
+    if let offset = landing.difference(from: kept) {
+      throw CaseStop.failed("The device changed byte \(offset) of memory that was unmapped")
+    }
     let faults = log.take()
-    report.add(faults, of: taken, isLive: false)
+    report.add(faults, of: IOVARange(start: target, byteCount: dma.granule.byteCount)!, isLive: false)
     passed("the memory is unchanged; \(try log.account(of: faults, machine))")
   }
 
-  /// The device writes what it has read; compares it, and the bytes that it must not have touched.
-  private func landing(_ edu: EduDriver, _ sent: [UInt8], _ descriptor: Descriptor) throws {
-    var landing = try device.dma.buffer(byteCount: EduDriver.byteCount)
-    landing.fill([UInt8](repeating: 0xee, count: EduDriver.byteCount))
-    let inbound = try device.dma.map(landing, .fromDevice)
-    try edu.write(to: inbound.address, byteCount: sent.count)
-    try edu.write(
-      to: inbound.address + Self.echo, byteCount: MemoryLayout<Descriptor>.stride, from: Self.echo)
-    landing = try inbound.unmap()
+  /// The buffer holds what was sent, and has not changed where the device had nothing to write.
+  private func compare(
+    _ landing: borrowing DMABuffer, _ sent: [UInt8], _ descriptor: Descriptor
+  ) throws(CaseStop) {
     var expected = [UInt8](repeating: 0xee, count: EduDriver.byteCount)
     expected.replaceSubrange(0..<sent.count, with: sent)
     let words = [descriptor.address, descriptor.byteCount]
     let echo = words.flatMap { word in (0..<8).map { UInt8(truncatingIfNeeded: word >> (8 * $0)) } }
     expected.replaceSubrange(Self.echo..<Self.echo + echo.count, with: echo)
     if let offset = landing.difference(from: expected) {
-      throw CaseStop.failed("Byte \(offset) differs from what was sent")
+      throw .failed("Byte \(offset) differs from what was sent")
     }
     recorder.bytesVerified += sent.count + echo.count
-  }
-
-  /// The device writes to where the buffer was.
-  private func afterUnmap(_ edu: EduDriver, _ frame: inout DMABuffer, _ address: IOVA) throws {
-    let kept = [UInt8](repeating: 0x5a, count: frame.byteCount)
-    frame.fill(kept)
-    try edu.write(to: address, byteCount: 16)
-    if let offset = frame.difference(from: kept) {
-      throw CaseStop.failed("The device changed byte \(offset) of memory that was unmapped")
-    }
   }
 }
