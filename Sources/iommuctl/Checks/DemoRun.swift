@@ -71,7 +71,7 @@ struct DemoRun {
     passed("the buffers are the process's again, byte for byte as they must be")
 
     // To where the device has just written: so that an entry that was left behind would be used.
-    var log = FaultLog(machine.host, device.address)
+    var log = FaultWatch(machine.host, device.address)
     let kept = [UInt8](repeating: 0x5a, count: landing.byteCount)
     landing.fill(kept)
     try edu.write(to: target, byteCount: 16)
@@ -80,7 +80,7 @@ struct DemoRun {
     }
     let faults = log.take()
     report.add(faults, of: IOVARange(start: target, byteCount: dma.granule.byteCount)!, isLive: false)
-    passed("the memory is unchanged; \(try log.account(of: faults, machine))")
+    passed("the memory is unchanged; \(try log.account(of: faults))")
   }
 
   /// The buffer holds what was sent, and has not changed where the device had nothing to write.

@@ -5,21 +5,21 @@ import IOMMUSimulation
 struct RunReport {
   let device: PCIAddress
   let interface: String
-  var faults: [Fault] = []
+  var faults: [Hit] = []
   var counters: [(String, JSON)] = []
 
   /// A fault, and the mapping that lies or lay where it hit.
-  struct Fault {
-    let logged: LoggedFault
+  struct Hit {
+    let fault: Fault
     let mapping: IOVARange?
     let isLive: Bool
   }
 
   /// Adds faults, with the mapping that each hit if it lies or lay there.
-  mutating func add(_ faults: [LoggedFault], of mapping: IOVARange, isLive: Bool) {
+  mutating func add(_ faults: [Fault], of mapping: IOVARange, isLive: Bool) {
     for fault in faults {
-      let isThere = mapping.contains(IOVA(fault.iova))
-      self.faults.append(Fault(logged: fault, mapping: isThere ? mapping : nil, isLive: isLive))
+      let isThere = fault.iova.map(mapping.contains) ?? false
+      self.faults.append(Hit(fault: fault, mapping: isThere ? mapping : nil, isLive: isLive))
     }
   }
 
@@ -66,15 +66,19 @@ struct RunReport {
   }
 }
 
-extension RunReport.Fault {
+extension RunReport.Hit {
   fileprivate var keys: [(String, JSON)] {
     let mapping: JSON =
       self.mapping.map { .object($0.keys + [("state", isLive ? "live" : "unmapped")]) } ?? .null
-    return [("iova", JSON(hex: logged.iova)), ("access", JSON(logged.access)), ("mapping", mapping)]
+    return [
+      ("iova", JSON(hex: fault.iova?.rawValue)),
+      ("access", fault.access == .unknown ? .null : .string(fault.access.rawValue)), ("mapping", mapping),
+      ("reason", .string(fault.reason)),
+    ]
   }
 
   fileprivate var line: String {
     let place = mapping.map { ", in \($0), which is \(isLive ? "mapped" : "unmapped")" } ?? ""
-    return "\(logged.access ?? "access") at \(IOVA(logged.iova))\(place)"
+    return "\(fault)\(place)"
   }
 }

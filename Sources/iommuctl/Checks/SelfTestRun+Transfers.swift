@@ -56,7 +56,7 @@ extension SelfTestRun {
   /// The device writes to, and reads from, an address where something was mapped.
   private func afterUnmap(_ report: inout RunReport) throws -> String {
     let edu = try EduDriver(device, machine.host)
-    var log = FaultLog(machine.host, found.address)
+    var log = FaultWatch(machine.host, found.address)
     let mapping = try dma.map(try dma.buffer(byteCount: page), .bidirectional)
     let address = mapping.address
     // Through the address once, so that a stale entry would be there to be used.
@@ -78,13 +78,13 @@ extension SelfTestRun {
     seen = try inbound.unmap()
     try require(seen.difference(from: Array(secret[..<16])) != nil, "The device read memory after unmap")
     report.add(faults, of: IOVARange(start: address, byteCount: UInt64(page))!, isLive: false)
-    return "memory unchanged and unread; \(try log.account(of: faults, machine))"
+    return "memory unchanged and unread; \(try log.account(of: faults))"
   }
 
   /// The device writes to memory that it may only read.
   private func readOnly(_ report: inout RunReport) throws -> String {
     let edu = try EduDriver(device, machine.host)
-    var log = FaultLog(machine.host, found.address)
+    var log = FaultWatch(machine.host, found.address)
     var buffer = try dma.buffer(byteCount: page)
     let kept = pattern(page, seed: 0x33)
     buffer.fill(kept)
@@ -97,6 +97,6 @@ extension SelfTestRun {
     if let offset = buffer.difference(from: kept) {
       throw CaseStop.failed("The device changed byte \(offset) of memory that it may only read")
     }
-    return "memory unchanged; \(try log.account(of: faults, machine))"
+    return "memory unchanged; \(try log.account(of: faults))"
   }
 }
