@@ -124,7 +124,7 @@ private struct TranslationCandidate {
 extension PCIDevice {
   fileprivate var summary: String {
     let ids = [vendor, device].map { $0.map { hexadecimal(UInt64($0), digits: 4) } ?? "????" }
-    var lines = ["\(address)  \(ids[0]):\(ids[1])  \(name ?? "")"]
+    var lines = ["\(address)  \(ids[0]):\(ids[1])\(name.map { "  \($0)" } ?? "")"]
     lines.append("driver       \(driver ?? "-")")
     lines.append("group        \(group.map(String.init) ?? "-")")
     lines.append("iommu        \(unit ?? "-")")
