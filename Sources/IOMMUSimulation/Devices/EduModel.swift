@@ -35,9 +35,11 @@ public struct EduModel: DeviceModel {
 
   /// Vendor 0x1234, device 0x11e8, one BAR of 1 MiB, one MSI message.
   public var identity: DeviceIdentity {
-    DeviceIdentity(
+    var identity = DeviceIdentity(
       vendor: 0x1234, device: 0x11e8, classCode: 0x00ff00, revision: 0x10, bars: [.memory(1 << 20)],
       msiCount: 1, addressBits: addressBits)
+    (identity.subsystemVendor, identity.subsystemDevice) = (0x1af4, 0x1100)
+    return identity
   }
 
   /// Whether a transfer was started and is not done: only with a delay.

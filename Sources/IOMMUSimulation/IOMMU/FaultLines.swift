@@ -17,19 +17,24 @@ struct FaultLines {
 
   private func vtd(_ fault: SimulatedFault, _ device: PCIAddress) -> [String] {
     let reason = vtdReason(fault)
+    // A request that got as far as a PASID table entry is told with the PASID that stands for none.
+    let isScalable = machine.usesScalableMode || machine.usesFirstStage
+    let access =
+      (fault.isWrite ? "Write" : "Read") + (isScalable && fault.reason != .blocked ? " PASID 0x0" : " NO_PASID")
     // The fault register holds the page's address.
     let page = String(fault.iova & ~0xfff, radix: 16)
     return [
       "DMAR: DRHD: handling fault status reg 2",
-      "DMAR: [DMA \(fault.isWrite ? "Write" : "Read") NO_PASID] Request device [\(device)] fault addr 0x\(page) "
+      "DMAR: [DMA \(access)] Request device [\(device)] fault addr 0x\(page) "
         + "[fault reason 0x\(hexadecimal(UInt64(reason.code), width: 2))] \(reason.text)",
     ]
   }
 
   private func vtdReason(_ fault: SimulatedFault) -> (code: UInt8, text: String) {
     switch (fault.reason, machine.usesFirstStage) {
-    case (.blocked, false): (0x02, "Present bit in context entry is clear")
-    case (.blocked, true): (0x59, "SM: Present bit in PASID Table Entry is clear")
+    case (.blocked, _):
+      machine.usesScalableMode || machine.usesFirstStage
+        ? (0x5b, "SM: Invalid Scalable-Mode PASID Table Entry") : (0x02, "Present bit in context entry is clear")
     case (.addressSize, false): (0x04, "Access beyond MGAW")
     case (.addressSize, true): (0x80, "SM: Address in first-level translation is not canonical")
     case (.notMapped, true): (0x71, "SM: Present bit in first-level paging entry is clear")

@@ -40,16 +40,23 @@ struct SimulatedIOMMU {
     var members: Set<PCIAddress> = []
   }
 
-  let kind: SimulatedMachine.IOMMUKind
-  let addressBits: Int
-  let cachingMode: Bool
+  private let kind: SimulatedMachine.IOMMUKind
+  private let addressBits: Int
+  private let cachingMode: Bool
+  /// First-stage tables have no write-only pages: what may be written may be read.
+  private let writeImpliesRead: Bool
   private(set) var counters = SimulatedCounters()
   private var domains: [DomainID: Domain] = [:]
   private var domainOf: [PCIAddress: DomainID] = [:]
   private var nextDomain = 1
 
-  init(kind: SimulatedMachine.IOMMUKind, addressBits: Int, cachingMode: Bool) {
-    (self.kind, self.addressBits, self.cachingMode) = (kind, addressBits, cachingMode)
+  init(_ machine: SimulatedMachine, _ kind: SimulatedMachine.IOMMUKind) {
+    self.kind = kind
+    cachingMode = machine.cachingMode
+    let isFirstStage = kind == .vtd && machine.usesFirstStage
+    writeImpliesRead = kind == .smmuv3 || isFirstStage
+    // The upper half of a first-stage table is for addresses with the sign extended, which the kernel does not use.
+    addressBits = isFirstStage ? machine.addressBits - 1 : machine.addressBits
   }
 
   /// Changes the counters.
@@ -112,7 +119,8 @@ extension SimulatedIOMMU {
   mutating func map(
     _ id: DomainID, _ span: Span64, to host: UInt, _ permissions: Permissions, pageByteCount: UInt64
   ) {
-    let mapping = Mapping(host: host, permissions: permissions, pageByteCount: pageByteCount)
+    let effective = writeImpliesRead && permissions.contains(.write) ? permissions.union(.read) : permissions
+    let mapping = Mapping(host: host, permissions: effective, pageByteCount: pageByteCount)
     domains[id]!.table.insert(span.start, through: span.last, mapping)
     counters.maps += 1
     if cachingMode && isAttached(id) {

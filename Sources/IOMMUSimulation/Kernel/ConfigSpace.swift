@@ -20,10 +20,10 @@ struct ConfigSpace {
     var builder = ConfigBuilder(byteCount: identity.isExpress ? 4096 : 256)
     builder.set(0, identity.vendor)
     builder.set(2, identity.device)
-    // I/O, memory, bus master, parity, SERR; then INTx disable.
-    builder.allow(Offset.command, UInt16(0x0547))
+    // I/O, memory, bus master, SERR; INTx disable.
+    builder.allow(Offset.command, UInt16(0x0507))
     builder.set(Offset.revision, UInt32(identity.revision) | identity.classCode << 8)
-    builder.allow(0x0c, UInt16(0xffff))
+    builder.allow(0x0c, UInt8(0xff))
     builder.set(Offset.header, UInt8(identity.isBridge ? 1 : 0))
     builder.set(Offset.subsystem, identity.subsystemVendor)
     builder.set(Offset.subsystem + 2, identity.subsystemDevice)

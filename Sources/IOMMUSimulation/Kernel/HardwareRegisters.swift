@@ -18,16 +18,17 @@ struct HardwareRegisters {
     return base & ~(0x3f << 16) | width | (machine.cachingMode ? 1 << 7 : 0)
   }
 
-  /// ECAP: interrupt remapping is bit 3; scalable mode and first-stage tables are bits 43 and 47.
+  /// ECAP: interrupt remapping is bit 3; scalable mode, second-stage and first-stage tables are bits 43, 46 and 47.
   var extendedCapability: UInt64 {
-    let base: UInt64 = machine.usesFirstStage ? 0x0000_8800_00f0_0f4a : 0x0000_0000_00f0_0f4a
+    let base: UInt64 =
+      machine.usesFirstStage
+      ? 0x0000_8800_00f0_0f4a : machine.usesScalableMode ? 0x0000_4800_80f0_0f4a : 0x0000_0000_00f0_0f4a
     return machine.isolatesInterrupts ? base | 1 << 3 : base & ~(1 << 3)
   }
 
-  /// IDR0 to IDR5, IIDR, AIDR.
+  /// IDR0 to IDR5, IIDR, AIDR: stages 1 and 2, range invalidation, 44 output bits, no PASIDs.
   var identification: [UInt32] {
-    let output: UInt32 = [32: 0, 36: 1, 40: 2, 42: 3, 44: 4, 48: 5][machine.addressBits] ?? 5
-    return [0x0d44_101b, 0x0273_0010, 0, 0x1414, 0, 0x70 | output, 0, 1]
+    [0x0d44_101b, 0x0273_0010, 0, 0x1414, 0, 0x74, 0, 1]
   }
 
   var hardwareInfo: HardwareInfo {

@@ -8,7 +8,7 @@ extension KernelState {
     guard index < 5, index != VFIOPCI.error || device.identity.isExpress else { throw .invalidArgument }
     let count = device.interrupts.count(index)
     // MSI-X can be resized while it is in use; MSI and the events cannot; INTx masks itself.
-    let flags: UInt32 = index == VFIOPCI.intx ? 7 : index == VFIOPCI.msix ? 1 : 9
+    let flags: UInt32 = index == VFIOPCI.intx ? 7 : index == VFIOPCI.msix && count > 0 ? 1 : 9
     return VFIOInterruptInfo(flags: flags, count: count)
   }
 

@@ -27,7 +27,7 @@ final class KernelState {
       limit: machine.memoryLockLimit, hasCapability: machine.canLockMemory,
       bytesPinnedByOthers: machine.bytesPinnedByOthers)
     iommu = machine.iommu.map {
-      SimulatedIOMMU(kind: $0, addressBits: machine.addressBits, cachingMode: machine.cachingMode)
+      SimulatedIOMMU(machine, $0)
     }
   }
 

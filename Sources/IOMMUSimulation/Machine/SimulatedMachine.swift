@@ -29,8 +29,10 @@ public struct SimulatedMachine: Sendable {
   public var pageSizes: UInt64 = 0x4020_1000
   /// Whether the IOMMU caches entries that are not present, as an emulated VT-d may; each map then flushes.
   public var cachingMode = false
-  /// Whether VT-d runs in scalable mode with first-stage tables; false is legacy mode. It shows in registers and in
-  /// fault reasons only.
+  /// Whether VT-d runs in scalable mode, with PASID tables. It shows in registers and in the lines about faults.
+  public var usesScalableMode = false
+  /// Whether VT-d translates by first-stage tables, which takes scalable mode. Then a domain reaches the lower half of
+  /// the addresses only, and what may be written may be read.
   public var usesFirstStage = false
 
   // The kernel
@@ -63,7 +65,8 @@ public struct SimulatedMachine: Sendable {
   public var user: UInt32 = 0
   /// The groups that the process is in.
   public var groups: Set<UInt32> = [0]
-  /// Owner, group and mode of `/dev/vfio/N`, `/dev/vfio/devices/vfioN` and `/dev/iommu`.
+  /// Owner, group and mode of `/dev/vfio/N` and `/dev/vfio/devices/vfioN`. `/dev/iommu` has the same owner and group,
+  /// and at least mode 0660, as the kernel makes it.
   public var nodeOwner: UInt32 = 0, nodeGroup: UInt32 = 0, nodeMode: UInt32 = 0o600
 
   /// The devices. Those given to ``SimulatedHost/init(_:devices:)`` are added to them.
@@ -80,6 +83,18 @@ extension SimulatedMachine {
   public static var vtdCaching: SimulatedMachine {
     var machine = SimulatedMachine()
     machine.cachingMode = true
+    return machine
+  }
+  /// Intel VT-d in scalable mode.
+  public static var vtdScalable: SimulatedMachine {
+    var machine = SimulatedMachine()
+    machine.usesScalableMode = true
+    return machine
+  }
+  /// Intel VT-d in scalable mode with first-stage tables: 47 address bits.
+  public static var vtdFirstStage: SimulatedMachine {
+    var machine = SimulatedMachine()
+    (machine.usesScalableMode, machine.usesFirstStage) = (true, true)
     return machine
   }
   /// Arm SMMUv3, 48 address bits.

@@ -52,6 +52,8 @@ extension KernelState {
   private func addMachineFiles() {
     for name in ["vfio-pci", "pci-stub", "pcieport"] { addDriver(name) }
     tree.add("/sys/bus/pci/drivers_probe", .file(.probe, mode: 0o200))
+    tree.addText("/sys/bus/pci/drivers_autoprobe", "1", mode: 0o644)
+    tree.add("/sys/bus/pci/rescan", .file(.ignored(""), mode: 0o200))
     tree.add("/sys/bus/pci/devices", .directory)
     tree.add("/sys/kernel/iommu_groups", .directory)
     tree.add("/sys/class/iommu", .directory)
@@ -90,7 +92,9 @@ extension KernelState {
     }
     let noIOMMU = machine.noIOMMUMode ? "Y" : "N"
     tree.addText("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode", noIOMMU, mode: 0o644)
-    tree.add("/sys/module/vfio_pci", .directory)
+    for name in ["disable_idle_d3", "enable_sriov", "nointxmask"] {
+      tree.addText("/sys/module/vfio_pci/parameters/\(name)", "N", mode: 0o644)
+    }
   }
 
   /// Where sysfs has the IOMMU, below /sys.

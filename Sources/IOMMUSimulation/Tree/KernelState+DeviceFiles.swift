@@ -9,8 +9,9 @@ extension KernelState {
     if group.isNoIOMMU {
       tree.addText(base + "/name", "vfio-noiommu")
     } else {
-      // Caching mode without first-stage tables makes the host's own domains strict.
-      let type = machine.cachingMode && !machine.usesFirstStage ? "DMA" : "DMA-FQ"
+      // The host's own domains are lazy on x86; not with caching mode, unless tables are first-stage ones.
+      let isStrict = machine.iommu == .smmuv3 || machine.cachingMode && !machine.usesFirstStage
+      let type = isStrict ? "DMA" : "DMA-FQ"
       tree.addText(base + "/type", type, mode: 0o644)
     }
   }
@@ -38,12 +39,20 @@ extension KernelState {
     tree.addText(base + "/class", number(identity.classCode, 6))
     tree.addText(base + "/revision", number(identity.revision, 2))
     tree.addText(base + "/numa_node", "\(device.spec.numaNode)", mode: 0o644)
+    tree.addText(base + "/power_state", "D0")
+    tree.addText(base + "/ari_enabled", "0")
+    tree.addText(base + "/msi_bus", "1", mode: 0o644)
+    tree.addText(base + "/local_cpulist", "0")
     tree.addText(base + "/irq", identity.hasINTx ? "10" : "0")
     tree.addText(base + "/enable", "0", mode: 0o644)
     tree.addText(base + "/dma_mask_bits", "32")
     tree.addText(base + "/consistent_dma_mask_bits", "32")
     tree.addText(base + "/modalias", modalias(identity))
     tree.add(base + "/resource", .file(.resource(device.address), mode: 0o444))
+    for (index, bar) in identity.bars.enumerated() where bar.byteCount > 0 {
+      // A file to be mapped, not read; nobody maps it here.
+      tree.add(base + "/resource\(index)", .file(.ignored(""), mode: 0o600))
+    }
     tree.add(base + "/config", .file(.config(device.address), mode: 0o644))
     tree.add(base + "/driver_override", .file(.driverOverride(device.address), mode: 0o644))
     tree.add(base + "/remove", .file(.removeDevice(device.address), mode: 0o220))
@@ -63,7 +72,8 @@ extension KernelState {
     tree.add(base + "/iommu_group", .link(relative(groupPath, from: device)))
     tree.add("/sys/\(groupPath)/devices/\(device.address)", .link("../../../../" + below))
     if let unit = unitPath {
-      tree.add(base + "/iommu", .link(relative(unit.path, from: device)))
+      let up = String(repeating: "../", count: device.spec.bridge == nil ? 2 : 3)
+      tree.add(base + "/iommu", .link(up + unit.path.dropFirst("devices/".count)))
       let climb = String(repeating: "../", count: unit.path.split(separator: "/").count + 1)
       tree.add("/sys/\(unit.path)/devices/\(device.address)", .link(climb + below))
     }

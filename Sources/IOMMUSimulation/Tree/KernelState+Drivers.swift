@@ -87,13 +87,17 @@ extension KernelState {
     guard let group = device.group else { return }
     if machine.interfaces.contains(.type1) {
       tree.add("/dev/vfio/\(group.nodeName)", .node(.group(group.number)))
+      tree.addText("/sys/devices/virtual/vfio/\(group.nodeName)/dev", "254:\(group.number)")
+      tree.add("/sys/class/vfio/\(group.nodeName)", .link("../../devices/virtual/vfio/\(group.nodeName)"))
     }
     guard machine.hasDeviceNodes, machine.interfaces.contains(.iommufd), !group.isNoIOMMU else { return }
     var number = 0
     let taken = Set(devices.values.compactMap(\.nodeNumber))
     while taken.contains(number) { number += 1 }
     device.nodeNumber = number
-    tree.addText(path(of: device) + "/vfio-dev/vfio\(number)/dev", "511:\(number)")
+    let folder = path(of: device) + "/vfio-dev/vfio\(number)"
+    tree.addText(folder + "/dev", "253:\(number)")
+    tree.add(folder + "/device", .link("../../../\(device.address)"))
     let below = path(of: device).dropFirst("/sys/".count)
     tree.add("/sys/class/vfio-dev/vfio\(number)", .link("../../\(below)/vfio-dev/vfio\(number)"))
     tree.add("/dev/vfio/devices/vfio\(number)", .node(.device(device.address)))
@@ -102,7 +106,11 @@ extension KernelState {
   private func removeNodes(of device: DeviceState) {
     guard let group = device.group else { return }
     let others = group.members.contains { $0 !== device && $0.driver == "vfio-pci" }
-    if !others { tree.remove("/dev/vfio/\(group.nodeName)") }
+    if !others {
+      tree.remove("/dev/vfio/\(group.nodeName)")
+      tree.remove("/sys/devices/virtual/vfio/\(group.nodeName)")
+      tree.remove("/sys/class/vfio/\(group.nodeName)")
+    }
     guard let number = device.nodeNumber else { return }
     tree.remove("/dev/vfio/devices/vfio\(number)")
     tree.remove(path(of: device) + "/vfio-dev")

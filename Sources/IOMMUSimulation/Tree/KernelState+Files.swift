@@ -89,6 +89,9 @@ extension KernelState {
     case .link: FileStatus(kind: .other, mode: 0o777, owner: 0, group: 0)
     // The container's node is open to all, since it gives nothing without a group.
     case .node(.container): FileStatus(kind: .characterDevice, mode: 0o666, owner: 0, group: 0)
+    case .node(.iommufd):
+      FileStatus(
+        kind: .characterDevice, mode: machine.nodeMode | 0o660, owner: machine.nodeOwner, group: machine.nodeGroup)
     case .node:
       FileStatus(
         kind: .characterDevice, mode: machine.nodeMode, owner: machine.nodeOwner, group: machine.nodeGroup)

@@ -74,18 +74,42 @@ import Testing
     rig.close()
   }
 
-  @Test func vtdFirstStageLines() throws {
-    var machine = SimulatedMachine.vtd
-    machine.usesFirstStage = true
+  @Test(arguments: [SimulatedMachine.smmuv3, .vtdFirstStage])
+  func whatMayBeWrittenMayBeRead(_ machine: SimulatedMachine) throws {
     let rig = try IOMMUFDRig(machine)
+    try rig.map(at: 0x2000, flags: 3)
+    #expect(try rig.edu(0x2000, 8, toMemory: false))
+    #expect(try rig.edu(0x2000, 8, toMemory: true))
+    rig.close()
+  }
+
+  @Test func vtdScalableLines() throws {
+    let rig = try IOMMUFDRig(.vtdScalable)
+    _ = try rig.edu(0x1000, 8, toMemory: true)
+    try rig.kernel.vfioDetach(rig.device)
+    _ = try rig.edu(0x1000, 8, toMemory: false)
+    let device = "Request device [0000:03:00.0] fault addr 0x1000"
+    #expect(
+      try lines(rig).filter { $0.contains("[") } == [
+        "DMAR: [DMA Write PASID 0x0] \(device) [fault reason 0x05] PTE Write access is not set",
+        "DMAR: [DMA Read NO_PASID] \(device) [fault reason 0x5b] SM: Invalid Scalable-Mode PASID Table Entry",
+      ])
+    rig.close()
+  }
+
+  @Test func vtdFirstStageLines() throws {
+    let rig = try IOMMUFDRig(.vtdFirstStage)
     try rig.map(at: 0x5000, flags: 5)
     _ = try rig.edu(0x1000, 8, toMemory: true)
     _ = try rig.edu(0x5000, 8, toMemory: true)
+    _ = try rig.edu(1 << 50, 8, toMemory: true)
+    #expect(try lines(rig).filter { $0.contains("[DMA") }.allSatisfy { $0.contains("[DMA Write PASID 0x0]") })
     let reasons = try lines(rig).compactMap { $0.split(separator: "[fault reason ").dropFirst().first }
     #expect(
       reasons == [
         "0x71] SM: Present bit in first-level paging entry is clear",
         "0x85] SM: No write permission for Write/AtomicOp request",
+        "0x80] SM: Address in first-level translation is not canonical",
       ])
     rig.close()
   }

@@ -190,6 +190,21 @@ import Testing
     rig.close()
   }
 
+  @Test func nodesAsTheKernelMakesThem() throws {
+    let kernel = SimulatedHost(devices: [Self.address: EduModel()]).kernel
+    #expect(try kernel.status("/dev/iommu").mode == 0o660)
+    #expect(try kernel.status("/dev/vfio/0").mode == 0o600)
+    #expect(try kernel.status("/dev/vfio/devices/vfio0").mode == 0o600)
+    #expect(try kernel.status("/dev/vfio/vfio").mode == 0o666)
+  }
+
+  @Test func firstStageReachesTheLowerHalf() throws {
+    let rig = try IOMMUFDRig(.vtdFirstStage)
+    let ranges = try rig.kernel.ioasRanges(rig.iommufd, ioas: rig.ioas).ranges
+    #expect(ranges.map(\.description) == ["0x0–0xfedfffff", "0xfef00000–0x7fffffffffff"])
+    rig.close()
+  }
+
   @Test func granule() throws {
     var machine = SimulatedMachine.smmuv3
     machine.pageSizes = 0x2000_1_0000
@@ -212,6 +227,17 @@ import Testing
     #expect((info.type, info.data.count, info.capabilities) == (1, 24, 8))
     #expect(info.data[8..<16].reversed().reduce(0) { $0 << 8 | UInt64($1) } == 0x00d2_008c_222f_0606)
     vtd.close()
+    // CAP and ECAP of the same machine in scalable mode, by second-stage and by first-stage tables.
+    for (machine, expected) in [
+      (SimulatedMachine.vtdScalable, [0x00d2_008c_222f_0606, 0x0000_4800_80f0_0f4a]),
+      (.vtdFirstStage, [0x01d2_008c_222f_0606, 0x0000_8800_00f0_0f4a]),
+    ] as [(SimulatedMachine, [UInt64])] {
+      let rig = try IOMMUFDRig(machine)
+      let data = try rig.kernel.hardwareInfo(rig.iommufd, device: rig.deviceID).data
+      let registers = [8, 16].map { data[$0..<$0 + 8].reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) } }
+      #expect(registers == expected)
+      rig.close()
+    }
     let smmu = try IOMMUFDRig(.smmuv3)
     let registers = try smmu.kernel.hardwareInfo(smmu.iommufd, device: smmu.deviceID)
     #expect((registers.type, registers.data.count) == (2, 40))

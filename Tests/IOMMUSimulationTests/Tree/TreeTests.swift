@@ -17,7 +17,7 @@ extension SimulatedKernel {
       "vendor": "0x1b36\n", "device": "0x0010\n", "subsystem_vendor": "0x1af4\n",
       "subsystem_device": "0x1100\n",
       "class": "0x010802\n", "revision": "0x02\n", "numa_node": "-1\n", "driver_override": "(null)\n",
-      "reset_method": "flr\n", "vfio-dev/vfio0/dev": "511:0\n",
+      "reset_method": "flr\n", "vfio-dev/vfio0/dev": "253:0\n",
       "modalias": "pci:v00001B36d00000010sv00001AF4sd00001100bc01sc08i02\n",
     ]
     for (name, text) in attributes { #expect(try kernel.text("\(Self.device)/\(name)") == text, "\(name)") }
@@ -33,13 +33,13 @@ extension SimulatedKernel {
     #expect(try kernel.readLink(Self.device) == "../../../devices/pci0000:00/0000:03:00.0")
     #expect(try kernel.readLink("\(Self.device)/driver") == "../../../bus/pci/drivers/vfio-pci")
     #expect(try kernel.readLink("\(Self.device)/iommu_group") == "../../../kernel/iommu_groups/0")
-    #expect(try kernel.readLink("\(Self.device)/iommu") == "../../../devices/virtual/iommu/dmar0")
+    #expect(try kernel.readLink("\(Self.device)/iommu") == "../../virtual/iommu/dmar0")
     // Each leads somewhere, and back.
     for path in [
       "\(Self.device)/driver/0000:03:00.0/vendor", "\(Self.device)/iommu_group/devices/0000:03:00.0/vendor",
       "\(Self.device)/iommu/devices/0000:03:00.0/vendor",
       "\(Self.device)/subsystem/devices/0000:03:00.0/vendor",
-      "/sys/class/iommu/dmar0/devices/0000:03:00.0/vendor", "/sys/class/vfio-dev/vfio0/../../vendor",
+      "/sys/class/iommu/dmar0/devices/0000:03:00.0/vendor", "/sys/class/vfio-dev/vfio0/device/vendor",
     ] { #expect(try kernel.text(path) == "0x1234\n", "\(path)") }
     #expect(throws: Errno.invalidArgument) { try kernel.readLink("\(Self.device)/vendor") }
   }
@@ -67,7 +67,9 @@ extension SimulatedKernel {
     let kernel = SimulatedHost(.smmuv3, devices: ["0000:03:00.0": EduModel(), "0000:04:00.0": EduModel()])
       .kernel
     #expect(try kernel.listDirectory("/sys/kernel/iommu_groups") == ["0", "1"])
-    #expect(try kernel.text("/sys/kernel/iommu_groups/1/type") == "DMA-FQ\n")
+    #expect(try kernel.text("/sys/kernel/iommu_groups/1/type") == "DMA\n")
+    let vtd = SimulatedHost(devices: ["0000:03:00.0": EduModel()]).kernel
+    #expect(try vtd.text("/sys/kernel/iommu_groups/0/type") == "DMA-FQ\n")
     #expect(
       try kernel.text("/sys/kernel/iommu_groups/1/reserved_regions")
         == "0x0000000008000000 0x00000000080fffff msi\n")
