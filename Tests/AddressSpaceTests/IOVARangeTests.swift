@@ -68,6 +68,54 @@ struct IOVARangeTests {
   }
 }
 
+/// All ranges within 24 addresses, at the bottom, in the middle and at the top of the space, against sets.
+struct IOVARangeExhaustiveTests {
+  static let bases: [UInt64] = [0, 1 << 32, .max - 23]
+
+  static func all(_ base: UInt64) -> [IOVARange] {
+    (0..<24).flatMap { first in (first..<24).map { range(base + first, base + $0) } }
+  }
+
+  /// The offsets of a range's addresses from a base.
+  static func offsets(_ range: IOVARange?, _ base: UInt64) -> Set<UInt64> {
+    range.map { Set($0.start.rawValue - base...$0.last.rawValue - base) } ?? []
+  }
+
+  @Test(arguments: bases)
+  func relationsAreThoseOfSets(_ base: UInt64) {
+    let ranges = Self.all(base)
+    for (position, left) in ranges.enumerated() where position % 7 == 0 {
+      let leftSet = Self.offsets(left, base)
+      #expect(UInt64(leftSet.count) == left.byteCount)
+      for (position, right) in ranges.enumerated() where position % 5 == 0 {
+        let rightSet = Self.offsets(right, base)
+        #expect(Self.offsets(left.intersection(right), base) == leftSet.intersection(rightSet))
+        #expect(left.overlaps(right) == !leftSet.isDisjoint(with: rightSet))
+        #expect(left.contains(right) == rightSet.isSubset(of: leftSet))
+      }
+    }
+  }
+
+  @Test(arguments: bases, [0, 1, 2, 3] as [UInt8])
+  func trimsAndWidensToPages(_ base: UInt64, _ shift: UInt8) {
+    let page = PageSize(shift: shift)
+    for range in Self.all(base) {
+      let set = Self.offsets(range, base)
+      let pages = Set((0..<24).map { $0 / page.byteCount })
+      let inside = pages.filter { number in
+        (0..<page.byteCount).allSatisfy { set.contains(number * page.byteCount + $0) }
+      }
+      let touched = pages.filter { number in
+        (0..<page.byteCount).contains { set.contains(number * page.byteCount + $0) }
+      }
+      #expect(Self.offsets(range.trimmed(to: page), base).count == inside.count << Int(shift))
+      #expect(Self.offsets(range.widened(to: page), base).count == touched.count << Int(shift))
+      #expect(range.trimmed(to: page).map { $0.start.isAligned(to: page) } ?? true)
+      #expect(range.widened(to: page).start.isAligned(to: page) && range.widened(to: page).contains(range))
+    }
+  }
+}
+
 struct IOVARangesTests {
   @Test func sortsAndMerges() {
     let made = IOVARanges([

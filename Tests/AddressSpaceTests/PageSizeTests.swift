@@ -68,4 +68,19 @@ struct PageSizesTests {
   func picksTheLargestPage(_ bits: UInt64, _ byteCount: UInt64, _ shift: UInt8?) {
     #expect(Self.x86.largest(dividing: bits, atMost: byteCount)?.shift == shift)
   }
+
+  /// Every bitmap of eight sizes, against trying the sizes one by one.
+  @Test func picksTheLargestPageOfAnyBitmap() {
+    for bitmap in UInt64(0)..<256 {
+      let sizes = PageSizes(rawValue: bitmap)
+      let listed = (0..<8 as Range<UInt8>).map { PageSize(shift: $0) }.filter { sizes.contains($0) }
+      #expect(sizes.smallest == listed.min() && sizes.largest == listed.max())
+      for bits in [0, 1, 2, 4, 12, 64, 128, 255, 256] as [UInt64] {
+        for byteCount in [0, 1, 3, 4, 127, 128, 1 << 20] as [UInt64] {
+          let expected = listed.filter { bits % $0.byteCount == 0 && $0.byteCount <= byteCount }.max()
+          #expect(sizes.largest(dividing: bits, atMost: byteCount) == expected)
+        }
+      }
+    }
+  }
 }

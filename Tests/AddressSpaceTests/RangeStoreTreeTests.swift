@@ -116,6 +116,61 @@ struct RangeStoreTreeTests {
     #expect(store.checkInvariants() == nil)
   }
 
+  /// Enough ranges for four levels, put in and taken out at random places, so that nodes of every level
+  /// split, even out and merge.
+  @Test func splitsAndMergesAtEveryLevel() throws {
+    let store = try makeStore(range(0, (1 << 36) - 1))
+    var random = SplitMix64(seed: 5)
+    let granules = (0..<8_000).map { UInt64($0) << 13 }.shuffled(using: &random)
+    for (count, start) in granules.enumerated() {
+      try store.insert(RangeStore.Node(range: range(start, start | 0xfff), kind: .fixed, tag: start))
+      if count % 500 == 0 { try #require(store.checkInvariants() == nil) }
+    }
+    for (count, start) in granules.shuffled(using: &random).enumerated() {
+      let removed = store.remove(IOVA(start))
+      try #require(removed?.tag == start)
+      // In between, some come back: the tree shrinks with turns.
+      if count % 3 == 0 {
+        try store.insert(RangeStore.Node(range: range(start, start | 0xfff), kind: .fixed, tag: start))
+        try #require(store.remove(IOVA(start))?.tag == start)
+      }
+      if count % 500 == 0 { try #require(store.checkInvariants() == nil) }
+    }
+    #expect(store.count == 0 && store.checkInvariants() == nil)
+  }
+
+  /// A driver that changes its buffer size, as on a change of MTU: all of the old size goes, all of the
+  /// new comes.
+  @Test func changesItsBufferSize() throws {
+    let store = try makeStore(range(0x1000, (1 << 32) - 1))
+    var held: [IOVA] = []
+    for byteCount in [4 << 10, 16 << 10, 64 << 10, 4 << 10, 128 << 10] as [UInt64] {
+      for start in held { store.remove(start) }
+      held = try (0..<1_000).map { _ in try store.allocate(Request(byteCount: byteCount)) }
+      // Packed from the top, as if nothing else had ever been there.
+      #expect(held.last == IOVA((1 << 32) - 1_000 * byteCount))
+      #expect(store.checkInvariants() == nil)
+    }
+  }
+
+  /// Two stores that are asked the same answer the same: nothing depends on where memory lies.
+  @Test func isDeterministic() throws {
+    let first = try makeStore(range(0, (1 << 32) - 1))
+    let second = try makeStore(range(0, (1 << 32) - 1))
+    var random = SplitMix64(seed: 9)
+    var held: [UInt64] = []
+    for _ in 0..<2_000 {
+      let request = Request(byteCount: .random(in: 1...64, using: &random) << 12)
+      let answers = (allocate(first, request), allocate(second, request))
+      try #require(answers.0 == answers.1)
+      if case .success(let start) = answers.0 { held.append(start) }
+      if random.once(in: 3), let victim = held.indices.randomElement(using: &random) {
+        let start = IOVA(held.remove(at: victim))
+        #expect(first.remove(start) == second.remove(start))
+      }
+    }
+  }
+
   /// Several threads, one lock: what the domain does.
   @Test func worksUnderALock() async throws {
     let shared = try SharedStore()
