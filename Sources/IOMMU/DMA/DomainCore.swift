@@ -95,9 +95,15 @@ struct DomainState: ~Copyable {
   /// What mappings can get, for messages and ``DMADomain/usableRanges``.
   var usable: IOVARanges
 
+  // In two steps: Swift 6.2 with assertions, as Debian builds it, stops in its optimizer when an initializer throws
+  // with some of the properties set.
   init(usable: IOVARanges, granule: PageSize) throws(RangeStoreFailure) {
+    self.init(usable: usable, store: try RangeStore(usable: usable, granule: granule))
+  }
+
+  private init(usable: IOVARanges, store: consuming RangeStore) {
     self.usable = usable
-    store = try RangeStore(usable: usable, granule: granule)
+    self.store = store
   }
 
   /// The lowest mapping that has an address above `limit`.

@@ -58,7 +58,8 @@ class Boot:
             "-serial", "stdio",
             "-kernel", str(self.parts.kernel / "image"), "-initrd", str(initrd),
             "-append", " ".join(filter(None, [
-                f"console={machine.console} rdinit=/bin/init panic=-1 quiet",
+                # Thousands of faults must not push the first ones out of the kernel's log.
+                f"console={machine.console} rdinit=/bin/init panic=-1 quiet log_buf_len=4M",
                 machine.kernel_arguments, "acpi=force" if self.nested else "", options.append])),
             *tracing, *options.qemu,
         ], log, token, options.timeout, sink)
