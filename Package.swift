@@ -43,6 +43,9 @@ let package = Package(
     .executableTarget(
       name: "conformance", dependencies: ["ConformanceSuite", "IOMMU", "IOMMUSimulation"],
       path: "Tests/conformance"),
+    .target(name: "RawIoctls", dependencies: ["CIOMMU"], path: "Tests/Bench/RawIoctls"),
+    .executableTarget(
+      name: "measure", dependencies: ["IOMMU", "IOMMUSimulation", "RawIoctls"], path: "Tests/Bench/measure"),
     .testTarget(name: "CShimsTests", dependencies: ["CIOMMU"]),
     .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace"]),
     .target(name: "CapturedTrees", path: "Tests/CapturedTrees"),
@@ -59,7 +62,8 @@ let package = Package(
   ],
   swiftLanguageModes: [.v6])
 
-for target in package.targets where target.type != .system && target.name != "CIOMMU" {
+for target in package.targets
+where target.type != .system && !["CIOMMU", "RawIoctls"].contains(target.name) {
   target.swiftSettings = [
     .strictMemorySafety(),  // SE-0458
     .enableUpcomingFeature("ExistentialAny"),  // SE-0335

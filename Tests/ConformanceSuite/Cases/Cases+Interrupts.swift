@@ -16,8 +16,9 @@ extension Cases {
       try loopBack(environment, environment.devices.igb ?? "", .msix)
     },
     ConformanceCase(.conformance, "interrupt/raw-eventfd") { environment in
-      let raw = try RawDevice(environment.devices.edu, environment)
-      try raw.bind()
+      // Attached: behind an SMMUv3 Linux cannot place the doorbell of a device that is bound to iommufd only, and after
+      // the ENOSPC that it then gives the device's one message is lost until the next boot.
+      let raw = try RawDevice(attached: environment.devices.edu, environment)
       let kernel = raw.kernel, event = try kernel.createEvent()
       defer { kernel.close(event) }
       try kernel.vfioSetInterrupts(raw.device, index: VFIOPCI.msi, start: 0, events: [event])

@@ -60,7 +60,7 @@ class Boot:
             "-append", " ".join(filter(None, [
                 # Thousands of faults must not push the first ones out of the kernel's log.
                 f"console={machine.console} rdinit=/bin/init panic=-1 quiet log_buf_len=4M",
-                machine.kernel_arguments, "acpi=force" if self.nested else "", options.append])),
+                machine.timers, machine.kernel_arguments, "acpi=force" if self.nested else "", options.append])),
             *tracing, *options.qemu,
         ], log, token, options.timeout, sink)
 

@@ -10,12 +10,15 @@ import machines
 # The cases of `counts` that this version has; what was unmapped is in the name.
 CASES = ["unmap_1", "unmap_64", "unmap_512", "unmap_1024", "unmap_list_64", "close_64"]
 
+VTD_WORDS = "vtd_inv_desc invalidate desc type".split()
+VTD_KINDS = {"iotlb": "tlbi", "p-iotlb": "tlbi", "context-cache": "cfgi", "pasid-cache": "cfgi", "wait": "sync"}
+
 
 def pattern(machine: str) -> str | None:
     """QEMU's trace events of commands; virtio-iommu has none, an unmap request is the invalidation."""
     if machine == "virtio":
         return None
-    return "vtd_inv_desc*" if machines.MACHINES[machine].intel is not None else "smmuv3_cmdq_opcode"
+    return "vtd_inv_desc" if machines.MACHINES[machine].intel is not None else "smmuv3_cmdq_opcode"
 
 
 def kind(line: str) -> str | None:
@@ -27,11 +30,9 @@ def kind(line: str) -> str | None:
         if "TLBI" in line:
             return "tlbi"
         return "cfgi" if "CFGI" in line else None
-    if event.startswith("vtd_inv_desc_wait"):
-        return "sync"
-    if event.startswith(("vtd_inv_desc_iotlb", "vtd_inv_desc_piotlb")):
-        return "tlbi"
-    return "cfgi" if event.startswith(("vtd_inv_desc_cc", "vtd_inv_desc_pc")) else None
+    # Every descriptor has this event, with its type as the word after these; not every type has one of its own.
+    words = line.split()
+    return VTD_KINDS.get(words[4]) if words[:4] == VTD_WORDS and len(words) > 4 else None
 
 
 def count(machine: str, trace: Path | None, phases: dict[int, str]) -> dict[str, dict]:

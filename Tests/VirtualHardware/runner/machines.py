@@ -59,6 +59,12 @@ class Machine:
     def port(self) -> str:
         return self.console[:-1] + "1"
 
+    @property
+    def timers(self) -> str:
+        """On a busy host QEMU now and then loses a timer interrupt. A tick that comes anyway gets over that, where a timer
+        set for once leaves a CPU asleep for good; and the kernel's check of its timer at boot must not be a race."""
+        return "nohz=off highres=off no_timer_check" if self.architecture == "x86_64" else ""
+
     def board(self, iommu: bool, interrupt_remapping: bool, nested: bool) -> list[str]:
         """Board, CPU and IOMMU."""
         if self.architecture == "arm64":
