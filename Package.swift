@@ -43,12 +43,13 @@ let package = Package(
     .executableTarget(
       name: "conformance", dependencies: ["ConformanceSuite", "IOMMU", "IOMMUSimulation"],
       path: "Tests/conformance"),
+    .target(name: "CapturedTrees", path: "Tests/CapturedTrees"),
     .target(name: "RawIoctls", dependencies: ["CIOMMU"], path: "Tests/Bench/RawIoctls"),
     .executableTarget(
-      name: "measure", dependencies: ["IOMMU", "IOMMUSimulation", "RawIoctls"], path: "Tests/Bench/measure"),
+      name: "measure", dependencies: ["CapturedTrees", "IOMMU", "IOMMUSimulation", "RawIoctls"],
+      path: "Tests/Bench/measure"),
     .testTarget(name: "CShimsTests", dependencies: ["CIOMMU"]),
     .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace"]),
-    .target(name: "CapturedTrees", path: "Tests/CapturedTrees"),
     .testTarget(
       name: "IOMMUTests",
       dependencies: ["AddressSpace", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation"],

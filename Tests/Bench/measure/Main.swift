@@ -1,7 +1,10 @@
+import CapturedTrees
 import Glibc
 import IOMMU
 
 /// `measure ROW [--interface iommufd|type1]`: one row of the benchmark, as a line `MEASURE {json}`.
+///
+/// `measure write_tree FOLDER` writes the tree of a server with 200 devices, for `list_200`.
 ///
 /// Guest rows want two devices bound to vfio-pci, 00:02.0 and 00:03.0 of the virtual machines.
 @main
@@ -22,6 +25,8 @@ enum Main {
       case ["strict_vs_raw"]: say("strict_vs_raw", interface.rawValue, try StrictAgainstRaw(interface).run())
       case ["arena_file"]: say("arena_file", nil, try arenaFile())
       case ["domain_fixed"]: say("domain_fixed", nil, try domainFixed())
+      case let words where words.count == 2 && words[0] == "write_tree":
+        try CapturedTree.server(deviceCount: 200).write(to: words[1])
       default:
         print(usage)
         exit(2)

@@ -11,6 +11,8 @@ import machines
 
 # The runner's own exit codes: see `run --help`.
 TIMED_OUT, MACHINE_FAILED = 124, 125
+# Where `make bench` has its guest rows from.
+MEASURED = ("vtd-scalable", "iommufd")
 
 
 class Row:
@@ -21,6 +23,7 @@ class Row:
         self.cases: list[dict] = []
         self.counts: dict[str, dict] = {}
         self.boots: dict[str, int] = {}
+        self.measured: list[dict] = []
         self.seconds = 0.0
         self.output: list[str] = []
 
@@ -30,6 +33,7 @@ class Row:
             self.boot("suites", ["--hugepages", "16"], ["sh", "/row", self.machine, self.interface], 400)
             self.count(Path(folder))
             self.without_remapping()
+            self.measure()
         self.seconds = time.monotonic() - started
 
     def boot(self, name: str, options: list[str], command: list[str], timeout: int) -> list[str]:
@@ -98,6 +102,15 @@ class Row:
             return
         self.boot(name, ["--no-interrupt-remapping"], ["sh", "/row", self.machine, self.interface, name], 120)
 
+    def measure(self) -> None:
+        """Times for `make bench`, on one machine and over both interfaces in one boot. They gate nothing here."""
+        if (self.machine, self.interface) != MEASURED:
+            self.add("boot/measure", "skip", f"times are measured on {' over '.join(MEASURED)}")
+            return
+        lines = self.boot("measure", ["--memory", "3072", "--hugepages", "600"],
+                          ["sh", "/row", self.machine, self.interface, "measure"], 300)
+        self.measured = [json.loads(line.removeprefix("MEASURE ")) for line in lines if line.startswith("MEASURE ")]
+
     def report(self) -> None:
         bad = [case for case in self.cases if case["verdict"] == "fail"]
         print(f"{self.machine}/{self.interface}: {self.count('pass')} passed, {len(bad)} failed, "
@@ -112,4 +125,4 @@ class Row:
         return {
             "machine": self.machine, "interface": self.interface, "translation": "kernel",
             "passed": self.count("pass"), "failed": self.count("fail"), "skipped": self.count("skip"),
-            "seconds": round(self.seconds, 1), "boots": self.boots, "cases": self.cases, "counts": self.counts}
+            "seconds": round(self.seconds, 1), "boots": self.boots, "cases": self.cases, "counts": self.counts, "measured": self.measured}
