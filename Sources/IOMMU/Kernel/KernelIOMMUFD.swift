@@ -31,7 +31,10 @@ package protocol KernelIOMMUFD: AnyObject, Sendable {
 
 /// Flags of `IOMMU_IOAS_MAP`.
 package enum IOASMapFlags {
-  package static let fixed: UInt32 = 1, writable: UInt32 = 2, readable: UInt32 = 4
+  // Computed: a stored one is a call for its address on the data path.
+  package static var fixed: UInt32 { 1 }
+  package static var writable: UInt32 { 2 }
+  package static var readable: UInt32 { 4 }
 }
 
 /// What `IOMMU_IOAS_IOVA_RANGES` answers.
