@@ -7,14 +7,15 @@ import time
 from pathlib import Path
 
 import commands
+import expected
 import machines
 
 
 class Row:
     """Boots the machine for the suites, for the counts (traced), and for what needs another machine."""
 
-    def __init__(self, root: Path, machine: str, interface: str):
-        self.root, self.machine, self.interface = root, machine, interface
+    def __init__(self, root: Path, machine: str, interface: str, update: bool = False):
+        self.root, self.machine, self.interface, self.update = root, machine, interface, update
         self.cases: list[dict] = []
         self.counts: dict[str, dict] = {}
         self.seconds = 0.0
@@ -26,6 +27,7 @@ class Row:
             self.boot("suites", ["--hugepages", "16"], ["sh", "/row", self.machine, self.interface], 900)
             self.count(Path(folder))
             self.without_remapping()
+            self.outputs()
         self.seconds = time.monotonic() - started
 
     def boot(self, name: str, options: list[str], command: list[str], timeout: int) -> list[str]:
@@ -85,6 +87,23 @@ class Row:
             self.add(f"boot/{name}", "skip", "interrupt remapping can be switched off on VT-d only")
             return
         self.boot(name, ["--no-interrupt-remapping"], ["sh", "/row", self.machine, self.interface, name], 120)
+
+    def outputs(self) -> None:
+        """What iommuctl writes, against the files kept for the machine; it has no part in the row's interface."""
+        why = f"expected outputs are kept for {' and '.join(expected.MACHINES)}"
+        if self.machine not in expected.MACHINES:
+            self.add("boot/expected", "skip", why)
+            for name in expected.names(self.machine):
+                self.add(f"expected/{name}", "skip", why)
+            return
+        folder = self.root / "Tests/VirtualHardware/expected"
+        lines = self.boot("expected", ["--file", str(folder / "pci.ids")], expected.command(self.machine), 120)
+        # The frames are long, and the difference says more.
+        self.output = self.output[:-len(lines)] if lines else self.output
+        for name, verdict, reason, difference in expected.judge(
+                self.machine, folder / self.machine, lines, self.update):
+            self.add(f"expected/{name}", verdict, reason)
+            self.output += [f"expected/{name}: {line}" for line in difference]
 
     def report(self) -> None:
         bad = [case for case in self.cases if case["verdict"] == "fail"]
