@@ -109,6 +109,7 @@ import iommuctl
     #expect(closed["interface"]["chosen"].text == "simulated-iommufd")
     let unbound = try Invocation("--json --simulated show 0:3.0").document
     #expect(unbound["interface"]["chosen"].isNull && unbound["usable"].isNull)
+    #expect(unbound["interface"]["reason"].text == "Chosen once the device is bound to vfio-pci")
   }
 
   @Test func theStoryIsTold() {

@@ -8,7 +8,7 @@ extension PreflightFacts {
     }
     for member in group.members {
       let path = member.address.map(PCIDevice.path) ?? "\(SysPath.groups)/\(group.id)/devices/\(member.name)"
-      check.note("\(path)/driver", member.isDriverKnown ? member.driver ?? "none" : "unreadable")
+      check.note("\(path)/driver", member.isDriverKnown ? member.driver ?? "not there" : "unreadable")
     }
     let others = group.members.filter { $0.address != device.address }
     let bridge = (try? host.topology(of: device.address))?.conventionalBridge
@@ -24,8 +24,8 @@ extension PreflightFacts {
           + "driver \(culprit.driver ?? "").\(because)",
         remedy: fixed
           ? "Move the device to another slot or root port: \(culprit.name) is not for VFIO to take."
-          : "Bind the whole group: `iommuctl bind \(device.address)`; or unbind \(culprit.name); or move the device to "
-            + "another slot.",
+          : "Bind the whole group: `iommuctl bind \(device.address)`; or take \(culprit.name) off its driver: "
+            + "`iommuctl unbind \(culprit.name)`\(isOneCard(culprit) ? "" : "; or move the device to another slot").",
         culprit: culprit.description)
     }
     if let unknown = others.first(where: { !$0.isDriverKnown }) {
@@ -33,8 +33,17 @@ extension PreflightFacts {
         .unknown, "The driver of \(unknown.name) in group \(group.id) could not be read.",
         remedy: "Run it as root.")
     }
-    let shared = others.isEmpty ? "is alone in group" : "shares with no device of the host group"
-    check.conclude(.ok, "The device \(shared) \(group.id).\(others.isEmpty ? "" : because)")
+    check.conclude(
+      .ok,
+      others.isEmpty
+        ? "The device is alone in group \(group.id)."
+        : "No other device of group \(group.id) belongs to the host.\(because)")
+  }
+
+  /// Whether another device is a function in the same slot: those move together.
+  private func isOneCard(_ other: IOMMUGroup.Member) -> Bool {
+    guard let device = device?.address, let other = other.address else { return false }
+    return (device.domain, device.bus, device.device) == (other.domain, other.bus, other.device)
   }
 
   /// Without a device: the groups that VFIO has a device of.
@@ -88,7 +97,7 @@ extension PreflightFacts {
       switch check.exists("/sys/class/vfio-dev") {
       case true?:
         return check.conclude(
-          .ok, "VFIO gives devices directories of their own; a device tells whether also nodes.")
+          .ok, "VFIO has a directory for devices; `iommuctl doctor DEVICE` tells whether one has a node.")
       case false?:
         return check.conclude(
           .warn, "VFIO is not loaded, or gives devices no nodes of their own.",

@@ -95,12 +95,12 @@ extension PreflightFacts {
       if limit < 65_535 {
         return check.conclude(
           .warn,
-          "On type1 a process can have \(limit) mappings at a time, fewer than the kernel's default 65,535.",
+          "On type1 a container can have \(limit) mappings at a time, fewer than the kernel's default 65535.",
           remedy:
             "Load vfio_iommu_type1 with a larger dma_entry_limit, or use iommufd, which has no such limit.")
       }
       check.conclude(
-        .ok, "On type1 a process can have \(limit) mappings at a time; iommufd has no such limit.")
+        .ok, "On type1 a container can have \(limit) mappings at a time; iommufd has no such limit.")
     }
   }
 }

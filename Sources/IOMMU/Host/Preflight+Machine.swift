@@ -136,7 +136,8 @@ extension PreflightFacts {
           }
         }
       }
-      return names.isEmpty ? "no controller of message interrupts" : names.sorted().joined(separator: " ")
+      return names.isEmpty
+        ? "no controller of message interrupts" : names.sorted().map { "\($0)*" }.joined(separator: " ")
     }
     if names.contains("IR-") || names.contains("ITS-") { return true }
     for unit in units where unit.remapsInterrupts == false {

@@ -44,7 +44,7 @@ struct Doctor: Subcommand {
   }
 
   private static func summary(_ found: Preflight) -> String {
-    let subject = found.device?.description ?? "this machine"
+    let subject = found.device?.description ?? "devices of this machine"
     let failed = found.checks.filter { $0.verdict == .fail }.map(\.id.rawValue).joined(separator: ", ")
     return switch found.verdict {
     case .ok, .notApplicable: "verdict: ok, nothing keeps \(subject) from being driven"

@@ -17,10 +17,11 @@ struct Groups: Subcommand {
       ])
       return .fine
     }
-    var table = Table("GROUP", "TYPE", "IOMMU", "VIABLE", "DEVICES")
+    var table = Table("GROUP", "TYPE", "IOMMU", "VIABLE", "CULPRIT", "DEVICES")
     for group in groups {
       let devices = group.members.map(\.description).joined(separator: ", ")
-      table.add(String(group.id), group.type, group.unit, Self.word(group), devices)
+      table.add(
+        String(group.id), group.type, group.unit, Self.word(group), group.culprit?.description, devices)
     }
     context.console.out(table.text)
     if groups.isEmpty { context.console.err("No IOMMU is in use; iommuctl doctor says why\n") }

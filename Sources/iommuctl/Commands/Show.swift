@@ -79,7 +79,9 @@ struct Show: Subcommand {
   private func expected(_ found: PCIDevice, _ machine: Machine) -> Reach {
     if let interface { return (interface, "Asked for", nil) }
     guard found.isBoundToVFIO else {
-      return (nil, found.reason ?? "Chosen once the device is bound to vfio-pci", nil)
+      // What binding a device takes besides is its status's to say; only what forbids it decides this.
+      let isBindable = found.status == .bindable
+      return (nil, (isBindable ? nil : found.reason) ?? "Chosen once the device is bound to vfio-pci", nil)
     }
     let hasIOMMUFD = (try? machine.host.kernel.status("/dev/iommu")) != nil
     if hasIOMMUFD, found.cdev != nil {

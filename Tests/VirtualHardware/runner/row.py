@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import commands
+import expected
 import machines
 
 # The runner's own exit codes: see `run --help`.
@@ -18,8 +19,8 @@ MEASURED = ("vtd-scalable", "iommufd")
 class Row:
     """Boots the machine for the suites, for the counts (traced), and for what needs another machine."""
 
-    def __init__(self, root: Path, machine: str, interface: str):
-        self.root, self.machine, self.interface = root, machine, interface
+    def __init__(self, root: Path, machine: str, interface: str, update: bool = False):
+        self.root, self.machine, self.interface, self.update = root, machine, interface, update
         self.cases: list[dict] = []
         self.counts: dict[str, dict] = {}
         self.boots: dict[str, int] = {}
@@ -33,6 +34,7 @@ class Row:
             self.boot("suites", ["--hugepages", "16"], ["sh", "/row", self.machine, self.interface], 400)
             self.count(Path(folder))
             self.without_remapping()
+            self.outputs()
             self.measure()
         self.seconds = time.monotonic() - started
 
@@ -110,6 +112,23 @@ class Row:
         lines = self.boot("measure", ["--memory", "3072", "--hugepages", "600"],
                           ["sh", "/row", self.machine, self.interface, "measure"], 300)
         self.measured = [json.loads(line.removeprefix("MEASURE ")) for line in lines if line.startswith("MEASURE ")]
+
+    def outputs(self) -> None:
+        """What iommuctl writes, against the files kept for the machine; it has no part in the row's interface."""
+        why = f"expected outputs are kept for {' and '.join(expected.MACHINES)}"
+        if self.machine not in expected.MACHINES:
+            self.add("boot/expected", "skip", why)
+            for name in expected.names(self.machine):
+                self.add(f"expected/{name}", "skip", why)
+            return
+        folder = self.root / "Tests/VirtualHardware/expected"
+        lines = self.boot("expected", ["--file", str(folder / "pci.ids")], expected.command(self.machine), 120)
+        # The frames are long, and the difference says more.
+        self.output = self.output[:-len(lines)] if lines else self.output
+        for name, verdict, reason, difference in expected.judge(
+                self.machine, folder / self.machine, lines, self.update):
+            self.add(f"expected/{name}", verdict, reason)
+            self.output += [f"expected/{name}: {line}" for line in difference]
 
     def report(self) -> None:
         bad = [case for case in self.cases if case["verdict"] == "fail"]
