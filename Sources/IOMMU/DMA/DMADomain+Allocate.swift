@@ -103,7 +103,7 @@ extension DomainCore {
   /// Counts memory that is given up, and says why.
   func leaked(_ failure: MapFailure, _ operation: String, _ address: IOVA, _ byteCount: Int) -> DMAError {
     let length = padded(byteCount)
-    locked { $0.statistics.leakedBytes += length }
+    if ProcessGuard.isOwner { locked { $0.statistics.leakedBytes += length } }
     return failed(failure, operation, address, byteCount: byteCount)
   }
 }

@@ -76,9 +76,10 @@ final class DomainCore: @unchecked Sendable {
     guard isClosed.compareExchange(expected: false, desired: true, ordering: .sequentiallyConsistent).exchanged else {
       return
     }
-    // A call under way is an ioctl, which ends by itself.
-    while inFlight.load(ordering: .acquiring) != 0 { kernel.sleep(.microseconds(20)) }
+    // A call that was under way when the process was forked never ends in the fork.
     guard ProcessGuard.isOwner else { return }
+    // A call under way is an ioctl, which ends by itself. In one order with ``enter()``'s two steps.
+    while inFlight.load(ordering: .sequentiallyConsistent) != 0 { kernel.sleep(.microseconds(20)) }
     translation.close()
   }
 }

@@ -141,6 +141,8 @@ public final class Interrupt: Sendable {
   func putBack() { counter.signal() }
 
   func checkOpen() throws(DMAError) {
+    // A fork has the same counter, and would take the parent's interrupts.
+    if !ProcessGuard.isOwner { throw DMAError(.forked, "wait for \(name)", device: handle.name) }
     if isClosed { throw DMAError(.closed, "wait for \(name)", device: handle.name) }
   }
 
