@@ -8,7 +8,7 @@ extension DomainCore {
     limit: UInt64 = .max
   ) -> DMAError {
     var error = DMAError(
-      .system, operation, address: address?.rawValue ?? host, byteCount: byteCount.map { UInt64($0) })
+      .system, operation, address: address?.rawValue ?? host, byteCount: byteCount.flatMap { UInt64(exactly: $0) })
     switch failure {
     case .closed:
       error.code = .closed
