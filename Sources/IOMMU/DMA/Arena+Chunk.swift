@@ -65,10 +65,34 @@ extension Arena {
   }
 }
 
+extension Arena {
+  /// Adds a chunk of at least `byteCount` bytes; where there is no room for a generous one, one that just suffices.
+  func grow(byteCount: Int, _ addChunk: (Int) throws(DMAError) -> Void) throws(DMAError) {
+    let generous = nextChunkByteCount(atLeast: byteCount)
+    do throws(DMAError) { return try addChunk(generous) } catch {
+      let isRoomLacking = error.code == .noSpace || error.code == .memoryLock || error.code == .outOfMemory
+      guard isRoomLacking, byteCount < generous else { throw error }
+    }
+    try addChunk(byteCount)
+  }
+}
+
 extension DomainCore {
-  /// Grows the coherent arena by at least `byteCount` bytes below `limit`: memory, one IOVA range, areas of capped size.
+  /// Grows the coherent arena by at least `byteCount` bytes below `limit`.
   func growCoherent(byteCount: Int, limit: UInt64) throws(DMAError) {
-    let memory = try coherent.makeMemory(byteCount: coherent.nextChunkByteCount(atLeast: byteCount))
+    try coherent.grow(byteCount: byteCount) { byteCount throws(DMAError) in
+      try addCoherent(byteCount: byteCount, limit: limit)
+    }
+  }
+
+  /// Grows the streaming arena by at least `byteCount` bytes.
+  func growStreaming(byteCount: Int) throws(DMAError) {
+    try streaming.grow(byteCount: byteCount) { byteCount throws(DMAError) in try addStreaming(byteCount: byteCount) }
+  }
+
+  /// Makes a chunk of the coherent arena: memory, one IOVA range, areas of capped size.
+  private func addCoherent(byteCount: Int, limit: UInt64) throws(DMAError) {
+    let memory = try coherent.makeMemory(byteCount: byteCount)
     var mapped: IOVA?
     do throws(DMAError) {
       mapped = try mapArena(memory, limit: limit)
@@ -82,9 +106,8 @@ extension DomainCore {
     }
   }
 
-  /// Grows the streaming arena by at least `byteCount` bytes.
-  func growStreaming(byteCount: Int) throws(DMAError) {
-    let memory = try streaming.makeMemory(byteCount: streaming.nextChunkByteCount(atLeast: byteCount))
+  private func addStreaming(byteCount: Int) throws(DMAError) {
+    let memory = try streaming.makeMemory(byteCount: byteCount)
     do throws(RangeStoreFailure) {
       try streaming.add(memory, iova: nil)
     } catch {
