@@ -100,7 +100,10 @@ extension DomainCore {
         try coherent.add(memory, iova: mapped)
       } catch { throw DMAError(.outOfMemory, "allocate", byteCount: UInt64(byteCount)) }
     } catch {
-      if let mapped { unmapArena(mapped, memory.byteCount, systemCalls: 1) }
+      if let mapped {
+        unmapArena(mapped, memory.byteCount)
+        locked { $0.statistics.coherentArenaBytes -= UInt64(memory.byteCount) }
+      }
       unsafe coherent.release(memory.base, memory.byteCount, memory.file)
       throw error
     }
@@ -134,12 +137,15 @@ extension DomainCore {
       do throws(Errno) {
         try mapArea(memory, iova, offset, part)
       } catch {
-        unmapArena(iova, offset, systemCalls: 1)
+        unmapArena(iova, offset)
         throw failed(.system(error), "allocate", iova, byteCount: part)
       }
       offset += part
     }
-    locked { $0.statistics.coherentArenaBytes += length }
+    locked { state in
+      state.statistics.coherentArenaBytes += length
+      state.index(iova, host: unsafe UInt64(UInt(bitPattern: memory.base)), byteCount: length)
+    }
     return iova
   }
 
@@ -164,12 +170,18 @@ extension DomainCore {
     locked { $0.statistics.arenaAreas += 1 }
   }
 
-  /// Takes a half-made chunk back out. If the kernel will not, its IOVA stays taken.
-  private func unmapArena(_ iova: IOVA, _ byteCount: Int, systemCalls: UInt64) {
-    if byteCount > 0 {
-      let done = try? translation.unmap(iova: iova.rawValue, byteCount: UInt64(byteCount))
-      if done != UInt64(byteCount) { return }
+  /// Takes a half-made chunk back out. If the kernel will not, its IOVA stays taken, though no memory of ours is there;
+  /// what the device reaches there is the kernel's, which keeps it pinned.
+  private func unmapArena(_ iova: IOVA, _ byteCount: Int) {
+    var done: UInt64? = UInt64(byteCount)
+    if byteCount > 0, enter() {
+      defer { leave() }
+      done = try? translation.unmap(iova: iova.rawValue, byteCount: UInt64(byteCount))
     }
-    locked { _ = $0.store.remove(iova) }
+    locked { state in
+      guard let node = state.forget(iova), done != UInt64(byteCount) else { return }
+      state.statistics.leakedBytes += UInt64(byteCount)
+      try? state.store.insert(RangeStore.Node(range: node.range, kind: .guard))
+    }
   }
 }

@@ -124,11 +124,14 @@ struct DomainState: ~Copyable {
   mutating func indexHostAddresses() {
     guard byHostAddress == nil else { return }
     guard let index = try? IntervalIndex() else { return }
+    var isComplete = true
     store.forEach { node in
       guard node.isMapping else { return }
-      try? index.insert(.init(start: node.tag, byteCount: node.byteCount, address: node.start))
+      do throws(RangeStoreFailure) {
+        try index.insert(.init(start: node.tag, byteCount: node.byteCount, address: node.start))
+      } catch { isComplete = false }
     }
-    byHostAddress = consume index
+    if isComplete { byHostAddress = consume index }
   }
 }
 
