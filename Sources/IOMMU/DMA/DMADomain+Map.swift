@@ -55,7 +55,11 @@ extension DMADomain {
       let limit = limit.load(ordering: .relaxed)
       return core.failed(failure, operation, byteCount: byteCount, limit: limit).on(deviceName)
     }
-    return DMAError(
+    return foreignBuffer(operation)
+  }
+
+  func foreignBuffer(_ operation: String) -> DMAError {
+    DMAError(
       .invalidArgument, operation, device: deviceName, detail: "The buffer belongs to another domain",
       remedy: "Get it from this domain's buffer(byteCount:)")
   }

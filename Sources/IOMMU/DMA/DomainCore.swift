@@ -141,6 +141,8 @@ enum MapFailure: Error {
   case space(RangeStoreFailure)
   /// The kernel unmapped this many bytes instead of what was asked.
   case mismatch(UInt64)
+  /// A part of a list could not be mapped, and those before it could not be unmapped.
+  case stuck(Errno)
   case closed
   case forked
 }

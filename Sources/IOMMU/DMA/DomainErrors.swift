@@ -2,6 +2,8 @@ import AddressSpace
 
 /// From what went wrong on the data path to a complete error. Cold: it may read files and make strings.
 extension DomainCore {
+  static let stuckRemedy = "Close the device: then nothing is within its reach any more"
+
   @inline(never)
   func failed(
     _ failure: MapFailure, _ operation: String, _ address: IOVA? = nil, host: UInt64? = nil, byteCount: Int? = nil,
@@ -24,6 +26,12 @@ extension DomainCore {
     case .system(let errno):
       error.errno = errno
       describe(errno, &error)
+    case .stuck(let errno):
+      error.errno = errno
+      describe(errno, &error)
+      let rest = "The parts mapped before could not be unmapped: the list's memory is kept out of use"
+      error.detail = [error.detail, rest].compactMap(\.self).joined(separator: ". ")
+      error.remedy = error.remedy ?? Self.stuckRemedy
     }
     return error
   }
