@@ -16,17 +16,20 @@ final class DomainCore: @unchecked Sendable {
   /// Calls into the translation that are under way; ``close()`` waits for them, and no call begins after it.
   let inFlight = Atomic<Int>(0)
   let isClosed = Atomic<Bool>(false)
+  /// The device that the domain was made for; errors name it where no other is known.
+  let device: String
   /// Devices that are attached.
   let deviceCount = Atomic<Int>(0)
   let coherent: Arena
   let streaming: Arena
 
   init(
-    kernel: any Kernel, translation: any Translation, usable: IOVARanges, granule: PageSize, node: Int?
+    kernel: any Kernel, translation: any Translation, usable: IOVARanges, granule: PageSize, node: Int?, device: String
   ) throws(RangeStoreFailure) {
     let first = try DomainState(usable: usable, granule: granule)
     self.kernel = kernel
     self.translation = translation
+    self.device = device
     granuleMask = granule.mask
     unsafe state = .allocate(capacity: 1)
     unsafe state.initialize(to: first)
