@@ -18,8 +18,8 @@ final class DomainCore: @unchecked Sendable {
   let isClosed = Atomic<Bool>(false)
   /// The device that the domain was made for; errors name it where no other is known.
   let device: String
-  /// Devices that are attached.
-  let deviceCount = Atomic<Int>(0)
+  /// Devices that are attached or on their way; a domain is made with its first.
+  let deviceCount = Atomic<Int>(1)
   let coherent: Arena
   let streaming: Arena
 
