@@ -14,9 +14,11 @@ public final class DMADomain: Sendable {
   let deviceName: String
   /// The open device, which stays so while this is in use.
   private let owner: (any AnyObject & Sendable)?
+  let faultLog: FaultLog
 
-  init(core: DomainCore, deviceName: String, owner: (any AnyObject & Sendable)?) {
+  init(core: DomainCore, deviceName: String, owner: (any AnyObject & Sendable)?, faultLog: FaultLog) {
     self.core = core
+    self.faultLog = faultLog
     self.owner = owner
     self.deviceName = deviceName
     limit = Atomic(.max)

@@ -101,6 +101,7 @@ extension DomainState {
   @inline(__always)
   mutating func unmapped(_ iova: IOVA, byteCount: UInt64, systemCalls: UInt64) {
     forget(iova)
+    ended.append(iova, byteCount: byteCount)
     statistics.unmaps &+= 1
     statistics.systemCalls &+= systemCalls
     statistics.liveMappings &-= 1

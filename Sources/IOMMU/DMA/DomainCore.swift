@@ -95,6 +95,7 @@ struct DomainState: ~Copyable {
   /// Mappings by host address; made by the first ``DMADomain/translate(_:byteCount:)-(UnsafeRawPointer,_)``.
   var byHostAddress: IntervalIndex?
   var statistics = DMAStatistics()
+  var ended = EndedMappings()
 
   /// What mappings can get, for messages and ``DMADomain/usableRanges``.
   var usable: IOVARanges
