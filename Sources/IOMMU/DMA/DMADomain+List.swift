@@ -118,6 +118,8 @@ extension DomainCore {
         if done != UInt64(byteCount) { return .mismatch(done) }
       } catch { return .system(error) }
       systemCalls = 1
+    } else {
+      waitUntilEmptied()
     }
     var next = iova.rawValue
     for index in 0..<parts.count {

@@ -37,7 +37,8 @@ extension DomainCore {
       locked { $0.unmapped(iova, byteCount: length, systemCalls: 1) }
       return .success(())
     }
-    // Closed: the kernel has unmapped everything already.
+    // Closed: the kernel unmaps everything by itself.
+    waitUntilEmptied()
     locked { $0.unmapped(iova, byteCount: length, systemCalls: 0) }
     return .success(())
   }
@@ -78,8 +79,8 @@ extension DomainState {
   }
 
   /// Keeps the index of host addresses complete, where there is one.
-  mutating func index(_ iova: IOVA, host: UInt64, byteCount: UInt64) {
   @inline(never)
+  mutating func index(_ iova: IOVA, host: UInt64, byteCount: UInt64) {
     guard byHostAddress != nil else { return }
     do throws(RangeStoreFailure) {
       try byHostAddress!.insert(.init(start: host, byteCount: byteCount, address: iova))

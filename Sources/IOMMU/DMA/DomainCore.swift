@@ -16,10 +16,13 @@ final class DomainCore: @unchecked Sendable {
   /// Calls into the translation that are under way; ``close()`` waits for them, and no call begins after it.
   let inFlight = Atomic<Int>(0)
   let isClosed = Atomic<Bool>(false)
+  /// Whether the devices of a closed domain are detached, and what was mapped is out of their reach.
+  private let isEmptied = Atomic<Bool>(false)
   /// The device that the domain was made for; errors name it where no other is known.
   let device: String
-  /// Devices that are attached or on their way; a domain is made with its first.
-  let deviceCount = Atomic<Int>(1)
+  /// Devices that use the domain, and those that are attached: one that leaves is still attached for a moment, one that
+  /// joins not yet. A domain is made with its first.
+  private let deviceCount = Atomic<Int>(1), attachedCount = Atomic<Int>(1)
   let coherent: Arena
   let streaming: Arena
 
@@ -73,9 +76,14 @@ final class DomainCore: @unchecked Sendable {
   /// Whether several devices use the address space.
   var isShared: Bool { deviceCount.load(ordering: .relaxed) > 1 }
 
-  /// Ends the domain once no device is attached: what is still mapped goes in one unmap-all, and mappings that are alive
-  /// find nothing left to unmap. The second call does nothing.
-  func close() {
+  /// Ends the domain: what is still mapped goes in one unmap-all. The second call does nothing.
+  private func close() {
+    stop()
+    finish()
+  }
+
+  /// Lets no further call into the translation begin, and waits for those under way.
+  private func stop() {
     guard isClosed.compareExchange(expected: false, desired: true, ordering: .sequentiallyConsistent).exchanged else {
       return
     }
@@ -83,7 +91,49 @@ final class DomainCore: @unchecked Sendable {
     guard ProcessGuard.isOwner else { return }
     // A call under way is an ioctl, which ends by itself. In one order with ``enter()``'s two steps.
     while inFlight.load(ordering: .sequentiallyConsistent) != 0 { kernel.sleep(.microseconds(20)) }
+  }
+
+  private func finish() {
+    guard ProcessGuard.isOwner else { return }
     translation.close()
+    isEmptied.store(true, ordering: .releasing)
+  }
+
+  /// On a closed domain: returns when what was mapped is out of reach, which is as soon as another thread has detached
+  /// the last device.
+  @inline(never)
+  func waitUntilEmptied() {
+    while !isEmptied.load(ordering: .acquiring) { kernel.sleep(.microseconds(20)) }
+  }
+}
+
+// MARK: - Devices
+
+extension DomainCore {
+  /// Counts one more device, before it is attached; false when the last one has left, and the domain ends.
+  func join() -> Bool {
+    attachedCount.wrappingAdd(1, ordering: .acquiringAndReleasing)
+    var count = deviceCount.load(ordering: .acquiring)
+    while count > 0 {
+      let result = deviceCount.weakCompareExchange(
+        expected: count, desired: count + 1, ordering: .acquiringAndReleasing)
+      if result.exchanged { return true }
+      count = result.original
+    }
+    isDetached()
+    return false
+  }
+
+  /// A device leaves, which ``join()`` has counted. With the last one the domain ends: first its calls, since a type1
+  /// container without a device refuses them, then its mappings.
+  func deviceLeaves(_ attachment: Attachment?) {
+    if deviceCount.wrappingSubtract(1, ordering: .acquiringAndReleasing).newValue == 0 { stop() }
+    if let attachment { translation.detach(attachment) }
+    isDetached()
+  }
+
+  private func isDetached() {
+    if attachedCount.wrappingSubtract(1, ordering: .acquiringAndReleasing).newValue == 0 { finish() }
   }
 }
 

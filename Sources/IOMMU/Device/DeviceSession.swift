@@ -84,30 +84,6 @@ final class DeviceSession: Sendable {
     events.close()
     for registers in bars.withLock({ $0.values.compactMap(\.value) }) { registers.close() }
     handle.close()
-    core.detach(attachment)
-  }
-}
-
-extension DomainCore {
-  /// Counts one more device, before it is attached; false when the last one has left, and the domain ends.
-  func join() -> Bool {
-    var count = deviceCount.load(ordering: .acquiring)
-    while count > 0 {
-      let result = deviceCount.weakCompareExchange(
-        expected: count, desired: count + 1, ordering: .acquiringAndReleasing)
-      if result.exchanged { return true }
-      count = result.original
-    }
-    return false
-  }
-
-  /// A device leaves; with the last one the domain ends.
-  func detach(_ attachment: Attachment) {
-    translation.detach(attachment)
-    leaveAsDevice()
-  }
-
-  func leaveAsDevice() {
-    if deviceCount.wrappingSubtract(1, ordering: .acquiringAndReleasing).newValue == 0 { close() }
+    core.deviceLeaves(attachment)
   }
 }

@@ -87,7 +87,7 @@ struct OpenedDevice {
     do throws(DMAError) {
       attachment = try translation.attach(opening.target)
     } catch {
-      giveUp(translation, core)
+      giveUp(nil, translation, core)
       throw error
     }
     do throws(DMAError) {
@@ -104,15 +104,16 @@ struct OpenedDevice {
         kernel: kernel, core: joined, attachment: attachment, handle: handle, info: info, config: config, reason: reason
       )
     } catch {
-      translation.detach(attachment)
-      giveUp(translation, core)
+      giveUp(attachment, translation, core)
       throw error.on(attachment.target.address.description)
     }
   }
 
   /// A translation of the device's own is closed again, a shared one when its other devices have left meanwhile.
-  private static func giveUp(_ translation: any Translation, _ core: DomainCore?) {
-    if let core { core.leaveAsDevice() } else { translation.close() }
+  private static func giveUp(_ attachment: Attachment?, _ translation: any Translation, _ core: DomainCore?) {
+    if let core { return core.deviceLeaves(attachment) }
+    if let attachment { translation.detach(attachment) }
+    translation.close()
   }
 
   /// What the descriptor tells of the device.
