@@ -41,7 +41,8 @@ enum AddressSpaceSetup {
     let node = (try? host.device(target.address, named: false))?.numaNode
     do throws(RangeStoreFailure) {
       return try DomainCore(
-        kernel: kernel, translation: translation, usable: space.usable, granule: space.granule, node: node)
+        kernel: kernel, translation: translation, usable: space.usable, granule: space.granule, node: node,
+        device: target.address.description)
     } catch { throw DMAError(.outOfMemory, "open", detail: "\(error)") }
   }
 }

@@ -65,10 +65,34 @@ extension Arena {
   }
 }
 
+extension Arena {
+  /// Adds a chunk of at least `byteCount` bytes; where there is no room for a generous one, one that just suffices.
+  func grow(byteCount: Int, _ addChunk: (Int) throws(DMAError) -> Void) throws(DMAError) {
+    let generous = nextChunkByteCount(atLeast: byteCount)
+    do throws(DMAError) { return try addChunk(generous) } catch {
+      let isRoomLacking = error.code == .noSpace || error.code == .memoryLock || error.code == .outOfMemory
+      guard isRoomLacking, byteCount < generous else { throw error }
+    }
+    try addChunk(byteCount)
+  }
+}
+
 extension DomainCore {
-  /// Grows the coherent arena by at least `byteCount` bytes below `limit`: memory, one IOVA range, areas of capped size.
+  /// Grows the coherent arena by at least `byteCount` bytes below `limit`.
   func growCoherent(byteCount: Int, limit: UInt64) throws(DMAError) {
-    let memory = try coherent.makeMemory(byteCount: coherent.nextChunkByteCount(atLeast: byteCount))
+    try coherent.grow(byteCount: byteCount) { byteCount throws(DMAError) in
+      try addCoherent(byteCount: byteCount, limit: limit)
+    }
+  }
+
+  /// Grows the streaming arena by at least `byteCount` bytes.
+  func growStreaming(byteCount: Int) throws(DMAError) {
+    try streaming.grow(byteCount: byteCount) { byteCount throws(DMAError) in try addStreaming(byteCount: byteCount) }
+  }
+
+  /// Makes a chunk of the coherent arena: memory, one IOVA range, areas of capped size.
+  private func addCoherent(byteCount: Int, limit: UInt64) throws(DMAError) {
+    let memory = try coherent.makeMemory(byteCount: byteCount)
     var mapped: IOVA?
     do throws(DMAError) {
       mapped = try mapArena(memory, limit: limit)
@@ -76,15 +100,17 @@ extension DomainCore {
         try coherent.add(memory, iova: mapped)
       } catch { throw DMAError(.outOfMemory, "allocate", byteCount: UInt64(byteCount)) }
     } catch {
-      if let mapped { unmapArena(mapped, memory.byteCount, systemCalls: 1) }
+      if let mapped {
+        unmapArena(mapped, memory.byteCount)
+        locked { $0.statistics.coherentArenaBytes -= UInt64(memory.byteCount) }
+      }
       unsafe coherent.release(memory.base, memory.byteCount, memory.file)
       throw error
     }
   }
 
-  /// Grows the streaming arena by at least `byteCount` bytes.
-  func growStreaming(byteCount: Int) throws(DMAError) {
-    let memory = try streaming.makeMemory(byteCount: streaming.nextChunkByteCount(atLeast: byteCount))
+  private func addStreaming(byteCount: Int) throws(DMAError) {
+    let memory = try streaming.makeMemory(byteCount: byteCount)
     do throws(RangeStoreFailure) {
       try streaming.add(memory, iova: nil)
     } catch {
@@ -111,12 +137,15 @@ extension DomainCore {
       do throws(Errno) {
         try mapArea(memory, iova, offset, part)
       } catch {
-        unmapArena(iova, offset, systemCalls: 1)
+        unmapArena(iova, offset)
         throw failed(.system(error), "allocate", iova, byteCount: part)
       }
       offset += part
     }
-    locked { $0.statistics.coherentArenaBytes += length }
+    locked { state in
+      state.statistics.coherentArenaBytes += length
+      state.index(iova, host: unsafe UInt64(UInt(bitPattern: memory.base)), byteCount: length)
+    }
     return iova
   }
 
@@ -141,12 +170,18 @@ extension DomainCore {
     locked { $0.statistics.arenaAreas += 1 }
   }
 
-  /// Takes a half-made chunk back out. If the kernel will not, its IOVA stays taken.
-  private func unmapArena(_ iova: IOVA, _ byteCount: Int, systemCalls: UInt64) {
-    if byteCount > 0 {
-      let done = try? translation.unmap(iova: iova.rawValue, byteCount: UInt64(byteCount))
-      if done != UInt64(byteCount) { return }
+  /// Takes a half-made chunk back out. If the kernel will not, its IOVA stays taken, though no memory of ours is there;
+  /// what the device reaches there is the kernel's, which keeps it pinned.
+  private func unmapArena(_ iova: IOVA, _ byteCount: Int) {
+    var done: UInt64? = UInt64(byteCount)
+    if byteCount > 0, enter() {
+      defer { leave() }
+      done = try? translation.unmap(iova: iova.rawValue, byteCount: UInt64(byteCount))
     }
-    locked { _ = $0.store.remove(iova) }
+    locked { state in
+      guard let node = state.forget(iova), done != UInt64(byteCount) else { return }
+      state.statistics.leakedBytes += UInt64(byteCount)
+      try? state.store.insert(RangeStore.Node(range: node.range, kind: .guard))
+    }
   }
 }

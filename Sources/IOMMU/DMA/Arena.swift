@@ -42,6 +42,8 @@ final class Arena: Sendable {
 
   /// The memory goes last: whoever drops an arena has seen to it that no device reaches it.
   deinit {
+    // A fork does not have the memory: what is at its addresses there is something else.
+    guard ProcessGuard.isOwner else { return }
     chunks.withLock { chunks in
       for box in chunks.list { unsafe release(box.chunk.base, box.chunk.byteCount, box.chunk.file) }
     }

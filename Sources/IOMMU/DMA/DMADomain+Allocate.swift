@@ -103,7 +103,13 @@ extension DomainCore {
   /// Counts memory that is given up, and says why.
   func leaked(_ failure: MapFailure, _ operation: String, _ address: IOVA, _ byteCount: Int) -> DMAError {
     let length = padded(byteCount)
-    locked { $0.statistics.leakedBytes += length }
-    return failed(failure, operation, address, byteCount: byteCount)
+    var error = failed(failure, operation, address, byteCount: byteCount).on(device)
+    guard ProcessGuard.isOwner else { return error }
+    locked { state in
+      state.statistics.leakedBytes += length
+      state.statistics.systemCalls += 1
+    }
+    error.remedy = error.remedy ?? Self.stuckRemedy
+    return error
   }
 }

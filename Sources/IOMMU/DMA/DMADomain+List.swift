@@ -5,16 +5,20 @@ extension DMADomain {
   /// Gives a list of buffers to the device as one contiguous IOVA range, in order, each part on pages of its own.
   ///
   /// The kernel calls behind it are one `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA` a buffer, and one unmap for the whole
-  /// list. If a part fails, those before it are unmapped and the list is freed.
+  /// list. If a part fails, those before it are unmapped and the list is freed; if they cannot be unmapped, the memory
+  /// of the list is leaked, counted in ``DMAStatistics/leakedBytes``, and never reused.
   ///
-  /// - Throws: As ``map(_:_:)``; `.empty` for an empty list.
+  /// - Throws: As ``map(_:_:)-(DMABuffer,_)``; `.empty` for an empty list.
   public func map(_ list: consuming ScatterList, _ direction: DMADirection) throws(DMAError) -> MappedList {
     guard list.count > 0 else { throw core.failed(.space(.empty), "map(list)", byteCount: 0).on(deviceName) }
+    guard list.isAll(of: core) else { throw foreignBuffer("map(list)") }
     var total: UInt64 = 0
     for index in 0..<list.count { total += core.padded(list.byteCount(at: index)) }
     let limit = limit.load(ordering: .relaxed)
     switch core.map(list, byteCount: total, limit: limit, access: direction.access) {
     case .failure(let failure):
+      // What the device may still reach must not be used again.
+      if case .stuck = failure { _ = list.take() }
       throw core.failed(failure, "map(list)", byteCount: Int(total), limit: limit).on(deviceName)
     case .success(let address):
       return unsafe MappedList(
@@ -78,28 +82,29 @@ extension DomainCore {
     }
   }
 
-  /// Part of a list is mapped: one unmap takes it back. If that fails, those parts keep their addresses.
+  /// Part of a list is mapped: one unmap takes it back. If that fails, those parts keep their addresses, and the list its
+  /// memory.
   private func undo(
     _ list: borrowing ScatterList, _ iova: IOVA, parts: Int, mapped: UInt64, _ error: Errno
   ) -> Result<IOVA, MapFailure> {
     let done = mapped == 0 ? 0 : try? translation.unmap(iova: iova.rawValue, byteCount: mapped)
+    let isStuck = done != mapped
     var next = iova.rawValue
     unsafe state.pointee.lock.lock()
     defer { unsafe state.pointee.lock.unlock() }
     for index in 0..<list.count {
       let length = padded(list.byteCount(at: index))
       if index >= parts {
-        _ = unsafe state.pointee.store.remove(IOVA(next))
-      } else if done == mapped {
+        unsafe state.pointee.forget(IOVA(next))
+      } else if !isStuck {
         unsafe state.pointee.unmapped(IOVA(next), byteCount: length, systemCalls: 0)
-      } else {
-        unsafe state.pointee.statistics.leakedBytes += length
       }
+      if isStuck { unsafe state.pointee.statistics.leakedBytes += length }
       next += length
     }
     unsafe state.pointee.statistics.failedMaps += 1
     unsafe state.pointee.statistics.systemCalls += mapped == 0 ? 1 : 2
-    return .failure(.system(error))
+    return .failure(isStuck ? .stuck(error) : .system(error))
   }
 
   /// Unmaps a list with one call; nil on success.
@@ -113,6 +118,8 @@ extension DomainCore {
         if done != UInt64(byteCount) { return .mismatch(done) }
       } catch { return .system(error) }
       systemCalls = 1
+    } else {
+      waitUntilEmptied()
     }
     var next = iova.rawValue
     for index in 0..<parts.count {

@@ -55,7 +55,11 @@ extension DMADomain {
       let limit = limit.load(ordering: .relaxed)
       return core.failed(failure, operation, byteCount: byteCount, limit: limit).on(deviceName)
     }
-    return DMAError(
+    return foreignBuffer(operation)
+  }
+
+  func foreignBuffer(_ operation: String) -> DMAError {
+    DMAError(
       .invalidArgument, operation, device: deviceName, detail: "The buffer belongs to another domain",
       remedy: "Get it from this domain's buffer(byteCount:)")
   }
@@ -118,7 +122,15 @@ extension DMADomain {
         remedy: "Use buffer(byteCount:), align the memory, or allow widening: true")
     }
     let first = host & ~mask
-    return (first, Int(((end + mask) & ~mask) - first), Int(host - first))
+    guard let byteCount = Int(exactly: ((end + mask) & ~mask) - first) else {
+      throw core.failed(.space(.overflow), "map(unsafe:)", host: host, byteCount: memory.count).on(deviceName)
+    }
+    guard first != 0 else {
+      throw DMAError(
+        .badMemory, "map(unsafe:)", address: host, byteCount: UInt64(memory.count), device: deviceName,
+        detail: "The first page of a process holds no memory")
+    }
+    return (first, byteCount, Int(host - first))
   }
 }
 

@@ -14,9 +14,11 @@ public final class DMADomain: Sendable {
   let deviceName: String
   /// The open device, which stays so while this is in use.
   private let owner: (any AnyObject & Sendable)?
+  let faultLog: FaultLog
 
-  init(core: DomainCore, deviceName: String, owner: (any AnyObject & Sendable)?) {
+  init(core: DomainCore, deviceName: String, owner: (any AnyObject & Sendable)?, faultLog: FaultLog) {
     self.core = core
+    self.faultLog = faultLog
     self.owner = owner
     self.deviceName = deviceName
     limit = Atomic(.max)
@@ -28,8 +30,10 @@ public final class DMADomain: Sendable {
   /// memory that was given out above a lower mask stays where it is, and the call throws.
   ///
   /// The corresponding kernel call is `dma_set_mask_and_coherent`.
-  /// - Throws: `.outsideMask` when the IOMMU offers no address below the mask, or when something is mapped above it.
+  /// - Throws: `.outsideMask` when the IOMMU offers no address below the mask, or when something is mapped above it;
+  ///   `.forked`.
   public func setMask(_ mask: DMAMask) throws(DMAError) {
+    guard ProcessGuard.isOwner else { throw core.failed(.forked, "setMask").on(deviceName) }
     let usable = usableRanges.intersection([mask.range])
     guard !usable.isEmpty else {
       throw DMAError(
@@ -50,8 +54,11 @@ public final class DMADomain: Sendable {
   public var mask: DMAMask { DMAMask.bits(64 - limit.load(ordering: .relaxed).leadingZeroBitCount) }
 
   /// The addresses that mappings can get: the IOMMU's aperture without reserved regions and without page 0; the mask is
-  /// not taken into account. Sorted, inclusive ranges.
-  public var usableRanges: IOVARanges { core.locked { $0.usable } }
+  /// not taken into account. Sorted, inclusive ranges; none in a fork of the process that opened the device.
+  public var usableRanges: IOVARanges {
+    // The lock may have been held by a thread that a fork does not have.
+    ProcessGuard.isOwner ? core.locked { $0.usable } : []
+  }
 
   /// The smallest page in bytes: addresses and lengths of unsafe mappings are multiples of it.
   public var granule: PageSize { PageSize(byteCount: core.granuleMask + 1)! }
@@ -59,8 +66,9 @@ public final class DMADomain: Sendable {
   /// How the kernel is reached.
   public var interface: Interface { core.translation.interface }
 
-  /// Counters of the address space; one consistent copy.
+  /// Counters of the address space; one consistent copy. All zero in a fork of the process that opened the device.
   public var statistics: DMAStatistics {
+    guard ProcessGuard.isOwner else { return DMAStatistics() }
     var copy = core.locked { $0.statistics }
     copy.arenaBytes = UInt64(core.coherent.byteCount + core.streaming.byteCount)
     return copy
@@ -72,18 +80,23 @@ public final class DMADomain: Sendable {
   /// Closes every lazy window now: on return no address that was unmapped is in the device's reach.
   ///
   /// In strict mode there is no window, and this returns at once.
-  public func drain() throws(DMAError) {}
+  ///
+  /// - Throws: `.forked`.
+  public func drain() throws(DMAError) {
+    guard ProcessGuard.isOwner else { throw core.failed(.forked, "drain").on(deviceName) }
+  }
 }
 
 // MARK: - Translate
 
 extension DMADomain {
   /// Where an address of the device lies in this process, if all of `byteCount` bytes lie in one mapping or in the
-  /// coherent arena; else nil.
+  /// coherent arena; else nil. Always nil in a fork, which has neither.
   ///
   /// - Complexity: O(log n) in the number of mappings.
   public func translate(_ address: IOVA, byteCount: Int = 1) -> UnsafeMutableRawPointer? {
-    guard byteCount > 0, let range = IOVARange(start: address, byteCount: UInt64(byteCount)) else { return nil }
+    guard ProcessGuard.isOwner, byteCount > 0 else { return nil }
+    guard let range = IOVARange(start: address, byteCount: UInt64(byteCount)) else { return nil }
     let found = core.locked { state -> UInt? in
       guard let node = state.store.find(containing: address), node.isMapping, node.range.contains(range) else {
         return nil
@@ -95,11 +108,11 @@ extension DMADomain {
   }
 
   /// Where memory of this process lies for the device, if all of `byteCount` bytes lie in one mapping or in the coherent
-  /// arena; else nil. Of several mappings of the same memory, any.
+  /// arena; else nil. Of several mappings of the same memory, any. Always nil in a fork.
   ///
   /// - Complexity: O(log n) in the number of mappings. The first call makes the index: O(n log n).
   public func translate(_ pointer: UnsafeRawPointer, byteCount: Int = 1) -> IOVA? {
-    guard byteCount > 0 else { return nil }
+    guard ProcessGuard.isOwner, byteCount > 0 else { return nil }
     let host = UInt64(UInt(bitPattern: pointer))
     return core.locked { state -> IOVA? in
       state.indexHostAddresses()

@@ -37,7 +37,8 @@ extension DomainCore {
       locked { $0.unmapped(iova, byteCount: length, systemCalls: 1) }
       return .success(())
     }
-    // Closed: the kernel has unmapped everything already.
+    // Closed: the kernel unmaps everything by itself.
+    waitUntilEmptied()
     locked { $0.unmapped(iova, byteCount: length, systemCalls: 0) }
     return .success(())
   }
@@ -58,7 +59,8 @@ extension DomainCore {
   @inline(never)
   func undo(_ iova: IOVA, _ error: Errno) -> Result<IOVA, MapFailure> {
     locked { state in
-      _ = state.store.remove(iova)
+      // Who asked for the first time meanwhile has made an index with it.
+      state.forget(iova)
       state.statistics.failedMaps += 1
       state.statistics.systemCalls += 1
     }
@@ -73,16 +75,37 @@ extension DomainState {
     statistics.systemCalls &+= 1
     statistics.liveMappings &+= 1
     statistics.liveBytes &+= byteCount
-    if byHostAddress != nil { try? byHostAddress!.insert(.init(start: host, byteCount: byteCount, address: iova)) }
+    if byHostAddress != nil { index(iova, host: host, byteCount: byteCount) }
+  }
+
+  /// Keeps the index of host addresses complete, where there is one.
+  @inline(never)
+  mutating func index(_ iova: IOVA, host: UInt64, byteCount: UInt64) {
+    guard byHostAddress != nil else { return }
+    do throws(RangeStoreFailure) {
+      try byHostAddress!.insert(.init(start: host, byteCount: byteCount, address: iova))
+    } catch {
+      // Without memory for one entry, the next question makes the index anew.
+      if error == .outOfMemory { byHostAddress = nil }
+    }
+  }
+
+  /// Takes back an address that was given out, wherever it is kept, and returns what it was.
+  @inline(__always)
+  @discardableResult
+  mutating func forget(_ iova: IOVA) -> RangeStore.Node? {
+    let node = store.remove(iova)
+    if byHostAddress != nil, let node { byHostAddress!.remove(start: node.tag, address: iova) }
+    return node
   }
 
   @inline(__always)
   mutating func unmapped(_ iova: IOVA, byteCount: UInt64, systemCalls: UInt64) {
-    let node = store.remove(iova)
+    forget(iova)
+    ended.append(iova, byteCount: byteCount)
     statistics.unmaps &+= 1
     statistics.systemCalls &+= systemCalls
     statistics.liveMappings &-= 1
     statistics.liveBytes &-= byteCount
-    if byHostAddress != nil, let node { byHostAddress!.remove(start: node.tag, address: iova) }
   }
 }

@@ -16,17 +16,23 @@ final class DomainCore: @unchecked Sendable {
   /// Calls into the translation that are under way; ``close()`` waits for them, and no call begins after it.
   let inFlight = Atomic<Int>(0)
   let isClosed = Atomic<Bool>(false)
-  /// Devices that are attached.
-  let deviceCount = Atomic<Int>(0)
+  /// Whether the devices of a closed domain are detached, and what was mapped is out of their reach.
+  private let isEmptied = Atomic<Bool>(false)
+  /// The device that the domain was made for; errors name it where no other is known.
+  let device: String
+  /// Devices that use the domain, and those that are attached: one that leaves is still attached for a moment, one that
+  /// joins not yet. A domain is made with its first.
+  private let deviceCount = Atomic<Int>(1), attachedCount = Atomic<Int>(1)
   let coherent: Arena
   let streaming: Arena
 
   init(
-    kernel: any Kernel, translation: any Translation, usable: IOVARanges, granule: PageSize, node: Int?
+    kernel: any Kernel, translation: any Translation, usable: IOVARanges, granule: PageSize, node: Int?, device: String
   ) throws(RangeStoreFailure) {
     let first = try DomainState(usable: usable, granule: granule)
     self.kernel = kernel
     self.translation = translation
+    self.device = device
     granuleMask = granule.mask
     unsafe state = .allocate(capacity: 1)
     unsafe state.initialize(to: first)
@@ -70,16 +76,64 @@ final class DomainCore: @unchecked Sendable {
   /// Whether several devices use the address space.
   var isShared: Bool { deviceCount.load(ordering: .relaxed) > 1 }
 
-  /// Ends the domain once no device is attached: what is still mapped goes in one unmap-all, and mappings that are alive
-  /// find nothing left to unmap. The second call does nothing.
-  func close() {
+  /// Ends the domain: what is still mapped goes in one unmap-all. The second call does nothing.
+  private func close() {
+    stop()
+    finish()
+  }
+
+  /// Lets no further call into the translation begin, and waits for those under way.
+  private func stop() {
     guard isClosed.compareExchange(expected: false, desired: true, ordering: .sequentiallyConsistent).exchanged else {
       return
     }
-    // A call under way is an ioctl, which ends by itself.
-    while inFlight.load(ordering: .acquiring) != 0 { kernel.sleep(.microseconds(20)) }
+    // A call that was under way when the process was forked never ends in the fork.
+    guard ProcessGuard.isOwner else { return }
+    // A call under way is an ioctl, which ends by itself. In one order with ``enter()``'s two steps.
+    while inFlight.load(ordering: .sequentiallyConsistent) != 0 { kernel.sleep(.microseconds(20)) }
+  }
+
+  private func finish() {
     guard ProcessGuard.isOwner else { return }
     translation.close()
+    isEmptied.store(true, ordering: .releasing)
+  }
+
+  /// On a closed domain: returns when what was mapped is out of reach, which is as soon as another thread has detached
+  /// the last device.
+  @inline(never)
+  func waitUntilEmptied() {
+    while !isEmptied.load(ordering: .acquiring) { kernel.sleep(.microseconds(20)) }
+  }
+}
+
+// MARK: - Devices
+
+extension DomainCore {
+  /// Counts one more device, before it is attached; false when the last one has left, and the domain ends.
+  func join() -> Bool {
+    attachedCount.wrappingAdd(1, ordering: .acquiringAndReleasing)
+    var count = deviceCount.load(ordering: .acquiring)
+    while count > 0 {
+      let result = deviceCount.weakCompareExchange(
+        expected: count, desired: count + 1, ordering: .acquiringAndReleasing)
+      if result.exchanged { return true }
+      count = result.original
+    }
+    isDetached()
+    return false
+  }
+
+  /// A device leaves, which ``join()`` has counted. With the last one the domain ends: first its calls, since a type1
+  /// container without a device refuses them, then its mappings.
+  func deviceLeaves(_ attachment: Attachment?) {
+    if deviceCount.wrappingSubtract(1, ordering: .acquiringAndReleasing).newValue == 0 { stop() }
+    if let attachment { translation.detach(attachment) }
+    isDetached()
+  }
+
+  private func isDetached() {
+    if attachedCount.wrappingSubtract(1, ordering: .acquiringAndReleasing).newValue == 0 { finish() }
   }
 }
 
@@ -91,6 +145,7 @@ struct DomainState: ~Copyable {
   /// Mappings by host address; made by the first ``DMADomain/translate(_:byteCount:)-(UnsafeRawPointer,_)``.
   var byHostAddress: IntervalIndex?
   var statistics = DMAStatistics()
+  var ended = EndedMappings()
 
   /// What mappings can get, for messages and ``DMADomain/usableRanges``.
   var usable: IOVARanges
@@ -123,11 +178,14 @@ struct DomainState: ~Copyable {
   mutating func indexHostAddresses() {
     guard byHostAddress == nil else { return }
     guard let index = try? IntervalIndex() else { return }
+    var isComplete = true
     store.forEach { node in
       guard node.isMapping else { return }
-      try? index.insert(.init(start: node.tag, byteCount: node.byteCount, address: node.start))
+      do throws(RangeStoreFailure) {
+        try index.insert(.init(start: node.tag, byteCount: node.byteCount, address: node.start))
+      } catch { isComplete = false }
     }
-    byHostAddress = consume index
+    if isComplete { byHostAddress = consume index }
   }
 }
 
@@ -137,6 +195,8 @@ enum MapFailure: Error {
   case space(RangeStoreFailure)
   /// The kernel unmapped this many bytes instead of what was asked.
   case mismatch(UInt64)
+  /// A part of a list could not be mapped, and those before it could not be unmapped.
+  case stuck(Errno)
   case closed
   case forked
 }

@@ -2,13 +2,15 @@ import AddressSpace
 
 /// From what went wrong on the data path to a complete error. Cold: it may read files and make strings.
 extension DomainCore {
+  static let stuckRemedy = "Close the device: then nothing is within its reach any more"
+
   @inline(never)
   func failed(
     _ failure: MapFailure, _ operation: String, _ address: IOVA? = nil, host: UInt64? = nil, byteCount: Int? = nil,
     limit: UInt64 = .max
   ) -> DMAError {
     var error = DMAError(
-      .system, operation, address: address?.rawValue ?? host, byteCount: byteCount.map { UInt64($0) })
+      .system, operation, address: address?.rawValue ?? host, byteCount: byteCount.flatMap { UInt64(exactly: $0) })
     switch failure {
     case .closed:
       error.code = .closed
@@ -24,6 +26,12 @@ extension DomainCore {
     case .system(let errno):
       error.errno = errno
       describe(errno, &error)
+    case .stuck(let errno):
+      error.errno = errno
+      describe(errno, &error)
+      let rest = "The parts mapped before could not be unmapped: the list's memory is kept out of use"
+      error.detail = [error.detail, rest].compactMap(\.self).joined(separator: ". ")
+      error.remedy = error.remedy ?? Self.stuckRemedy
     }
     return error
   }

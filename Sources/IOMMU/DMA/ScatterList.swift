@@ -54,6 +54,12 @@ public struct ScatterList: ~Copyable, @unchecked Sendable {
     return try unsafe body(&storage[index])
   }
 
+  /// Whether every buffer is of one domain.
+  func isAll(of core: DomainCore) -> Bool {
+    let core = unsafe Unmanaged.passUnretained(core).toOpaque()
+    return (0..<count).allSatisfy { unsafe storage[$0].core.toOpaque() == core }
+  }
+
   /// Where one buffer's memory begins.
   func base(at index: Int) -> UnsafeMutableRawPointer { unsafe storage[index].base }
 

@@ -29,9 +29,11 @@ public final class Device: Sendable {
   private let session: DeviceSession
 
   init(_ opened: OpenedDevice) throws(DMAError) {
-    session = try DeviceSession(opened)
     address = opened.attachment.target.address
-    dma = DMADomain(core: opened.core, deviceName: address.description, owner: session)
+    // Before the device can do DMA, so that no fault of it is missed.
+    let faultLog = FaultLog(kernel: opened.kernel, device: address)
+    session = try DeviceSession(opened)
+    dma = DMADomain(core: opened.core, deviceName: address.description, owner: session, faultLog: faultLog)
     config = session.config
     events = session.events
     interface = opened.core.translation.interface

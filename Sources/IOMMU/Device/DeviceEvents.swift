@@ -58,6 +58,8 @@ public final class DeviceEvents: Sendable {
 
   /// Ends all events and their streams. Never fails; the second call does nothing. May be called by the handler.
   package func close() {
+    // A fork has no watching thread, and the parent's needs no waking.
+    guard ProcessGuard.isOwner else { return }
     onEvent(nil)
     let sources = state.withLock { state in
       defer { state = State(isClosed: true) }

@@ -37,7 +37,8 @@ package final class DeviceHandle: Sendable {
         return try call(descriptor)
       } catch {
         failure = error
-        if error != .interrupted { break }
+        // Once closed, the number may soon be another file's.
+        if error != .interrupted || isClosed { break }
       }
     }
     throw .deviceCall(operation, failure, name)
@@ -47,6 +48,8 @@ package final class DeviceHandle: Sendable {
   package func exclusively<Value>(
     _ operation: String, _ body: () throws(DMAError) -> Value
   ) throws(DMAError) -> Value {
+    // A fork shares the turn with its parent.
+    guard ProcessGuard.isOwner else { throw DMAError(.forked, operation, device: name) }
     do throws(Errno) { try turn.take(timeout: Limits.deviceTurn) } catch {
       throw .deviceCall(operation, error, name, detail: "Another thread is changing the device's set-up")
     }

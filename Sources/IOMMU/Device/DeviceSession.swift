@@ -84,14 +84,6 @@ final class DeviceSession: Sendable {
     events.close()
     for registers in bars.withLock({ $0.values.compactMap(\.value) }) { registers.close() }
     handle.close()
-    core.detach(attachment)
-  }
-}
-
-extension DomainCore {
-  /// A device leaves; with the last one the domain ends.
-  func detach(_ attachment: Attachment) {
-    translation.detach(attachment)
-    if deviceCount.wrappingSubtract(1, ordering: .acquiringAndReleasing).newValue == 0 { close() }
+    core.deviceLeaves(attachment)
   }
 }

@@ -141,6 +141,8 @@ public final class Interrupt: Sendable {
   func putBack() { counter.signal() }
 
   func checkOpen() throws(DMAError) {
+    // A fork has the same counter, and would take the parent's interrupts.
+    if !ProcessGuard.isOwner { throw DMAError(.forked, "wait for \(name)", device: handle.name) }
     if isClosed { throw DMAError(.closed, "wait for \(name)", device: handle.name) }
   }
 
@@ -157,8 +159,14 @@ public final class Interrupt: Sendable {
   private func act(_ action: VFIOInterruptAction) throws(DMAError) {
     let kernel = kernel
     let (index, start) = (kind.index, UInt32(vector))
-    try handle.use("VFIO_DEVICE_SET_IRQS") { device throws(Errno) in
-      try kernel.vfioInterruptAction(device, index: index, start: start, count: 1, action)
+    do throws(DMAError) {
+      try handle.use("VFIO_DEVICE_SET_IRQS") { device throws(Errno) in
+        try kernel.vfioInterruptAction(device, index: index, start: start, count: 1, action)
+      }
+    } catch {
+      // The vectors go before the device does: what the kernel then answers is no other failure.
+      try checkOpen()
+      throw error
     }
   }
 }

@@ -74,6 +74,8 @@ package final class InterruptVectors: Sendable {
 
   /// Switches the index off and wakes whoever waits for an interrupt. Never fails; the second call does nothing.
   package func close() {
+    // In a fork the counters, and whoever waits for them, are the parent's.
+    guard ProcessGuard.isOwner else { return }
     let old = state.withLock { state in
       let old = state
       state = State(isClosed: true)

@@ -16,6 +16,11 @@ struct OpenedDevice {
     _ opening: (target: AttachTarget, host: Host), interface: Interface?, sharing core: DomainCore?
   ) throws(DMAError) -> OpenedDevice {
     if let core {
+      guard core.kernel === opening.host.kernel else {
+        throw DMAError(
+          .invalidArgument, "open", device: opening.target.address.description,
+          detail: "The domain to share is another machine's", remedy: "Open both devices on one host")
+      }
       if let interface, interface != core.translation.interface {
         throw DMAError(
           .invalidArgument, "open", device: opening.target.address.description,
@@ -78,14 +83,11 @@ struct OpenedDevice {
   ) throws(DMAError) -> OpenedDevice {
     let kernel = opening.host.kernel
     let attachment: Attachment
-    if let core {
-      guard core.enter() else { throw core.failed(.closed, "open").on(opening.target.address.description) }
-    }
-    defer { core?.leave() }
+    if let core, !core.join() { throw core.failed(.closed, "open").on(opening.target.address.description) }
     do throws(DMAError) {
       attachment = try translation.attach(opening.target)
     } catch {
-      if core == nil { translation.close() }
+      giveUp(nil, translation, core)
       throw error
     }
     do throws(DMAError) {
@@ -98,15 +100,20 @@ struct OpenedDevice {
       } else {
         joined = try AddressSpaceSetup.makeCore(kernel, translation, space, attachment.target, opening.host)
       }
-      joined.deviceCount.wrappingAdd(1, ordering: .acquiringAndReleasing)
       return OpenedDevice(
         kernel: kernel, core: joined, attachment: attachment, handle: handle, info: info, config: config, reason: reason
       )
     } catch {
-      translation.detach(attachment)
-      if core == nil { translation.close() }
+      giveUp(attachment, translation, core)
       throw error.on(attachment.target.address.description)
     }
+  }
+
+  /// A translation of the device's own is closed again, a shared one when its other devices have left meanwhile.
+  private static func giveUp(_ attachment: Attachment?, _ translation: any Translation, _ core: DomainCore?) {
+    if let core { return core.deviceLeaves(attachment) }
+    if let attachment { translation.detach(attachment) }
+    translation.close()
   }
 
   /// What the descriptor tells of the device.

@@ -76,6 +76,8 @@ package final class KernelOwnedContainer: Translation {
   }
 
   package func close() {
+    // A fork would take the parent's groups out; its descriptors go when it ends.
+    guard ProcessGuard.isOwner else { return }
     let groups: [Group]? = state.withLock { state in
       if state.isClosed { return nil }
       state.isClosed = true

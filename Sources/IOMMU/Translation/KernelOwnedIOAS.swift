@@ -82,6 +82,8 @@ package final class KernelOwnedIOAS: Translation {
 
   /// Unmap all comes after the last detach, where it costs no invalidation; then tables, address space, descriptor.
   package func close() {
+    // A fork's unmap would be the parent's; its descriptors go when it ends.
+    guard ProcessGuard.isOwner else { return }
     let tables: [Table]? = state.withLock { state in
       if state.isClosed { return nil }
       state.isClosed = true

@@ -40,11 +40,18 @@ extension FaultingKernel {
   /// Reports the n-th unmap from now, or every one when `n` is nil, as done in full, and does not do it.
   package func swallowUnmap(_ n: Int? = nil) { plan.withLock { $0.swallowing = .some(n ?? 0) } }
 
+  /// Calls a function when the next call of a name comes in, before it is passed on or failed: what another thread
+  /// might do at that moment. Once.
+  package func interject(before name: String, _ body: @escaping @Sendable () -> Void) {
+    plan.withLock { $0.interjection = (name, body) }
+  }
+
   /// Passes everything on again. Counts stay.
   package func passAll() {
     plan.withLock {
       $0.failure = nil
       $0.swallowing = nil
+      $0.interjection = nil
     }
   }
 
@@ -77,6 +84,7 @@ extension FaultingKernel {
   func pass<Result>(
     _ name: String = #function, _ body: () throws(Errno) -> Result
   ) throws(Errno) -> Result {
+    plan.withLock { $0.takeInterjection(name) }?()
     if let errno = plan.withLock({ $0.step(name) }) { throw errno }
     return try body()
   }
@@ -99,6 +107,7 @@ struct FaultPlan {
   var failure: Failure?
   /// nil: no unmap; 0: all of them; n: the n-th from now.
   var swallowing: Int?
+  var interjection: (name: String, body: @Sendable () -> Void)?
   var counts: [String: Int] = [:]
   var names: [String] = []
   var fallible = 0, failed = 0, swallowed = 0
@@ -130,6 +139,12 @@ struct FaultPlan {
     failed += 1
     failedName = name
     return plan.errno
+  }
+
+  mutating func takeInterjection(_ function: String) -> (@Sendable () -> Void)? {
+    guard let body = interjection?.body, interjection?.name == Self.baseName(function) else { return nil }
+    interjection = nil
+    return body
   }
 
   /// Whether this unmap is to be swallowed.

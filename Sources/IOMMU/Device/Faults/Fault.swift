@@ -4,6 +4,16 @@ public import AddressSpace
 ///
 /// The format differs with the IOMMU and the kernel's version; what a message does not say is nil or unknown.
 public struct Fault: Hashable, Sendable, CustomStringConvertible {
+  /// A mapping that a fault hit.
+  public struct Mapping: Hashable, Sendable {
+    /// Its addresses, whole pages.
+    public var range: IOVARange
+    /// Whether it was still there when the fault was read from the log; else it had ended not long before.
+    public var isLive: Bool
+
+    package init(range: IOVARange, isLive: Bool) { (self.range, self.isLive) = (range, isLive) }
+  }
+
   /// What the device tried.
   public enum Access: String, Hashable, Sendable, CaseIterable {
     /// To read memory.
@@ -31,6 +41,8 @@ public struct Fault: Hashable, Sendable, CustomStringConvertible {
 
   /// The address that the device used; nil where the message has none.
   public var iova: IOVA?
+  /// The mapping that the address lies in or lay in, where ``DMADomain/faults`` knows one.
+  public var mapping: Mapping?
   /// What the device tried.
   public var access: Access
   /// Why it was refused.

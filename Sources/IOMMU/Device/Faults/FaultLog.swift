@@ -45,14 +45,15 @@ package final class FaultLog: Sendable {
 
   /// Reads what was logged since the last time, and tells all that was found.
   ///
-  /// Never fails: a log that may not be read is in ``FaultReport/unreadable``. The corresponding file is `/dev/kmsg`.
-  package func collect() -> FaultReport {
+  /// Never fails: a log that may not be read is in ``FaultReport/unreadable``. `mapping` is asked once for each fault with
+  /// an address. The corresponding file is `/dev/kmsg`.
+  package func collect(mapping: (IOVA) -> Fault.Mapping? = { _ in nil }) -> FaultReport {
     let from = state.withLock { $0.next }
     do throws(Errno) {
       // Not under the lock: it sleeps.
       let lines = try kernel.kernelLog(from: from)
       return state.withLock { state in
-        read(lines, &state)
+        read(lines, &state, mapping)
         return state.report
       }
     } catch {
@@ -63,7 +64,7 @@ package final class FaultLog: Sendable {
     }
   }
 
-  private func read(_ lines: [KernelLogLine], _ state: inout State) {
+  private func read(_ lines: [KernelLogLine], _ state: inout State, _ mapping: (IOVA) -> Fault.Mapping?) {
     state.report.unreadable = nil
     guard state.hasBegun else {
       // The first time that the log can be read: what is in it may be older than the device.
@@ -74,19 +75,25 @@ package final class FaultLog: Sendable {
     if state.hasLine, let first = lines.first, first.sequence > state.next { state.report.hasGap = true }
     for line in lines where line.sequence >= state.next {
       (state.next, state.hasLine) = (line.sequence &+ 1, true)
-      take(state.parser.read(line), &state.report)
+      take(state.parser.read(line), &state.report, mapping)
     }
   }
 
-  private func take(_ outcome: FaultParser.Outcome, _ report: inout FaultReport) {
+  private func take(
+    _ outcome: FaultParser.Outcome, _ report: inout FaultReport, _ mapping: (IOVA) -> Fault.Mapping?
+  ) {
     switch outcome {
     case .nothing: break
     case .suppressed(let count):
       let (sum, overflow) = report.suppressed.addingReportingOverflow(count)
       report.suppressed = overflow ? .max : sum
-    case .fault(let fault):
-      if isOurs(fault) { add(fault, &report) }
-    case .more(let fault):
+    case .fault(var fault):
+      guard isOurs(fault) else { return }
+      fault.mapping = fault.iova.flatMap(mapping)
+      add(fault, &report)
+    case .more(var fault):
+      let known = report.faults.last { $0.sequence == fault.sequence }
+      fault.mapping = known?.mapping ?? fault.iova.flatMap(mapping)
       if let index = report.faults.lastIndex(where: { $0.sequence == fault.sequence }) {
         // What it says now may be that it is another device's.
         if isOurs(fault) { report.faults[index] = fault } else { _ = report.faults.remove(at: index) }

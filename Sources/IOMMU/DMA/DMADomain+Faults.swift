@@ -1,0 +1,50 @@
+import AddressSpace
+
+extension DMADomain {
+  /// What the IOMMU refused the device since it was opened, as the kernel's log tells it; each fault with the mapping that
+  /// its address lay in when it was read.
+  ///
+  /// The log is read anew each time, which takes a system call a line. It limits how many faults it has, and may not be
+  /// readable at all: ``FaultReport/mayBeIncomplete`` tells. The corresponding file is `/dev/kmsg`.
+  public var faults: FaultReport {
+    guard ProcessGuard.isOwner else {
+      var report = FaultReport()
+      report.unreadable = core.failed(.forked, "faults").on(deviceName)
+      return report
+    }
+    return faultLog.collect { [core] address in core.locked { $0.mapping(at: address) } }
+  }
+}
+
+extension DomainState {
+  /// The mapping that an address lies in, or else the last that it lay in, of those that ended lately.
+  func mapping(at address: IOVA) -> Fault.Mapping? {
+    if let node = store.find(containing: address), node.isMapping { return .init(range: node.range, isLive: true) }
+    return ended.range(containing: address).map { .init(range: $0, isLive: false) }
+  }
+}
+
+/// The mappings that ended last, for the faults that come after them.
+struct EndedMappings {
+  private static let capacity = 64
+  private var starts = InlineArray<64, UInt64>(repeating: 0)
+  /// Zero where there is none yet.
+  private var byteCounts = InlineArray<64, UInt64>(repeating: 0)
+  private var next = 0
+
+  @inline(__always)
+  mutating func append(_ start: IOVA, byteCount: UInt64) {
+    (starts[next], byteCounts[next]) = (start.rawValue, byteCount)
+    next = (next &+ 1) & (Self.capacity &- 1)
+  }
+
+  /// Of those that hold an address, the one that ended last.
+  func range(containing address: IOVA) -> IOVARange? {
+    for age in 1...Self.capacity {
+      let index = (next &- age) & (Self.capacity &- 1)
+      let range = IOVARange(start: IOVA(starts[index]), byteCount: byteCounts[index])
+      if let range, range.contains(address) { return range }
+    }
+    return nil
+  }
+}

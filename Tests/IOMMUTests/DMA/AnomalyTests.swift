@@ -1,0 +1,83 @@
+import AddressSpace
+import IOMMU
+import IOMMUSimulation
+import Testing
+
+/// The first kernel call fails, then the second, and so on, until the whole job is done without: each time the error is
+/// complete, and nothing is left behind.
+@Suite struct AnomalyTests {
+  private static let address = "0000:00:02.0"
+
+  /// What a driver does in its life. Errors go to `failures`; what can go on goes on.
+  private static func drive(_ device: Device, _ failures: inout [DMAError]) {
+    func attempt(_ body: () throws(DMAError) -> Void) {
+      do throws(DMAError) { try body() } catch { failures.append(error) }
+    }
+    let dma = device.dma, page = UnsafeMutableRawBufferPointer.allocate(byteCount: 8192, alignment: 4096)
+    defer { unsafe page.deallocate() }
+    attempt { () throws(DMAError) in
+      let ring = try dma.allocate(UInt64.self, count: 64)
+      ring[0] = 1
+      unsafe precondition(dma.translate(ring.address) == ring.unsafeBaseAddress)
+    }
+    attempt { () throws(DMAError) in
+      let mapping = try dma.map(try dma.buffer(byteCount: 5000), .bidirectional)
+      unsafe precondition(dma.translate(mapping.address, byteCount: 5000) != nil)
+      _ = try mapping.unmap()
+    }
+    attempt { () throws(DMAError) in _ = try dma.map(try dma.buffer(byteCount: 1), .toDevice) }
+    attempt { () throws(DMAError) in
+      let memory = UnsafeRawBufferPointer(page)
+      let mapping = try unsafe dma.map(unsafe: memory, .fromDevice, at: IOVA(0x10_0000))
+      try mapping.unmap()
+    }
+    attempt { () throws(DMAError) in
+      var list = ScatterList()
+      for _ in 0..<3 { list.append(try dma.buffer(byteCount: 4096)) }
+      _ = try dma.map(list, .toDevice).unmap()
+    }
+    attempt { () throws(DMAError) in _ = try dma.allocate(UInt8.self, count: 1 << 20) }
+    attempt { () throws(DMAError) in
+      let interrupt = try device.interrupt(0)
+      try interrupt.trigger()
+      _ = try interrupt.tryTake()
+    }
+    attempt { () throws(DMAError) in _ = try device.registers(bar: 0)[0] }
+  }
+
+  @Test(arguments: Interface.allCases, [Errno.noMemory, .noDevice])
+  func nothingIsLeftBehind(_ interface: Interface, _ errno: Errno) throws {
+    var n = 0
+    while true {
+      n += 1
+      let machine = SimulatedHost(devices: [Self.address: EduModel(addressBits: 64)])
+      let kernel = FaultingKernel(machine.kernel)
+      var failures: [DMAError] = [], leaked: UInt64 = 0
+      kernel.fail(n, with: errno)
+      do throws(DMAError) {
+        let device = try Device(Self.address, on: Host(kernel: kernel), interface: interface)
+        Self.drive(device, &failures)
+        let statistics = device.dma.statistics
+        leaked = statistics.leakedBytes
+        device.close()
+        if leaked == 0 { #expect(statistics.liveMappings == 0, "\(n)") }
+      } catch { failures.append(error) }
+      let failed = kernel.failedName ?? "-"
+      for error in failures {
+        #expect(error.device != nil && !error.operation.isEmpty, "\(n) \(failed): \(error)")
+        #expect(error.errno == errno || error.errno == nil, "\(n) \(failed): \(error)")
+      }
+      #expect(failures.count <= 1, "\(n) \(failed): one failure breaks one operation: \(failures)")
+      if leaked == 0 {
+        #expect(machine.isClean, "\(n) \(failed): \(machine.kernel.census)")
+      } else {
+        var left = machine.kernel.census
+        // The memory that the device may reach, and what it is carved from, stays.
+        (left.memoryMappings, left.memoryFiles, left.events) = (0, 0, 0)
+        #expect(left.isEmpty, "\(n) \(failed): \(left)")
+      }
+      if !kernel.hasFailed { break }
+    }
+    #expect(n > 50)
+  }
+}
