@@ -32,6 +32,19 @@ import Testing
     #expect(try Document(parsing: result.out)["command"].text == "demo")
   }
 
+  /// A full disk behind stdout is a failure, said on stderr.
+  @Test func dataThatCannotBeWrittenIsAnError() throws {
+    let process = Process(), err = Pipe()
+    process.executableURL = URL(fileURLWithPath: try #require(Self.path, "iommuctl is not built"))
+    (process.arguments, process.standardError) = (["--simulated", "list"], err)
+    process.standardOutput = try FileHandle(forWritingTo: URL(fileURLWithPath: "/dev/full"))
+    try process.run()
+    process.waitUntilExit()
+    #expect(process.terminationStatus == 1)
+    let message = String(decoding: err.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    #expect(message.contains("stdout: ENOSPC"))
+  }
+
   @Test func messagesGoToStderr() throws {
     let usage = try run(["frobnicate"])
     #expect(usage.status == 2)
