@@ -21,7 +21,7 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
 
   deinit { unsafe DomainCore.drop(core, base, byteCount, at: address) }
 
-  /// Takes the buffer back from the device: on return the device cannot reach it any more (strict mode).
+  /// Takes the buffer back from the device: on return the device cannot reach it any more.
   ///
   /// The kernel call behind it is one `IOMMU_IOAS_UNMAP` or `VFIO_IOMMU_UNMAP_DMA`. If that fails, or unmaps another
   /// number of bytes, the memory may still be within the device's reach: it is leaked, counted in

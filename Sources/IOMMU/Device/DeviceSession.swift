@@ -3,7 +3,7 @@ import Synchronization
 /// An open device: what ``Device`` shows, and what its domain, registers and interrupts keep open.
 ///
 /// Swift may destroy a `Device` after its last use, in the middle of a function that goes on with its registers: so these
-/// hold the session, which closes itself when the last of them goes. It holds none of them, or nobody ever would.
+/// hold this, which closes itself when the last of them goes. It holds none of them, or nobody ever would.
 final class DeviceSession: Sendable {
   let kernel: any Kernel
   let core: DomainCore

@@ -32,7 +32,7 @@ class Row:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="swift-iommu-row-") as folder:
             self.boot("suites", ["--hugepages", "16"], ["sh", "/row", self.machine, self.interface], 400)
-            self.count(Path(folder))
+            self.trace(Path(folder))
             self.without_remapping()
             self.outputs()
             self.measure()
@@ -81,11 +81,12 @@ class Row:
         self.cases = [case for case in self.cases if not skipped.items() <= case.items()]
         self.cases.append({"name": name, "verdict": verdict, "reason": reason or None})
 
-    def count(self, *arguments):
-        """`count(folder)` boots with a trace; `count("pass")` counts cases of a verdict."""
-        if arguments and isinstance(arguments[0], str):
-            return sum(case["verdict"] == arguments[0] for case in self.cases)
-        folder, = arguments
+    def count(self, verdict: str) -> int:
+        """How many cases have a verdict."""
+        return sum(case["verdict"] == verdict for case in self.cases)
+
+    def trace(self, folder: Path) -> None:
+        """Counts the IOMMU's commands from QEMU's trace of a boot of its own."""
         pattern = commands.pattern(self.machine)
         trace = folder / "trace"
         options = ["--trace", f"{pattern}={trace}"] if pattern else []
@@ -94,7 +95,6 @@ class Row:
         self.counts = commands.count(self.machine, trace if pattern else None, phases)
         for name, verdict, reason in commands.verdicts(self.machine, self.interface, self.counts):
             self.add(name, verdict, reason)
-        return None
 
     def without_remapping(self) -> None:
         """A machine that cannot isolate interrupts must say so, with the remedy."""
