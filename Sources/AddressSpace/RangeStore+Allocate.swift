@@ -40,13 +40,18 @@ extension RangeStore {
   /// Chooses an address and occupies the range.
   ///
   /// - Throws: `empty`, `unaligned`, `boundaryTooSmall`, `noSpace`, `fragmented`, `outOfMemory`.
-  /// - Complexity: O(log n), see ``RangeStore``.
+  /// - Complexity: O(log n), see ``RangeStore``; O(1) right after ``remove(_:)`` of what the same request got.
   package func allocate(
     _ request: Request, kind: Kind = .allocation, tag: UInt64 = 0, auxiliary: UInt32 = 0
   ) throws(RangeStoreFailure) -> IOVA {
+    if let start = unsafe map.pointee.allocateAgain(request, kind: kind, tag: tag, auxiliary: auxiliary) {
+      return IOVA(start &<< UInt64(granule.shift))
+    }
     let fit = try fit(request)
     switch unsafe map.pointee.allocate(fit, kind: kind, tag: tag, auxiliary: auxiliary) {
-    case .placed(let start): return IOVA(start &<< UInt64(granule.shift))
+    case .placed(let start):
+      unsafe map.pointee.remember(request, start)
+      return IOVA(start &<< UInt64(granule.shift))
     case .noSpace: throw .noSpace
     case .fragmented: throw .fragmented
     case .outOfMemory: throw .outOfMemory
@@ -83,6 +88,7 @@ extension RangeStore {
   /// - Complexity: O(log n). For the whole space, and for all of it below 4 GiB as long as nothing is
   ///   allocated there, O(1).
   package func largestFreeByteCount(limit: UInt64 = .max, lowest: UInt64 = 0) -> UInt64 {
+    unsafe map.pointee.settle()
     let shift = UInt64(granule.shift)
     let first = (lowest &>> shift) + (granule.isAligned(lowest) ? 0 : 1)
     let end = (limit &>> shift) + (limit & granule.mask == granule.mask ? 1 : 0)

@@ -14,6 +14,7 @@ extension RangeStore {
     }
     guard range.last.rawValue <= limit else { throw .aboveLimit(limit: limit) }
     let (start, end) = (unit(range.start), unit(range.last) + 1)
+    unsafe map.pointee.settle()
     let base = unsafe map.pointee.base
     guard start >= base else { throw .outsideAperture(self.range(start, min(end, base))) }
     unsafe map.pointee.tree.seek(start)

@@ -16,6 +16,8 @@ struct TileMap: ~Copyable {
   var low: LowSpace
   /// Nodes visited by the last allocation.
   var visits = 0
+  /// The last range that was allocated.
+  var last: LastAllocation
 
   /// A space from the lowest usable granule up to, not including, another.
   init(tree: consuming Tree<Tile>, from base: UInt64, to top: UInt64, granulesBelow4GiB: UInt64) {
@@ -23,6 +25,7 @@ struct TileMap: ~Copyable {
     self.base = base
     self.top = top
     low = LowSpace(end: granulesBelow4GiB)
+    last = LastAllocation(leaf: self.tree.leaf)
     let mark = Tile.Value(start: top, end: top + 1, tag: 0, auxiliary: 0, kind: nil)
     self.tree.seek(base)
     self.tree.slot = 0
@@ -59,8 +62,10 @@ extension TileMap {
   ///
   /// - Complexity: O(log n).
   mutating func occupy(_ value: Tile.Value) -> Bool {
+    assert(!last.isFree)
     guard tree.reserveInsertion() else { return false }
     let (leaf, slot) = (tree.leaf, tree.slot)
+    last.forget(at: leaf, slot)
     let upper = leaf.value(slot)
     let floor = leaf.key(slot)
     assert(floor <= value.start && value.start < value.end && value.end <= upper.start)
@@ -74,13 +79,23 @@ extension TileMap {
 
   /// Releases the range that starts at a granule and returns it; `nil` when none does.
   ///
-  /// - Complexity: O(log n).
+  /// - Complexity: O(log n); O(1) for the last one that was allocated.
   mutating func release(_ start: UInt64) -> Tile.Value? {
+    if start == last.start { return last.isFree ? nil : vacate() }
+    settle()
     tree.seek(start)
-    let (leaf, slot) = (tree.leaf, tree.slot)
-    guard slot >= 0 else { return nil }
-    let value = leaf.value(slot)
+    guard tree.slot >= 0 else { return nil }
+    let value = tree.value
     guard value.start == start, value.kind != nil else { return nil }
+    erase(value)
+    note(value, -1)
+    return value
+  }
+
+  /// Joins the cursor's tile, whose value is given, with the gap above it.
+  mutating func erase(_ value: Tile.Value) {
+    let (leaf, slot) = (tree.leaf, tree.slot)
+    last.forget(at: leaf, slot)
     let floor = leaf.key(slot)
     let gapEnd: UInt64
     if slot + 1 < leaf.count {
@@ -96,14 +111,12 @@ extension TileMap {
       gapEnd = tree.value.start
       tree.rekey(floor, .raised(floor, tree.value))
     }
-    note(value, -1)
     if floor < low.end {
       low.capacity = max(low.capacity, Room.capacity(ofGapFrom: floor, to: min(gapEnd, low.end)))
     }
-    return value
   }
 
-  private mutating func note(_ value: Tile.Value, _ sign: Int) {
+  mutating func note(_ value: Tile.Value, _ sign: Int) {
     guard let kind = value.kind else { return }
     counts[Int(kind.rawValue)] += sign
     // Wrapping, so that one line adds and takes away.

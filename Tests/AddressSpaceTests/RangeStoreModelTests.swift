@@ -78,6 +78,8 @@ struct ModelTrace: ~Copyable {
   private var model: NaiveStore
   private var random: SplitMix64
   private let space: ModelSpace
+  /// What was allocated last, to be released and asked for again.
+  private var last: (request: RangeStore.Request, start: UInt64) = (RangeStore.Request(byteCount: 0), 0)
   private(set) var digest = Digest()
   /// Where the two differed.
   private(set) var difference: String?
@@ -114,10 +116,11 @@ struct ModelTrace: ~Copyable {
 
 extension ModelTrace {
   private mutating func allocate() {
-    let request = anyRequest()
+    let request = random.once(in: 3) ? last.request : anyRequest()
     let tag = random.next()
     let got = Result { () throws(RangeStoreFailure) in try store.allocate(request, tag: tag) }
     compare("\(request)", got, model.allocate(request, tag: tag))
+    if case .success(let start) = got { last = (request, start.rawValue) }
   }
 
   private mutating func insert() {
@@ -145,8 +148,9 @@ extension ModelTrace {
   }
 
   private mutating func remove() {
-    let start =
+    var start =
       random.once(in: 8) ? anyAddress() : model.nodes.randomElement(using: &random)?.start.rawValue ?? 0
+    if random.once(in: 2) { start = last.start }
     compare("remove \(start)", store.remove(IOVA(start)), model.remove(IOVA(start)))
   }
 
