@@ -40,18 +40,18 @@ extension RangeStore {
   /// Chooses an address and occupies the range.
   ///
   /// - Throws: `empty`, `unaligned`, `boundaryTooSmall`, `noSpace`, `fragmented`, `outOfMemory`.
-  /// - Complexity: O(log n), see ``RangeStore``; O(1) right after ``remove(_:)`` of what the same request got.
+  /// - Complexity: O(log n), see ``RangeStore``. ``allocateAgain(byteCount:alignment:limit:tag:)`` may know the answer.
   package func allocate(
     _ request: Request, kind: Kind = .allocation, tag: UInt64 = 0, auxiliary: UInt32 = 0
   ) throws(RangeStoreFailure) -> IOVA {
-    if let start = unsafe map.pointee.allocateAgain(request, kind: kind, tag: tag, auxiliary: auxiliary) {
-      return IOVA(start &<< UInt64(granule.shift))
-    }
     let fit = try fit(request)
-    switch unsafe map.pointee.allocate(fit, kind: kind, tag: tag, auxiliary: auxiliary) {
+    switch unsafe changingTiles.pointee.allocate(fit, kind: kind, tag: tag, auxiliary: auxiliary) {
     case .placed(let start):
-      unsafe map.pointee.remember(request, start)
-      return IOVA(start &<< UInt64(granule.shift))
+      let address = IOVA(start &<< UInt64(granule.shift))
+      if kind == .allocation, auxiliary == 0 {
+        unsafe last.pointee = LastAllocation(request, start: address, tag: tag)
+      }
+      return address
     case .noSpace: throw .noSpace
     case .fragmented: throw .fragmented
     case .outOfMemory: throw .outOfMemory
@@ -88,12 +88,11 @@ extension RangeStore {
   /// - Complexity: O(log n). For the whole space, and for all of it below 4 GiB as long as nothing is
   ///   allocated there, O(1).
   package func largestFreeByteCount(limit: UInt64 = .max, lowest: UInt64 = 0) -> UInt64 {
-    unsafe map.pointee.settle()
     let shift = UInt64(granule.shift)
     let first = (lowest &>> shift) + (granule.isAligned(lowest) ? 0 : 1)
     let end = (limit &>> shift) + (limit & granule.mask == granule.mask ? 1 : 0)
     // No length above 2⁶³ has a natural alignment.
-    return unsafe min(map.pointee.largestCapacity(from: first, to: end), 1 << (63 - shift)) << shift
+    return unsafe min(tiles.pointee.largestCapacity(from: first, to: end), 1 << (63 - shift)) << shift
   }
 
   /// The largest power of two, as an exponent of bytes, that an allocation with natural alignment

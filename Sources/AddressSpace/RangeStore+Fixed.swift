@@ -14,7 +14,7 @@ extension RangeStore {
     }
     guard range.last.rawValue <= limit else { throw .aboveLimit(limit: limit) }
     let (start, end) = (unit(range.start), unit(range.last) + 1)
-    unsafe map.pointee.settle()
+    let map = unsafe changingTiles
     let base = unsafe map.pointee.base
     guard start >= base else { throw .outsideAperture(self.range(start, min(end, base))) }
     unsafe map.pointee.tree.seek(start)
@@ -61,7 +61,7 @@ extension RangeStore {
   /// - Complexity: O(log n).
   @discardableResult
   package func remove(_ start: IOVA) -> Node? {
-    guard start.isAligned(to: granule), let value = unsafe map.pointee.release(unit(start)) else {
+    guard start.isAligned(to: granule), let value = unsafe changingTiles.pointee.release(unit(start)) else {
       return nil
     }
     return node(value)

@@ -4,10 +4,10 @@ extension RangeStore {
   /// The first thing found that must not be, with addresses; `nil` when all is well.
   ///
   /// - Complexity: O(n).
-  package func checkInvariants() -> String? { unsafe map.pointee.checkInvariants() }
+  package func checkInvariants() -> String? { unsafe tiles.pointee.checkInvariants() }
 
   /// Lets the store's memory run out after so many more requests for a chunk of it.
-  package func limitMemory(toChunks count: Int) { unsafe map.pointee.tree.pool.chunkBudget = count }
+  package func limitMemory(toChunks count: Int) { unsafe tiles.pointee.tree.pool.chunkBudget = count }
 }
 
 extension IntervalIndex {

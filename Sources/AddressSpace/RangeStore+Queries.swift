@@ -4,7 +4,7 @@ extension RangeStore {
   /// - Complexity: O(log n). Writes nothing.
   package func find(containing address: IOVA) -> Node? {
     let unit = unit(address)
-    let (leaf, slot) = unsafe map.pointee.tree.lookUp(unit)
+    let (leaf, slot) = unsafe tiles.pointee.tree.lookUp(unit)
     guard slot >= 0 else { return nil }
     let value = leaf.value(slot)
     return value.start <= unit && unit < value.end ? node(value) : nil
@@ -33,14 +33,14 @@ extension RangeStore {
 
   /// The lowest node that ends behind a granule.
   private func first(endingAbove unit: UInt64) -> Node? {
-    unsafe map.pointee.value(from: unit).flatMap { node($0) }
+    unsafe tiles.pointee.value(from: unit).flatMap { node($0) }
   }
 
   /// Calls a function with every node, from the lowest. It must not change the store.
   ///
   /// - Complexity: O(n).
   package func forEach(_ body: (Node) -> Void) {
-    unsafe map.pointee.tree.forEach { _, value in
+    unsafe tiles.pointee.tree.forEach { _, value in
       if let node = node(value) { body(node) }
     }
   }
@@ -56,18 +56,18 @@ extension RangeStore {
   package var byteCount: UInt64 { Kind.allCases.reduce(0) { $0 + byteCount(of: $1) } }
 
   /// The number of nodes of a kind.
-  package func count(of kind: Kind) -> Int { unsafe map.pointee.counts[Int(kind.rawValue)] }
+  package func count(of kind: Kind) -> Int { unsafe tiles.pointee.counts[Int(kind.rawValue)] }
 
   /// The bytes that the nodes of a kind occupy.
   package func byteCount(of kind: Kind) -> UInt64 {
-    unsafe map.pointee.granules[Int(kind.rawValue)] << UInt64(granule.shift)
+    unsafe tiles.pointee.granules[Int(kind.rawValue)] << UInt64(granule.shift)
   }
 
   /// The bytes of memory that the nodes take.
   package var footprint: Int {
-    unsafe map.pointee.tree.pool.byteCount + MemoryLayout<TileMap>.size
+    unsafe tiles.pointee.tree.pool.byteCount + MemoryLayout<TileMap>.size
   }
 
   /// How many tree nodes the search of the last allocation looked at: a figure for tests and benchmarks.
-  package var visits: Int { unsafe map.pointee.visits }
+  package var visits: Int { unsafe tiles.pointee.visits }
 }

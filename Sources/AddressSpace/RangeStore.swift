@@ -29,12 +29,15 @@
 ///
 /// Not thread-safe: the caller holds a lock around every call, queries included.
 @safe
+@usableFromInline
 package struct RangeStore: ~Copyable, @unchecked Sendable {
   /// The smallest unit of the space.
   package let granule: PageSize
   /// The tiles, in granules. A pointer, so that a store in a `let` of a class is changed without a check
   /// at run time.
   let map: UnsafeMutablePointer<TileMap>
+  /// What the tiles may not know yet; whoever looks at them goes through ``tiles``.
+  @usableFromInline let last: UnsafeMutablePointer<LastAllocation>
 
   /// A store without nodes for the whole granules of some ranges.
   ///
@@ -59,11 +62,14 @@ package struct RangeStore: ~Copyable, @unchecked Sendable {
     }
     self.granule = granule
     unsafe self.map = unsafe map
+    unsafe last = .allocate(capacity: 1)
+    unsafe last.initialize(to: LastAllocation())
   }
 
   deinit {
     unsafe map.deinitialize(count: 1)
     unsafe map.deallocate()
+    unsafe last.deallocate()
   }
 }
 

@@ -1,28 +1,32 @@
 internal import CIOMMU
-internal import Synchronization
+public import Synchronization
 
 /// A lock for a few dozen instructions: a store of ranges, a magazine, a queue slot.
 ///
 /// It spins and never sleeps: the holder must not make a system call that can sleep. It reads before it
 /// tries again, so that waiting threads share the cache line, and waits twice as long after each look, up
 /// to 64 pauses, so that many of them do not fight for it.
-package struct SpinLock: ~Copyable {
+@usableFromInline
+package struct SpinLock: ~Copyable, Sendable {
   /// 0 free, 1 held.
-  private let word = Atomic<UInt32>(0)
+  @usableFromInline let word = Atomic<UInt32>(0)
 
-  package init() {}
+  @inlinable package init() {}
 
   /// Takes the lock; waits while another thread has it.
+  @inlinable @inline(__always)
   package func lock() {
     if word.exchange(1, ordering: .acquiring) != 0 { wait() }
   }
 
   /// Takes the lock if nobody has it.
+  @inlinable
   package func tryLock() -> Bool {
     word.load(ordering: .relaxed) == 0 && word.exchange(1, ordering: .acquiring) == 0
   }
 
   /// Gives the lock back. Only its holder may.
+  @inlinable @inline(__always)
   package func unlock() { word.store(0, ordering: .releasing) }
 
   /// Calls a function with the lock held.
@@ -36,7 +40,7 @@ package struct SpinLock: ~Copyable {
 
   /// Kept out of line, so that ``lock()`` stays a few instructions at every place that calls it.
   @inline(never)
-  private func wait() {
+  @usableFromInline func wait() {
     var pauses = 1
     repeat {
       for _ in 0..<pauses { ci_cpu_pause() }

@@ -98,7 +98,6 @@ extension TileMap {
   ///
   /// - Complexity: O(log n).
   mutating func allocate(_ fit: Fit, kind: RangeStore.Kind, tag: UInt64, auxiliary: UInt32) -> Outcome {
-    settle()
     visits = 0
     let fit = clip(fit)
     guard fit.low < fit.high else { return .noSpace }

@@ -16,8 +16,6 @@ struct TileMap: ~Copyable {
   var low: LowSpace
   /// Nodes visited by the last allocation.
   var visits = 0
-  /// The last range that was allocated.
-  var last: LastAllocation
 
   /// A space from the lowest usable granule up to, not including, another.
   init(tree: consuming Tree<Tile>, from base: UInt64, to top: UInt64, granulesBelow4GiB: UInt64) {
@@ -25,7 +23,6 @@ struct TileMap: ~Copyable {
     self.base = base
     self.top = top
     low = LowSpace(end: granulesBelow4GiB)
-    last = LastAllocation(leaf: self.tree.leaf)
     let mark = Tile.Value(start: top, end: top + 1, tag: 0, auxiliary: 0, kind: nil)
     self.tree.seek(base)
     self.tree.slot = 0
@@ -62,10 +59,8 @@ extension TileMap {
   ///
   /// - Complexity: O(log n).
   mutating func occupy(_ value: Tile.Value) -> Bool {
-    assert(!last.isFree)
     guard tree.reserveInsertion() else { return false }
     let (leaf, slot) = (tree.leaf, tree.slot)
-    last.forget(at: leaf, slot)
     let upper = leaf.value(slot)
     let floor = leaf.key(slot)
     assert(floor <= value.start && value.start < value.end && value.end <= upper.start)
@@ -79,23 +74,13 @@ extension TileMap {
 
   /// Releases the range that starts at a granule and returns it; `nil` when none does.
   ///
-  /// - Complexity: O(log n); O(1) for the last one that was allocated.
+  /// - Complexity: O(log n).
   mutating func release(_ start: UInt64) -> Tile.Value? {
-    if start == last.start { return last.isFree ? nil : vacate() }
-    settle()
     tree.seek(start)
-    guard tree.slot >= 0 else { return nil }
-    let value = tree.value
-    guard value.start == start, value.kind != nil else { return nil }
-    erase(value)
-    note(value, -1)
-    return value
-  }
-
-  /// Joins the cursor's tile, whose value is given, with the gap above it.
-  mutating func erase(_ value: Tile.Value) {
     let (leaf, slot) = (tree.leaf, tree.slot)
-    last.forget(at: leaf, slot)
+    guard slot >= 0 else { return nil }
+    let value = leaf.value(slot)
+    guard value.start == start, value.kind != nil else { return nil }
     let floor = leaf.key(slot)
     let gapEnd: UInt64
     if slot + 1 < leaf.count {
@@ -111,12 +96,25 @@ extension TileMap {
       gapEnd = tree.value.start
       tree.rekey(floor, .raised(floor, tree.value))
     }
+    note(value, -1)
     if floor < low.end {
       low.capacity = max(low.capacity, Room.capacity(ofGapFrom: floor, to: min(gapEnd, low.end)))
     }
+    return value
   }
 
-  mutating func note(_ value: Tile.Value, _ sign: Int) {
+  /// Changes the tag of the range that starts at a granule.
+  ///
+  /// - Complexity: O(log n).
+  mutating func setTag(_ tag: UInt64, at start: UInt64) {
+    tree.seek(start)
+    var value = tree.value
+    assert(value.start == start && value.kind != nil)
+    value.tag = tag
+    tree.leaf.setValue(tree.slot, value)
+  }
+
+  private mutating func note(_ value: Tile.Value, _ sign: Int) {
     guard let kind = value.kind else { return }
     counts[Int(kind.rawValue)] += sign
     // Wrapping, so that one line adds and takes away.

@@ -9,13 +9,15 @@ struct RangeStoreAgainTests {
   @Test func theSameComesAgainWithItsOwnTag() throws {
     let store = try makeStore(range(0x1000, 0xff_ffff))
     let first = try store.allocate(page, tag: 1)
-    #expect(store.remove(first)?.tag == 1)
-    let again = try store.allocate(page, kind: .fixed, tag: 2, auxiliary: 3)
-    #expect(again == first)
-    let node = store.find(containing: again)
-    #expect(node?.kind == .fixed && node?.tag == 2 && node?.auxiliary == 3)
-    #expect(store.count == 1 && store.count(of: .fixed) == 1 && store.byteCount == 0x1000)
-    #expect(store.visits == 0, "no node was looked at")
+    #expect(store.again(page) == nil, "it is taken")
+    #expect(store.removeLast(first) == 1)
+    #expect(store.again(page, tag: 2) == first)
+    #expect(store.find(containing: first)?.tag == 2)
+    #expect(store.count == 1 && store.byteCount == 0x1000)
+    #expect(store.removeLast(first) == 2)
+    #expect(store.again(page, tag: 3) == first)
+    #expect(store.remove(first)?.tag == 3)
+    #expect(store.again(page) == nil, "the tree knows it as free")
     #expect(store.checkInvariants() == nil)
   }
 
@@ -23,58 +25,90 @@ struct RangeStoreAgainTests {
     let store = try makeStore(range(0x1000, 0xff_ffff))
     let whole = store.largestFreeByteCount()
     let start = try store.allocate(page)
-    store.remove(start)
+    #expect(store.removeLast(start) == 0)
+    #expect(store.removeLast(start) == nil, "released twice")
     #expect(store.remove(start) == nil, "released twice")
     #expect(store.find(containing: start) == nil)
-    #expect(store.find(overlapping: range(0, 0xff_ffff)) == nil)
-    #expect(store.next(from: IOVA(0)) == nil)
     #expect(store.count == 0 && store.byteCount == 0)
-    store.forEach { _ in Issue.record("a node") }
-    #expect(store.checkInvariants() == nil)
-    #expect(store.largestFreeByteCount() == whole, "its granules are free")
+    #expect(store.largestFreeByteCount() == whole)
     #expect(store.checkInvariants() == nil)
   }
 
-  /// The range is the only one that the second request could get.
+  /// Each question by itself finds the tree up to date.
+  @Test func everyQuestionKnows() throws {
+    let store = try makeStore(range(0x1000, 0xff_ffff))
+    let everything = range(0, 0xff_ffff)
+    let questions: [(String, (borrowing RangeStore) -> Bool)] = [
+      ("find", { $0.find(overlapping: everything) == nil }), ("next", { $0.next(from: IOVA(0)) == nil }),
+      ("count", { $0.count == 0 }), ("bytes", { $0.byteCount == 0 }),
+      ("order", { $0.largestFreeOrder() == 23 }),
+      (
+        "each",
+        { store in
+          var count = 0
+          store.forEach { _ in count += 1 }
+          return count == 0
+        }
+      ),
+    ]
+    for (name, isRight) in questions {
+      let start = try store.allocate(page)
+      #expect(store.removeLast(start) != nil)
+      let answer = isRight(store)
+      #expect(answer, "\(name)")
+    }
+  }
+
   @Test(
     arguments: [
-      Request(byteCount: 0x1000, limit: 0x1fff), Request(byteCount: 0x1000, lowest: 0x1000),
-      Request(byteCount: 0x1000, direction: .bottomUp), Request(byteCount: 0x1000, alignment: .fourKiB),
-      Request(byteCount: 0x1000, boundary: PageSize(shift: 13)),
+      Request(byteCount: 0x1000, limit: 0xff_fffe), Request(byteCount: 0x1000, alignment: PageSize(shift: 13)),
+      Request(byteCount: 0x2000, alignment: .fourKiB),
     ])
   func anotherRequestSearches(_ other: Request) throws {
-    let store = try makeStore(range(0x1000, 0x1fff))
-    store.remove(try store.allocate(page))
-    #expect(allocate(store, other) == .success(0x1000))
-    #expect(store.checkInvariants() == nil)
+    let store = try makeStore(range(0x1000, 0xff_ffff))
+    #expect(store.removeLast(try store.allocate(page)) != nil)
+    #expect(store.again(other) == nil)
   }
 
-  @Test func aLimitBelowItIsKept() throws {
+  /// What says more than length, alignment and limit is not remembered.
+  @Test(
+    arguments: [
+      Request(byteCount: 0x1000, lowest: 0x1000), Request(byteCount: 0x1000, boundary: PageSize(shift: 13)),
+      Request(byteCount: 0x1000, direction: .bottomUp),
+    ])
+  func onlyPlainRequestsAreRemembered(_ request: Request) throws {
     let store = try makeStore(range(0x1000, 0xff_ffff))
-    store.remove(try store.allocate(page))
-    #expect(allocate(store, Request(byteCount: 0x1000, limit: 0x7f_ffff)) == .success(0x7f_f000))
-    #expect(allocate(store, page) == .success(0xff_f000))
-    #expect(store.checkInvariants() == nil)
+    let start = try store.allocate(request)
+    #expect(store.removeLast(start) == nil)
+    #expect(store.remove(start) != nil)
+  }
+
+  @Test func norAreOtherKinds() throws {
+    let store = try makeStore(range(0x1000, 0xff_ffff))
+    #expect(store.removeLast(try store.allocate(page, kind: .fixed)) == nil)
+    #expect(store.removeLast(try store.allocate(page, auxiliary: 1)) == nil)
+    #expect(store.count == 2)
   }
 
   @Test func anInsertionTakesItsPlace() throws {
     let store = try makeStore(range(0x1000, 0xff_ffff))
     let start = try store.allocate(page)
-    store.remove(start)
+    #expect(store.removeLast(start) != nil)
     try store.insert(RangeStore.Node(range: range(0xff_e000, 0xff_ffff), kind: .reservation))
+    #expect(store.again(page) == nil)
     #expect(allocate(store, page) == .success(0xff_d000))
     #expect(store.checkInvariants() == nil)
   }
 
-  /// A neighbour that goes joins with the gap that it left.
-  @Test func neighboursThatGoJoinIt() throws {
+  /// A range that became free above it is what the request must get now.
+  @Test func aHigherOneGoesFirst() throws {
     let store = try makeStore(range(0x1000, 0xff_ffff))
-    let first = try store.allocate(page), second = try store.allocate(page)
-    store.remove(second)
-    store.remove(first)
-    #expect(store.largestFreeByteCount() == 0x80_0000)
-    #expect(allocate(store, Request(byteCount: 0x2000)) == .success(0xff_e000))
-    #expect(store.checkInvariants() == nil)
+    let high = try store.allocate(page), low = try store.allocate(page)
+    #expect(store.remove(high) != nil)
+    #expect(store.removeLast(low) == nil)
+    #expect(store.remove(low) != nil)
+    #expect(store.again(page) == nil)
+    #expect(allocate(store, page) == .success(0xff_f000))
   }
 
   /// Full leaves split while the last allocation is remembered.
@@ -84,11 +118,19 @@ struct RangeStoreAgainTests {
     for _ in 0..<1_000 {
       let start = try store.allocate(page)
       #expect(start.rawValue == expected)
-      #expect(store.remove(start)?.start == start)
-      #expect(try store.allocate(page) == start)
-      #expect(store.checkInvariants() == nil)
+      #expect(store.removeLast(start) == 0)
+      #expect(store.again(page) == start)
       expected -= 0x1000
     }
+    #expect(store.checkInvariants() == nil)
     #expect(store.count == 1_000)
+  }
+}
+
+extension RangeStore {
+  fileprivate func again(_ request: Request, tag: UInt64 = 0) -> IOVA? {
+    allocateAgain(
+      byteCount: request.byteCount, alignment: request.alignment ?? PageSize(fitting: request.byteCount)!,
+      limit: request.limit, tag: tag)
   }
 }

@@ -179,7 +179,9 @@ extension DomainCore {
       done = try? translation.unmap(iova: iova.rawValue, byteCount: UInt64(byteCount))
     }
     locked { state in
-      guard let node = state.forget(iova), done != UInt64(byteCount) else { return }
+      guard let node = state.store.find(containing: iova) else { return }
+      state.forget(iova)
+      if done == UInt64(byteCount) { return }
       state.statistics.leakedBytes += UInt64(byteCount)
       try? state.store.insert(RangeStore.Node(range: node.range, kind: .guard))
     }

@@ -137,19 +137,19 @@ extension DMADomain {
 extension DomainCore {
   /// Maps whole pages at the caller's address.
   func map(host: UInt64, byteCount: Int, at iova: IOVA, limit: UInt64, access: DMAAccess) -> Result<IOVA, MapFailure> {
-    guard ProcessGuard.isOwner else { return .failure(.forked) }
+    guard isOwner else { return .failure(.forked) }
     guard let range = IOVARange(start: iova, byteCount: UInt64(byteCount)) else { return noSpace(.overflow) }
     guard enter() else { return .failure(.closed) }
     defer { leave() }
     do throws(RangeStoreFailure) {
       try locked { state throws(RangeStoreFailure) in
         try state.store.insert(RangeStore.Node(range: range, kind: .fixed, tag: host), limit: limit)
+        state.mapped(iova, host: host, byteCount: UInt64(byteCount))
       }
     } catch { return noSpace(error) }
     do throws(Errno) {
       try translation.map(iova: iova.rawValue, address: host, byteCount: UInt64(byteCount), access: access)
-    } catch { return undo(iova, error) }
-    locked { $0.mapped(iova, host: host, byteCount: UInt64(byteCount)) }
+    } catch { return undo(iova, byteCount: UInt64(byteCount), error) }
     return .success(iova)
   }
 

@@ -6,32 +6,58 @@ extension DomainCore {
   /// Maps whole pages at an address of the store's choice, at most `limit`.
   @inline(__always)
   func map(_ base: UnsafeRawPointer, byteCount: Int, limit: UInt64, access: DMAAccess) -> Result<IOVA, MapFailure> {
-    guard ProcessGuard.isOwner else { return .failure(.forked) }
+    guard isOwner else { return .failure(.forked) }
     guard enter() else { return .failure(.closed) }
     defer { leave() }
     let length = padded(byteCount)
     let host = UInt64(UInt(bitPattern: base))
-    let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length), limit: limit)
+    let again = locked { state in
+      let alignment = Self.alignment(length)
+      let iova = state.store.allocateAgain(byteCount: length, alignment: alignment, limit: limit, tag: host)
+      if let iova { state.mapped(iova, host: host, byteCount: length) }
+      return iova
+    }
     let iova: IOVA
-    do throws(RangeStoreFailure) {
-      iova = try locked { state throws(RangeStoreFailure) in try state.store.allocate(request, tag: host) }
-    } catch { return noSpace(error) }
+    if let again {
+      iova = again
+    } else {
+      do throws(RangeStoreFailure) { iova = try place(host, length, limit) } catch { return noSpace(error) }
+    }
     do throws(Errno) {
-      try translation.map(iova: iova.rawValue, address: host, byteCount: length, access: access)
-    } catch { return undo(iova, error) }
-    locked { $0.mapped(iova, host: host, byteCount: length) }
+      if let directCalls {
+        try directCalls.map(iova: iova.rawValue, address: host, byteCount: length, access: access)
+      } else {
+        try translation.map(iova: iova.rawValue, address: host, byteCount: length, access: access)
+      }
+    } catch { return undo(iova, byteCount: length, error) }
     return .success(iova)
+  }
+
+  /// An address that takes a search.
+  @inline(never)
+  private func place(_ host: UInt64, _ length: UInt64, _ limit: UInt64) throws(RangeStoreFailure) -> IOVA {
+    try locked { state throws(RangeStoreFailure) in
+      let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length), limit: limit)
+      let iova = try state.store.allocate(request, tag: host)
+      state.mapped(iova, host: host, byteCount: length)
+      return iova
+    }
   }
 
   /// Unmaps what ``map`` mapped; on success the device cannot reach it any more and the IOVA is free.
   @inline(__always)
   func unmap(_ iova: IOVA, byteCount: Int) -> Result<Void, MapFailure> {
-    guard ProcessGuard.isOwner else { return .failure(.forked) }
+    guard isOwner else { return .failure(.forked) }
     let length = padded(byteCount)
     if enter() {
       defer { leave() }
       do throws(Errno) {
-        let done = try translation.unmap(iova: iova.rawValue, byteCount: length)
+        let done =
+          if let directCalls {
+            try directCalls.unmap(iova: iova.rawValue, byteCount: length)
+          } else {
+            try translation.unmap(iova: iova.rawValue, byteCount: length)
+          }
         if done != length { return .failure(.mismatch(done)) }
       } catch { return .failure(.system(error)) }
       locked { $0.unmapped(iova, byteCount: length, systemCalls: 1) }
@@ -57,18 +83,20 @@ extension DomainCore {
   }
 
   @inline(never)
-  func undo(_ iova: IOVA, _ error: Errno) -> Result<IOVA, MapFailure> {
+  func undo(_ iova: IOVA, byteCount: UInt64, _ error: Errno) -> Result<IOVA, MapFailure> {
     locked { state in
-      // Who asked for the first time meanwhile has made an index with it.
       state.forget(iova)
       state.statistics.failedMaps += 1
-      state.statistics.systemCalls += 1
+      state.statistics.maps -= 1
+      state.statistics.liveMappings -= 1
+      state.statistics.liveBytes -= byteCount
     }
     return .failure(.system(error))
   }
 }
 
 extension DomainState {
+  /// Counts a mapping that has its address, with the call that is about to make it.
   @inline(__always)
   mutating func mapped(_ iova: IOVA, host: UInt64, byteCount: UInt64) {
     statistics.maps &+= 1
@@ -90,13 +118,22 @@ extension DomainState {
     }
   }
 
-  /// Takes back an address that was given out, wherever it is kept, and returns what it was.
+  /// Takes back an address that was given out, wherever it is kept.
   @inline(__always)
-  @discardableResult
-  mutating func forget(_ iova: IOVA) -> RangeStore.Node? {
-    let node = store.remove(iova)
-    if byHostAddress != nil, let node { byHostAddress!.remove(start: node.tag, address: iova) }
-    return node
+  mutating func forget(_ iova: IOVA) {
+    guard let host = store.removeLast(iova) else { return search(iova) }
+    if byHostAddress != nil { unindex(iova, host: host) }
+  }
+
+  @inline(never)
+  private mutating func search(_ iova: IOVA) {
+    guard let node = store.remove(iova) else { return }
+    unindex(iova, host: node.tag)
+  }
+
+  @inline(never)
+  private mutating func unindex(_ iova: IOVA, host: UInt64) {
+    byHostAddress?.remove(start: host, address: iova)
   }
 
   @inline(__always)

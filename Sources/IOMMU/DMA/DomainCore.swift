@@ -8,7 +8,11 @@ import Synchronization
 @safe
 final class DomainCore: @unchecked Sendable {
   let kernel: any Kernel
+  /// ``ProcessGuard``'s word.
+  private let owner: UnsafePointer<UInt64>
   let translation: any Translation
+  /// ``Translation/directCalls``.
+  let directCalls: DirectCalls?
   /// The smallest page minus one, in bytes.
   let granuleMask: UInt64
   /// Everything that changes, behind one spin lock that is never held across a system call.
@@ -32,8 +36,10 @@ final class DomainCore: @unchecked Sendable {
     let first = try DomainState(usable: usable, granule: granule)
     self.kernel = kernel
     self.translation = translation
+    directCalls = translation.directCalls
     self.device = device
     granuleMask = granule.mask
+    unsafe owner = unsafe ProcessGuard.word
     unsafe state = .allocate(capacity: 1)
     unsafe state.initialize(to: first)
     coherent = Arena(kernel: kernel, granule: granule, node: node, name: "iommu-coherent")
@@ -46,6 +52,10 @@ final class DomainCore: @unchecked Sendable {
     unsafe state.deinitialize(count: 1)
     unsafe state.deallocate()
   }
+
+  /// ``ProcessGuard/isOwner``, without the look whether its word is there.
+  @inline(__always)
+  var isOwner: Bool { unsafe owner.pointee != 0 }
 
   /// Whole pages, in bytes.
   @inline(__always)

@@ -31,7 +31,11 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   public consuming func unmap() throws(DMAError) -> DMABuffer {
     let (core, base, byteCount, address) = unsafe (core, base, byteCount, address)
     discard self
-    switch unsafe core._withUnsafeGuaranteedRef({ $0.unmap(address, byteCount: byteCount) }) {
+    // A function, since a closure of this size would be called.
+    @inline(__always) func unmap(_ core: DomainCore) -> Result<Void, MapFailure> {
+      core.unmap(address, byteCount: byteCount)
+    }
+    switch unsafe core._withUnsafeGuaranteedRef(unmap) {
     case .success: return unsafe DMABuffer(core: core, base: base, byteCount: byteCount)
     case .failure(let failure): throw unsafe DomainCore.leak(core, failure, "unmap", address, byteCount)
     }

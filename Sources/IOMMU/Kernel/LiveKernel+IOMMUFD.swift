@@ -49,6 +49,13 @@ extension LiveKernel {
   package func ioasMap(
     _ iommufd: Int32, ioas: UInt32, flags: UInt32, address: UInt64, byteCount: UInt64, iova: UInt64
   ) throws(Errno) -> UInt64 {
+    try Self.ioasMap(iommufd, ioas: ioas, flags: flags, address: address, byteCount: byteCount, iova: iova)
+  }
+
+  @inline(__always)
+  static func ioasMap(
+    _ iommufd: Int32, ioas: UInt32, flags: UInt32, address: UInt64, byteCount: UInt64, iova: UInt64
+  ) throws(Errno) -> UInt64 {
     var argument = ci_iommu_ioas_map(
       size: 0, flags: flags, ioas_id: ioas, __reserved: 0, user_va: address, length: byteCount, iova: iova)
     try check(unsafe ci_iommu_ioas_map(iommufd, &argument))
@@ -65,6 +72,11 @@ extension LiveKernel {
   }
 
   package func ioasUnmap(_ iommufd: Int32, ioas: UInt32, iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64 {
+    try Self.ioasUnmap(iommufd, ioas: ioas, iova: iova, byteCount: byteCount)
+  }
+
+  @inline(__always)
+  static func ioasUnmap(_ iommufd: Int32, ioas: UInt32, iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64 {
     var argument = ci_iommu_ioas_unmap(size: 0, ioas_id: ioas, iova: iova, length: byteCount)
     try check(unsafe ci_iommu_ioas_unmap(iommufd, &argument))
     return argument.length

@@ -187,11 +187,25 @@ extension LiveKernel {
   package func vfioMap(
     _ container: Int32, flags: UInt32, address: UInt64, iova: UInt64, byteCount: UInt64
   ) throws(Errno) {
+    try Self.vfioMap(container, flags: flags, address: address, iova: iova, byteCount: byteCount)
+  }
+
+  @inline(__always)
+  static func vfioMap(
+    _ container: Int32, flags: UInt32, address: UInt64, iova: UInt64, byteCount: UInt64
+  ) throws(Errno) {
     var argument = ci_vfio_iommu_type1_dma_map(argsz: 0, flags: flags, vaddr: address, iova: iova, size: byteCount)
     try check(unsafe ci_vfio_iommu_map_dma(container, &argument))
   }
 
   package func vfioUnmap(
+    _ container: Int32, flags: UInt32, iova: UInt64, byteCount: UInt64
+  ) throws(Errno) -> UInt64 {
+    try Self.vfioUnmap(container, flags: flags, iova: iova, byteCount: byteCount)
+  }
+
+  @inline(__always)
+  static func vfioUnmap(
     _ container: Int32, flags: UInt32, iova: UInt64, byteCount: UInt64
   ) throws(Errno) -> UInt64 {
     var argument = ci_vfio_iommu_type1_dma_unmap(argsz: 0, flags: flags, iova: iova, size: byteCount)

@@ -20,7 +20,11 @@ package final class LiveKernel: Kernel {
   /// Turns a result of the shim into a value or an error.
   @inline(__always)
   @discardableResult
-  func check(_ result: Int32) throws(Errno) -> Int32 {
+  func check(_ result: Int32) throws(Errno) -> Int32 { try Self.check(result) }
+
+  @inline(__always)
+  @discardableResult
+  static func check(_ result: Int32) throws(Errno) -> Int32 {
     if result < 0 { throw Errno(rawValue: -result) }
     return result
   }

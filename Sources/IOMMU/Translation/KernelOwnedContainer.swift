@@ -63,9 +63,15 @@ package final class KernelOwnedContainer: Translation {
 
   @inline(__always)
   package func map(iova: UInt64, address: UInt64, byteCount: UInt64, access: DMAAccess) throws(Errno) {
-    let flags = UInt32(access.rawValue)  // READ 1, WRITE 2: the same bits
+    let flags = Self.flags(access)
     try kernel.vfioMap(container, flags: flags, address: address, iova: iova, byteCount: byteCount)
   }
+
+  /// READ is 1 and WRITE is 2: the same bits.
+  @inline(__always)
+  static func flags(_ access: DMAAccess) -> UInt32 { UInt32(access.rawValue) }
+
+  package var directCalls: DirectCalls? { DirectCalls(.type1, of: kernel, container) }
 
   package func map(iova: UInt64, file: Int32, start: UInt64, byteCount: UInt64, access: DMAAccess) throws(Errno) {
     throw .notTypewriter

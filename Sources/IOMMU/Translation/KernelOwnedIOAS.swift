@@ -74,6 +74,8 @@ package final class KernelOwnedIOAS: Translation {
     }
   }
 
+  package var directCalls: DirectCalls? { DirectCalls(.iommufd, of: kernel, iommufd, ioas: ioas) }
+
   package var canMapFiles: Bool { !filesRefused.load(ordering: .relaxed) }
 
   package func unmap(iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64 {
@@ -98,7 +100,7 @@ package final class KernelOwnedIOAS: Translation {
   }
 
   @inline(__always)
-  private static func flags(_ access: DMAAccess) -> UInt32 {
+  static func flags(_ access: DMAAccess) -> UInt32 {
     IOASMapFlags.fixed | (access.canRead ? IOASMapFlags.readable : 0) | (access.canWrite ? IOASMapFlags.writable : 0)
   }
 }
