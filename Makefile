@@ -1,27 +1,30 @@
 # The commands of a contributor; each sets up what it needs. The README tells what they do.
-.PHONY: demo test hardware-test bench lint format docs clean
+.PHONY: demo test hardware-test bench lint format docs clean help
 
-demo:
+demo: ## set-up, then the main job on the simulated machine
 	@Tests/setup packages
 	@swift run -c release iommuctl --simulated demo
 
-test:
+test: ## set-up, then every test that needs no root and no virtual machine
 	@Tests/run-tests
 
-hardware-test:
+hardware-test: ## the suites in virtual machines with a real kernel; MACHINES="a b"
 	@Tests/VirtualHardware/hardware-test $(if $(MACHINES),--machines "$(MACHINES)")
 
-bench:
+bench: ## benchmarks with verdicts; ROWS="id id"
 	@Tests/Bench/bench $(if $(ROWS),--rows "$(ROWS)")
 
-lint:
+lint: ## checks style
 	@Tests/lint
 
-format:
+format: ## formats the Swift sources
 	@swift format --in-place --parallel --recursive Package.swift Sources Tests
 
-docs:
+docs: ## documentation into .build/docs
 	@Tests/Documentation/check
 
-clean:
+clean: ## removes what was built
 	rm -rf .build .build-*
+
+help: ## lists the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20

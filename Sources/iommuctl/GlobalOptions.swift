@@ -13,12 +13,19 @@ struct GlobalOptions: ParsableArguments {
     if root == "" { throw ValidationError("--root wants a directory.") }
   }
 
-  /// Moves these options behind the others, where the subcommand reads them: so they may stand before it as well.
-  static func hoisted(_ arguments: [String]) -> [String] {
+  /// What is wrong with these options alone; nil when nothing is.
+  static func mistake(_ options: [String]) -> String? {
+    do { _ = try parse(options) } catch { return message(for: error) }
+    return nil
+  }
+
+  /// Takes these options out of the others, so that they may stand before the subcommand as well, which reads them
+  /// behind its own. The last part is `--` and all that follows it.
+  static func sorted(_ arguments: [String]) -> (others: [String], options: [String], rest: [String]) {
     var others: [String] = [], options: [String] = [], rest = arguments[...]
     while let argument = rest.popFirst() {
       if argument == "--" {
-        return others + options + [argument] + rest
+        return (others, options, [argument] + rest)
       } else if argument == "--json" || argument == "--simulated" || argument.hasPrefix("--root=") {
         options.append(argument)
       } else if argument == "--root" {
@@ -29,7 +36,7 @@ struct GlobalOptions: ParsableArguments {
         others.append(argument)
       }
     }
-    return others + options
+    return (others, options, [])
   }
 }
 

@@ -12,10 +12,14 @@ import Glibc
       Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 checks found problems or an action was refused, 4 no \
       permission, 5 not supported here.
       """,
+    version: version,
     subcommands: [
       List.self, Groups.self, Show.self, Doctor.self, Bind.self, Unbind.self, Restore.self, Demo.self,
       SelfTest.self,
     ])
+
+  /// The package's version.
+  static let version = "0.1.0"
 
   static func main() {
     let code = Program.run(Array(CommandLine.arguments.dropFirst()), Console.standard)

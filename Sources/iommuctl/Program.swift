@@ -6,18 +6,20 @@ package enum Program {
   package static func run(
     _ arguments: [String], _ console: Console, simulation: Simulation = .standard
   ) -> Outcome {
-    let arguments = GlobalOptions.hoisted(arguments)
+    let (others, options, rest) = GlobalOptions.sorted(arguments)
     // Before parsing, since an error of the parser must come in JSON as well.
-    let isJSON = arguments.prefix { $0 != "--" }.contains("--json")
+    let isJSON = options.contains("--json")
     let parsed: any ParsableCommand
     do {
-      var command = try IOMMUCtl.parseAsRoot(arguments)
+      if let error = wrongSubcommand(others.first, options, isJSON) { throw error }
+      // Options alone ask for help, as nothing at all does: the root of the parser knows none of them.
+      var command = try IOMMUCtl.parseAsRoot(others.isEmpty ? rest : others + options + rest)
       guard command is any Subcommand else {
         try command.run()  // Help, always thrown.
         return .fine
       }
       parsed = command
-    } catch { return parserAnswer(error, isJSON, arguments.first { !$0.hasPrefix("-") }, console) }
+    } catch { return parserAnswer(error, isJSON, others.first { !$0.hasPrefix("-") }, console) }
     guard let command = parsed as? any Subcommand else { return .failed }
     let context = Context(
       command: type(of: command)._commandName, isJSON: isJSON, console: console, simulation: simulation)
@@ -29,7 +31,20 @@ package enum Program {
     }
   }
 
-  /// Help goes to stdout and is fine; all else is wrong usage.
+  /// What is wrong with the first word. Told here, since the parser would complain of an option that stands there too.
+  private static func wrongSubcommand(_ word: String?, _ options: [String], _ isJSON: Bool) -> ValidationError? {
+    let names = IOMMUCtl.configuration.subcommands.map { $0._commandName }
+    let list = "The subcommands are \(names.joined(separator: ", "))."
+    guard let word else {
+      if let error = GlobalOptions.mistake(options) { return ValidationError(error) }
+      // Help is no document.
+      return isJSON ? ValidationError("A subcommand is missing. \(list)") : nil
+    }
+    if word.hasPrefix("-") || word == "help" || names.contains(word) { return nil }
+    return ValidationError("Unknown subcommand '\(word)'. \(list)")
+  }
+
+  /// Help and the version go to stdout and are fine; all else is wrong usage.
   private static func parserAnswer(
     _ error: any Error, _ isJSON: Bool, _ command: String?, _ console: Console
   ) -> Outcome {

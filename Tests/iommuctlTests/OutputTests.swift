@@ -1,5 +1,6 @@
 import CapturedTrees
 import IOMMU
+import IOMMUSimulation
 import Testing
 import iommuctl
 
@@ -30,8 +31,46 @@ import iommuctl
     #expect(shared["reason"].text == "Binding its group takes 0000:01:00.0 (example) as well")
     #expect(shared["interface"]["reason"].text == "Chosen once the device is bound to vfio-pci")
     #expect(
-      Invocation("--root \(other.root) groups").out.contains("no      0000:01:00.0 (example)  0000:01:00.0 (example), ")
+      Invocation("--root \(other.root) groups").out.contains(
+        "no          0000:01:00.0 (example)  0000:01:00.0 (example), ")
     )
+  }
+
+  /// Blocked is a verdict without a reason: where to find that is said, and not where nothing is blocked.
+  @Test func listSaysWhereTheReasonsAre() throws {
+    let tree = try WrittenTree(.small)
+    let result = Invocation("--root \(tree.root) list")
+    #expect(result.err == "1 device is blocked; `iommuctl doctor ADDRESS` says why\n")
+    #expect(Invocation("--json --root \(tree.root) list").err.isEmpty)
+    #expect(Invocation("--simulated list").err.isEmpty)
+    let server = try WrittenTree(.fixture("vtd-laptop"))
+    #expect(Invocation("--root \(server.root) list").err.contains(" devices are blocked; "))
+  }
+
+  /// What came of the writes, and that they were made to nothing real.
+  @Test func bindingTellsItsResult() {
+    let simulated = "simulated machine: nothing on this machine was changed\n"
+    let bound = Invocation("--simulated bind 0:3.0")
+    #expect(bound.out.hasSuffix("\n0000:00:03.0: driver vfio-pci (was nvme)\n" + simulated))
+    let unbound = Invocation("--simulated unbind 0:3.0")
+    #expect(unbound.out.hasSuffix("\n0000:00:03.0: no driver (was nvme)\n" + simulated))
+    let idle = Simulation.changed { $0.devices[1].driver = nil }
+    #expect(
+      Invocation("--simulated bind 0:3.0", simulation: idle).out
+        .hasSuffix("\n0000:00:03.0: driver vfio-pci (had none)\n" + simulated))
+    for line in ["--simulated bind 0:3.0 --dry-run", "--simulated bind 0:2.0", "--json --simulated bind 0:3.0"] {
+      #expect(!Invocation(line).out.contains("simulated machine"), "\(line)")
+    }
+  }
+
+  @Test func missingDevicesAreSaidToBeMissing() throws {
+    let simulated = Invocation("--simulated show 9:0.0")
+    #expect(
+      simulated.err == "iommuctl: find: no-such-device, device 0000:09:00.0: ENOENT (No such file or directory). "
+        + "The simulated machine has 0000:00:02.0, 0000:00:03.0\n")
+    let tree = try WrittenTree(.small)
+    let captured = Invocation("--root \(tree.root) show 9:0.0")
+    #expect(captured.err.contains("`iommuctl list` with the same --root"))
   }
 
   @Test func doctorOfTheMachineSpeaksOfItsDevices() throws {

@@ -3,6 +3,9 @@
 /// Comes from ``DMADomain/buffer(byteCount:)``, goes to the device by ``DMADomain/map(_:_:)-(DMABuffer,_)``, which consumes it, and
 /// comes back from ``Mapping/unmap()``: touching memory that the device owns does not compile. Pages are the buffer's
 /// alone, so that nothing else comes within the device's reach; the rest of the last page is zero when the buffer is made.
+///
+/// The buffer's own bytes are not cleared when its memory was used before: they are what an earlier buffer of the same
+/// domain left. Store all of them before a device reads that must not see those.
 @safe
 public struct DMABuffer: ~Copyable, @unchecked Sendable {
   let core: Unmanaged<DomainCore>

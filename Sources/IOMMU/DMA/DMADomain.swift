@@ -77,9 +77,9 @@ public final class DMADomain: Sendable {
   /// Whether the last device of the domain was closed.
   public var isClosed: Bool { core.isClosed.load(ordering: .relaxed) }
 
-  /// Closes every lazy window now: on return no address that was unmapped is in the device's reach.
+  /// On return, no address that was unmapped is in the device's reach.
   ///
-  /// In strict mode there is no window, and this returns at once.
+  /// Every unmap has invalidated by the time it returns, so there is nothing to wait for: this makes no system call.
   ///
   /// - Throws: `.forked`.
   public func drain() throws(DMAError) {

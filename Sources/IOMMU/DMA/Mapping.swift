@@ -2,6 +2,14 @@ public import AddressSpace
 
 /// A buffer that the device owns: its address as the device sees it, until ``unmap()`` gives the buffer back.
 ///
+/// ```swift
+/// let mapping = try device.dma.map(try device.dma.buffer(byteCount: 2048), .fromDevice)
+/// registers.store(mapping.address.rawValue, at: 0x20)                     // the device writes there now
+/// try interrupt.wait(timeout: .milliseconds(10))
+/// let buffer = try mapping.unmap()                                        // out of its reach
+/// print(buffer.load(as: UInt32.self))
+/// ```
+///
 /// Dropping it unmaps it. It may outlive its ``Device`` and ``DMADomain``, which may be dropped in any order.
 @safe
 public struct Mapping: ~Copyable, @unchecked Sendable {

@@ -1,5 +1,15 @@
 /// Buffers that go to a device together, in order.
 ///
+/// ```swift
+/// var list = ScatterList()
+/// list.append(try device.dma.buffer(byteCount: 64))                       // a header
+/// list.append(try device.dma.buffer(byteCount: 9000))                     // what follows it
+/// list.withBuffer(at: 0) { $0.store(UInt32(9000)) }
+/// let mapped = try device.dma.map(list, .toDevice)                        // consumes it: now the device's
+/// for segment in mapped.segments { print(segment.address, segment.byteCount) }
+/// list = try mapped.unmap()                                               // the CPU's again
+/// ```
+///
 /// ``DMADomain/map(_:_:)-(ScatterList,_)`` gives the whole list one contiguous IOVA range and consumes it; ``MappedList/unmap()`` gives it
 /// back. The corresponding kernel type is `struct sg_table`.
 @safe

@@ -118,14 +118,14 @@ extension Device {
       return DMAError(
         .notBound, "open", device: name,
         detail: device.driver.map { "It is bound to \($0)" } ?? "It is bound to no driver",
-        remedy: "iommuctl bind \(name)")
+        remedy: "Bind it to vfio-pci: sudo iommuctl bind \(name)")
     }
     // The kernel would answer EPERM or EBUSY, as it does for other reasons too; sysfs names the one at fault.
     if members?.viable == false, let culprit = members?.culprit {
       return DMAError(
         .groupNotViable, "open", device: name,
         detail: "Group \(group) is not viable: \(culprit) has a driver of the host's",
-        remedy: "Bind the whole group to vfio-pci: iommuctl bind \(name)")
+        remedy: "Bind the whole group to vfio-pci: sudo iommuctl bind \(name)")
     }
     return nil
   }

@@ -71,9 +71,9 @@ struct CheckDraft {
   }
 
   /// The names in a directory; the evidence is their number and the first of them.
-  mutating func names(_ path: String) -> [String]? {
+  mutating func names(_ path: String, leavingOut isNone: (String) -> Bool = { _ in false }) -> [String]? {
     do {
-      let names = try kernel.listDirectory(path)
+      let names = try kernel.listDirectory(path).filter { !isNone($0) }
       let shown = names.prefix(6).joined(separator: " ") + (names.count > 6 ? " … (\(names.count))" : "")
       note(path, names.isEmpty ? "empty" : shown)
       return names

@@ -34,10 +34,19 @@ extension Host {
       guard error == .noEntry else { return settled(address, named: named) }
       try requireSysfs()
       throw DMAError(
-        .noSuchDevice, "device", errno: error, device: address.description,
-        remedy: "`iommuctl list` shows the devices of this machine")
+        .noSuchDevice, "find", errno: error, device: address.description, remedy: whichDevices())
     }
     return settled(address, named: named)
+  }
+
+  /// Which devices there are, or how to see them.
+  private func whichDevices() -> String {
+    if isCaptured { return "`iommuctl list` with the same --root shows the devices of the captured machine" }
+    guard isSimulated else { return "`iommuctl list` shows the devices of this machine" }
+    // Another simulated machine than iommuctl's may be meant: a test's.
+    let names = ((try? kernel.listDirectory(SysPath.devices)) ?? []).sorted()
+    let more = names.count > 8 ? " …" : ""
+    return "The simulated machine has \(names.isEmpty ? "no device" : names.prefix(8).joined(separator: ", "))\(more)"
   }
 
   private func settled(_ address: PCIAddress, named: Bool) -> PCIDevice {

@@ -24,7 +24,7 @@ extension Host {
       }
       try requireSysfs()
       throw DMAError(
-        .noSuchDevice, "group", errno: error, device: "group \(id)",
+        .noSuchDevice, "find", errno: error, device: "group \(id)",
         remedy: "`iommuctl groups` shows the groups of this machine")
     }
     return readGroup(id)

@@ -93,7 +93,7 @@ extension Host {
       throw DMAError(
         .notSupported, "bind", device: target.address.description,
         detail: "The driver vfio-pci is not loaded",
-        remedy: "`modprobe vfio-pci`")
+        remedy: "`sudo modprobe vfio-pci`")
     }
   }
 

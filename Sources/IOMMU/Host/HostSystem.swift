@@ -62,7 +62,7 @@ extension Host {
       detail:
         "There is neither /dev/vfio/vfio nor /dev/iommu with /dev/vfio/devices: no device is bound to VFIO",
       remedy: check.remedy.map(Self.clause)
-        ?? "`iommuctl bind` a device; in a container, pass /dev/vfio and /dev/iommu in")
+        ?? "Bind a device: `sudo iommuctl bind ADDRESS`; in a container, pass /dev/vfio and /dev/iommu in")
   }
 
   /// A sentence as part of an error's description, which sets the full stops itself.

@@ -35,6 +35,9 @@ public struct IOMMUUnit: Hashable, Sendable, Identifiable {
       }
   }
 
+  /// Whether this names the kernel's own test double (`CONFIG_IOMMUFD_TEST`), which translates for no device.
+  static func isMock(_ name: String) -> Bool { name.hasPrefix("iommufd_selftest_iommu") }
+
   /// The same as ``name``.
   public var id: String { name }
 
@@ -59,7 +62,8 @@ public struct IOMMUUnit: Hashable, Sendable, Identifiable {
 }
 
 extension Host {
-  /// Every IOMMU unit that the kernel drives, by name; empty when there is none, or none in use.
+  /// Every IOMMU unit that the kernel drives, by name; empty when there is none, or none in use. The mock of a kernel
+  /// that is built to test its own iommufd is none.
   ///
   /// Reads one directory and, on VT-d and AMD, up to three files a unit; O(units + devices). The source is
   /// `/sys/class/iommu`.
@@ -72,7 +76,7 @@ extension Host {
       try requireSysfs()
       return []
     }
-    return entries.compactMap(Field.lastComponent).map(readUnit)
+    return entries.compactMap(Field.lastComponent).filter { !IOMMUUnit.isMock($0) }.map(readUnit)
   }
 
   private func readUnit(_ name: String) -> IOMMUUnit {

@@ -24,8 +24,8 @@ extension PreflightFacts {
           + "driver \(culprit.driver ?? "").\(because)",
         remedy: fixed
           ? "Move the device to another slot or root port: \(culprit.name) is not for VFIO to take."
-          : "Bind the whole group: `iommuctl bind \(device.address)`; or take \(culprit.name) off its driver: "
-            + "`iommuctl unbind \(culprit.name)`\(isOneCard(culprit) ? "" : "; or move the device to another slot").",
+          : "Bind the whole group: `sudo iommuctl bind \(device.address)`; or take \(culprit.name) off its driver: "
+            + "`sudo iommuctl unbind \(culprit.name)`\(isOneCard(culprit) ? "" : "; or move the device to another slot").",
         culprit: culprit.description)
     }
     if let unknown = others.first(where: { !$0.isDriverKnown }) {
@@ -60,13 +60,15 @@ extension PreflightFacts {
       check.conclude(
         .fail, "Group \(group.id) has a device bound to VFIO and another that belongs to the host.",
         remedy:
-          "Bind the whole group: `iommuctl bind \(group.devices.first.map(\.description) ?? culprit.name)`.",
+          "Bind the whole group: `sudo iommuctl bind \(group.devices.first.map(\.description) ?? culprit.name)`.",
         culprit: culprit.description)
     } else if taken.isEmpty {
       check.conclude(.notApplicable, "No device is bound to VFIO.")
     } else {
+      let which = taken.count == 1 ? "The group" : "All \(taken.count) groups"
+      let verb = taken.count == 1 ? "has" : "have"
       check.conclude(
-        .ok, "Each of the \(taken.count) groups that VFIO has a device of is without devices of the host.")
+        .ok, "\(which) of which VFIO has a device \(verb) no device that belongs to the host.")
     }
   }
 
@@ -74,7 +76,12 @@ extension PreflightFacts {
     guard let device else { return check.conclude(.notApplicable, "It is about a device; none was named.") }
     let seen = check.link("\(device.path)/driver")
     if let override = device.driverOverride { check.note("\(device.path)/driver_override", override) }
-    let bind = "`iommuctl bind \(device.address)` binds it and its group to vfio-pci."
+    // Without an IOMMU binding is refused: then it is no remedy.
+    let isTranslated = !device.isGroupKnown || device.group != nil && group?.isNoIOMMU != true
+    let bind =
+      isTranslated
+      ? "Bind it, with its group, to vfio-pci: `sudo iommuctl bind \(device.address)`"
+      : "Have an IOMMU translate for it first, see iommu-enabled: vfio-pci cannot drive it without"
     if device.isBridge == true {
       return check.conclude(
         .fail, "It is a bridge: the kernel drives those itself.", remedy: "Name a device behind it.")
@@ -85,8 +92,8 @@ extension PreflightFacts {
     case .value(let driver):
       check.conclude(
         .fail, "The device is bound to the host's driver \(driver).",
-        remedy: "\(bind) \(driver) then loses it.")
-    case .absent: check.conclude(.fail, "The device is bound to no driver.", remedy: bind)
+        remedy: "\(bind)\(isTranslated ? "; \(driver) then loses it" : "").")
+    case .absent: check.conclude(.fail, "The device is bound to no driver.", remedy: "\(bind).")
     case .unreadable:
       check.conclude(.unknown, "The device's driver could not be read.", remedy: "Run it as root.")
     }
@@ -101,7 +108,7 @@ extension PreflightFacts {
       case false?:
         return check.conclude(
           .warn, "VFIO is not loaded, or gives devices no nodes of their own.",
-          remedy: "`modprobe vfio-pci`; nodes of devices need a kernel with CONFIG_VFIO_DEVICE_CDEV (6.6).")
+          remedy: "`sudo modprobe vfio-pci`; nodes of devices take Linux 6.6 or later with CONFIG_VFIO_DEVICE_CDEV.")
       case nil:
         return check.conclude(
           .unknown, "Whether VFIO is loaded could not be read.", remedy: "Run it as root.")
@@ -124,7 +131,7 @@ extension PreflightFacts {
     check.conclude(
       .warn,
       "This kernel gives VFIO devices no nodes of their own: the device is driven by its group's node and type1.",
-      remedy: "Nothing, if type1 is enough; else a kernel with CONFIG_VFIO_DEVICE_CDEV (6.6).")
+      remedy: "Nothing, if type1 is enough; else Linux 6.6 or later with CONFIG_VFIO_DEVICE_CDEV.")
   }
 
   func checkRegions(_ check: inout CheckDraft) {

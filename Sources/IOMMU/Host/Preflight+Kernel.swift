@@ -40,13 +40,15 @@ extension PreflightFacts {
       case .loaded, .loadable, .unknown:
         return check.conclude(
           .fail, "vfio-pci, the driver that hands a device to a process, is not loaded.",
-          remedy: "`modprobe vfio-pci`, and a line `vfio-pci` in /etc/modules-load.d for the next boot.")
+          remedy:
+            "`sudo modprobe vfio-pci`, and a file /etc/modules-load.d/vfio-pci.conf with the line `vfio-pci` for later boots."
+        )
       }
     }
     guard iommufd || type1 == .loaded else {
       return check.conclude(
         .fail, "vfio-pci is loaded, but neither iommufd nor type1, which would map memory for the device.",
-        remedy: "`modprobe vfio_iommu_type1` or `modprobe iommufd`.")
+        remedy: "`sudo modprobe vfio_iommu_type1` or `sudo modprobe iommufd`.")
     }
     let present = [iommufd ? "iommufd" : nil, type1 == .loaded ? "type1" : nil].compactMap { $0 }
     check.conclude(.ok, "vfio-pci is loaded, and for mapping memory \(present.joined(separator: " and ")).")
@@ -68,17 +70,18 @@ extension PreflightFacts {
         remedy: "See whether udev runs here, and in a container, pass /dev/iommu in.")
     case .loadable:
       check.conclude(
-        verdict, "The kernel has iommufd, which is not loaded.\(means)", remedy: "`modprobe iommufd`.")
+        verdict, "The kernel has iommufd, which is not loaded.\(means)", remedy: "`sudo modprobe iommufd`.")
     case .missing:
       check.conclude(
         verdict, "The kernel was built without iommufd.\(means)",
         remedy: fallback
-          ? "Nothing, if type1 is enough; else a kernel with CONFIG_IOMMUFD (6.2)." : "`modprobe vfio-pci`.")
+          ? "Nothing, if type1 is enough; else Linux 6.6 or later with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV."
+          : "`sudo modprobe vfio-pci`.")
     case .unknown:
       check.conclude(
         node == nil ? .unknown : verdict,
-        "iommufd is not loaded, or not in this kernel (6.2 and later have it).\(means)",
-        remedy: "`modprobe iommufd`.")
+        "iommufd is not loaded, or this kernel was built without it.\(means)",
+        remedy: "`sudo modprobe iommufd`; if there is no such module, Linux 6.6 or later with CONFIG_IOMMUFD.")
     }
   }
 

@@ -22,7 +22,7 @@ extension PreflightFacts {
   }
 
   func checkEnabled(_ check: inout CheckDraft) {
-    let units = check.names(SysPath.units), groups = check.names(SysPath.groups)
+    let units = check.names(SysPath.units, leavingOut: IOMMUUnit.isMock), groups = check.names(SysPath.groups)
     let words = commandLine(&check)
     guard let units, let groups else {
       return check.conclude(

@@ -55,7 +55,7 @@ extension PreflightFacts {
     case .absent:
       check.conclude(
         .fail, "There are no nodes to open: \(what) are not in /dev.",
-        remedy: "`modprobe vfio-pci`; in a container, pass /dev/vfio and /dev/iommu in.")
+        remedy: "`sudo modprobe vfio-pci`; in a container, pass /dev/vfio and /dev/iommu in.")
     case .unknown: check.conclude(.unknown, "Whether this process may open \(what) could not be told.")
     }
   }
@@ -77,8 +77,9 @@ extension PreflightFacts {
     let counting =
       "iommufd counts what all processes of the user have pinned, type1 what this process has pinned and locked."
     let remedy =
-      "Raise it: a line `@vfio - memlock unlimited` in /etc/security/limits.d for a new login, `LimitMEMLOCK=infinity` in "
-      + "a systemd unit, or `ulimit -l` in a root shell."
+      "Raise it: for the logins of group vfio, the line `@vfio - memlock unlimited` in "
+      + "/etc/security/limits.d/60-vfio-iommu.conf, and log in again; for a service, `LimitMEMLOCK=infinity` in its "
+      + "unit; for this shell alone, `ulimit -l unlimited` as root."
     let means = "This process may pin \(Self.bytes(limit)) for devices; \(counting)"
     if limit < 1 << 16 { return check.conclude(.fail, means, remedy: remedy) }
     if limit < 64 << 20 { return check.conclude(.warn, means, remedy: remedy) }

@@ -19,7 +19,7 @@ extension DMAError {
       error.remedy =
         path == KernelOwnedIOAS.path
         ? "Load iommufd (CONFIG_IOMMUFD), or use the type1 interface"
-        : "Load vfio-pci and bind the device to it: iommuctl bind"
+        : "Load vfio-pci (sudo modprobe vfio-pci) and bind the device to it: sudo iommuctl bind ADDRESS"
     case .busy:
       error.code = .busy
       error.detail = "Another process, or another device of this one, has the node or its group open"
@@ -57,7 +57,7 @@ extension DMAError {
         remedy: "iommuctl doctor \(name) names the device and driver; bind the whole group to vfio-pci")
     case .noDevice, .noDeviceOrAddress, .noEntry:
       return DMAError(
-        .noSuchDevice, operation, errno: errno, device: name, remedy: "Bind it to vfio-pci: iommuctl bind \(name)")
+        .noSuchDevice, operation, errno: errno, device: name, remedy: "Bind it to vfio-pci: sudo iommuctl bind \(name)")
     case .notTypewriter:
       return DMAError(
         .notSupported, operation, errno: errno, device: name, detail: "The kernel's VFIO has no such call")

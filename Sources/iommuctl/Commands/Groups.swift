@@ -4,7 +4,15 @@ import IOMMU
 /// Every IOMMU group and whether VFIO would hand it out.
 struct Groups: Subcommand {
   static let configuration = CommandConfiguration(
-    abstract: "List the IOMMU groups, their devices, and what keeps a group from being used.")
+    abstract: "List the IOMMU groups, their devices, and what keeps a group from being used.",
+    discussion: """
+      An IOMMU cannot keep the devices of a group apart, so VFIO hands out a group whole. It is viable when no device \
+      of it is bound to a driver of the host's: each is bound to vfio-pci, to a driver that does no DMA (pci-stub, \
+      pcieport), or to nothing.
+
+      VIABLE NOW says whether that is so at present. HELD BY is the first device that is bound to a driver of the \
+      host's, and that driver; `sudo iommuctl bind ADDRESS` gives the whole group of a device to vfio-pci.
+      """)
 
   @OptionGroup var global: GlobalOptions
 
@@ -17,7 +25,7 @@ struct Groups: Subcommand {
       ])
       return .fine
     }
-    var table = Table("GROUP", "TYPE", "IOMMU", "VIABLE", "CULPRIT", "DEVICES")
+    var table = Table("GROUP", "TYPE", "IOMMU", "VIABLE NOW", "HELD BY", "DEVICES")
     for group in groups {
       let devices = group.members.map(\.description).joined(separator: ", ")
       table.add(

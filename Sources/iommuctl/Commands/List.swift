@@ -4,7 +4,17 @@ import IOMMU
 /// Every PCI device and whether it can be driven.
 struct List: Subcommand {
   static let configuration = CommandConfiguration(
-    abstract: "List the PCI devices and whether a process can drive them.")
+    abstract: "List the PCI devices and whether a process can drive them.",
+    discussion: """
+      STATUS is one of:
+        ready     bound to vfio-pci, its IOMMU group viable: a process can open it
+        bindable  `sudo iommuctl bind ADDRESS` can give it to vfio-pci
+        blocked   cannot be driven as things are: `iommuctl doctor ADDRESS` says why
+        unknown   a file that decides it could not be read: --json lists such files
+
+      Bridges are always blocked, since the kernel drives them itself, and so is what has no IOMMU group. Opening a \
+      device that is ready takes the right to use its nodes besides.
+      """)
 
   @OptionGroup var global: GlobalOptions
 
@@ -19,6 +29,11 @@ struct List: Subcommand {
     } else {
       context.console.out(Self.table(devices))
       let count = Set(devices.flatMap(\.unread)).count
+      let blocked = devices.count { $0.status == .blocked }
+      if blocked > 0 {
+        let verb = blocked == 1 ? "device is" : "devices are"
+        context.console.err("\(blocked) \(verb) blocked; `iommuctl doctor ADDRESS` says why\n")
+      }
       if count > 0 { context.console.err("\(count) files could not be read; --json lists them\n") }
     }
     return .fine

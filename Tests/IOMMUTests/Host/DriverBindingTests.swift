@@ -238,7 +238,7 @@ import Testing
     let missing = #expect(throws: DMAError.self) {
       try Host(kernel: unloaded).plan(.bind, of: address("00:14.0"))
     }
-    #expect((missing?.code, missing?.remedy) == (.notSupported, "`modprobe vfio-pci`"))
+    #expect((missing?.code, missing?.remedy) == (.notSupported, "`sudo modprobe vfio-pci`"))
     let unread = try kernel { _ in
     } tree: {
       $0.entries["\($0.path(of: "0000:00:14.2"))/driver"] = .failure(13)

@@ -1,5 +1,6 @@
 import CapturedTrees
 import IOMMU
+import IOMMUSimulation
 import Testing
 
 @Suite struct HostDevicesTests {
@@ -75,6 +76,17 @@ import Testing
     let host = try Fixture.laptop.host()
     let missing = #expect(throws: DMAError.self) { try host.device(address("77:00.0")) }
     #expect((missing?.code, missing?.device, missing?.errno) == (.noSuchDevice, "0000:77:00.0", .noEntry))
+    #expect((missing?.operation, missing?.remedy?.hasSuffix("0000:00:1d.0 …")) == ("find", true))
+    let simulated = #expect(throws: DMAError.self) { try Host.simulated().device(address("77:00.0")) }
+    #expect(simulated?.remedy == "The simulated machine has 0000:00:02.0")
+    // No machine has a device there, and some have no devices at all.
+    let here = #expect(throws: DMAError.self) { try Host.local().device(address("fffe:ff:1f.7")) }
+    if here?.code == .noSuchDevice {
+      #expect(here?.remedy == "`iommuctl list` shows the devices of this machine")
+    }
+    let captured = Host(kernel: TreeKernel(try Fixture.laptop.tree), isCaptured: true)
+    let elsewhere = #expect(throws: DMAError.self) { try captured.device(address("77:00.0")) }
+    #expect(elsewhere?.remedy?.contains("--root") == true)
     let empty = Host(kernel: TreeKernel(CapturedTree()))
     for call in [{ _ = try empty.devices() }, { _ = try empty.groups() }, { _ = try empty.units() }]
       as [() throws -> Void]
