@@ -28,7 +28,7 @@ func arenaFile() throws -> Measurement {
   }
 
   var ratios: [Double] = [], byFile: [Double] = []
-  for _ in 0..<5 {
+  for _ in 0..<25 {
     let slow = try time { offset throws(Errno) in
       _ = try kernel.ioasMap(
         iommufd, ioas: ioas, flags: flags, address: address + offset, byteCount: UInt64(area), iova: start + offset)
