@@ -69,7 +69,7 @@ public final class DMADomain: Sendable {
   /// Counters of the address space; one consistent copy. All zero in a fork of the process that opened the device.
   public var statistics: DMAStatistics {
     guard ProcessGuard.isOwner else { return DMAStatistics() }
-    var copy = core.locked { $0.statistics }
+    var copy = core.locked { $0.report() }
     copy.arenaBytes = UInt64(core.coherent.byteCount + core.streaming.byteCount)
     return copy
   }
