@@ -8,8 +8,8 @@ struct LastAllocation: BitwiseCopyable {
   @usableFromInline var start = UInt64.max
   /// What it was chosen for.
   @usableFromInline var byteCount: UInt64 = 0, limit: UInt64 = 0, alignment: UInt8 = 0
-  /// It was released; its node is still in the tree.
-  @usableFromInline var isFree = false
+  /// It was released, and its node is still in the tree; or there is none.
+  @usableFromInline var isFree = true
   /// The tree holds another tag, or the node of a range that was released.
   @usableFromInline var isAhead = false
   /// The tag that it has now.
@@ -24,6 +24,7 @@ struct LastAllocation: BitwiseCopyable {
     else { return }
     (self.start, self.tag) = (start.rawValue, tag)
     (byteCount, limit, self.alignment) = (request.byteCount, request.limit, alignment.shift)
+    isFree = false
   }
 }
 
@@ -65,7 +66,7 @@ extension RangeStore {
   /// The tiles, for a change: after it, another range may be what the last request would get.
   var changingTiles: UnsafeMutablePointer<TileMap> {
     let tiles = unsafe tiles
-    unsafe last.pointee.start = .max
+    unsafe last.pointee = LastAllocation()
     return unsafe tiles
   }
 

@@ -3,8 +3,25 @@
 extension RangeStore {
   /// The first thing found that must not be, with addresses; `nil` when all is well.
   ///
+  /// Changes nothing: what the tree is not told yet it is not told by this.
+  ///
   /// - Complexity: O(n).
-  package func checkInvariants() -> String? { unsafe tiles.pointee.checkInvariants() }
+  package func checkInvariants() -> String? { unsafe map.pointee.checkInvariants() ?? checkLast() }
+
+  /// What is remembered of the last allocation must be in the tree as it was allocated.
+  private func checkLast() -> String? {
+    let last = unsafe last.pointee
+    if last.start == .max { return last.isFree && !last.isAhead ? nil : "none was allocated last, and it changed" }
+    let start = unit(IOVA(last.start))
+    let (leaf, slot) = unsafe map.pointee.tree.lookUp(start)
+    guard slot >= 0, leaf.value(slot).start == start else { return "the last allocation \(last) has no node" }
+    let value = leaf.value(slot)
+    let isRight =
+      value.kind == .allocation && value.auxiliary == 0 && range(value.start, value.end).byteCount == last.byteCount
+      && range(value.start, value.end).last.rawValue <= last.limit && (last.isAhead || value.tag == last.tag)
+    if !isRight { return "the last allocation \(last) is \(value) in the tree" }
+    return last.isFree && !last.isAhead ? "the last allocation \(last) was released unnoticed" : nil
+  }
 
   /// Lets the store's memory run out after so many more requests for a chunk of it.
   package func limitMemory(toChunks count: Int) { unsafe tiles.pointee.tree.pool.chunkBudget = count }

@@ -34,6 +34,38 @@ struct RangeStoreAgainTests {
     #expect(store.checkInvariants() == nil)
   }
 
+  /// No address is the last allocation when there is none.
+  @Test func nothingIsLastAtFirst() throws {
+    let store = try makeStore(.full)
+    for address in [0, 0x1000, UInt64.max] { #expect(store.removeLast(IOVA(address)) == nil) }
+    // The top granule belongs to somebody: nothing above may release it.
+    try store.insert(RangeStore.Node(range: range(0xffff_ffff_ffff_f000, .max), kind: .fixed, tag: 7))
+    for address in [0, 0xffff_ffff_ffff_f000, UInt64.max] { #expect(store.removeLast(IOVA(address)) == nil) }
+    #expect(store.find(containing: IOVA(.max))?.tag == 7)
+    #expect(store.checkInvariants() == nil)
+  }
+
+  /// Releasing needs no memory, neither at once nor later, and a change that fails for want of it still is one.
+  @Test func aStoreWithoutMemory() throws {
+    let full = try makeStore(range(0x1000, 0xff_ffff)), store = try makeStore(range(0x1000, 0xff_ffff))
+    full.limitMemory(toChunks: 0)
+    store.limitMemory(toChunks: 0)
+    while case .success = allocate(full, page) { _ = try store.allocate(page) }
+    #expect(allocate(full, page) == .failure(.outOfMemory))
+    #expect(full.again(page) == nil)
+    let lowest = store.next(from: IOVA(0))
+    let last = try #require(lowest).start
+    #expect(store.removeLast(last) == 0)
+    #expect(store.again(page, tag: 5) == last)
+    #expect(store.removeLast(last) == 5)
+    let low = RangeStore.Node(range: range(0x1000, 0x1fff), kind: .fixed)
+    #expect(failure { () throws(RangeStoreFailure) in try store.insert(low) } == .outOfMemory)
+    #expect(store.find(containing: last) == nil)
+    #expect(store.again(page) == nil)
+    #expect(store.count == full.count - 1)
+    #expect(store.checkInvariants() == nil)
+  }
+
   /// Each question by itself finds the tree up to date.
   @Test func everyQuestionKnows() throws {
     let store = try makeStore(range(0x1000, 0xff_ffff))

@@ -49,6 +49,9 @@ enum AddressSpaceSetup {
 
 extension DomainCore {
   /// Another device has joined, which may reach less: what it cannot is reserved, or the device is refused.
+  ///
+  /// It stays so when the device leaves: what remains is right for every device that is there, and a range that came back
+  /// for a while would be in the way of the next such device.
   func narrow(to usable: IOVARanges, for device: String) throws(DMAError) {
     let refused: (IOVARange, RangeStoreFailure)? = locked { state in
       let lost = state.usable.subtracting(usable)

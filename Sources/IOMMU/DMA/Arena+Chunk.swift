@@ -99,11 +99,9 @@ extension DomainCore {
       do throws(RangeStoreFailure) {
         try coherent.add(memory, iova: mapped)
       } catch { throw DMAError(.outOfMemory, "allocate", byteCount: UInt64(byteCount)) }
+      locked { $0.statistics.coherentArenaBytes += UInt64(memory.byteCount) }
     } catch {
-      if let mapped {
-        unmapArena(mapped, memory.byteCount)
-        locked { $0.statistics.coherentArenaBytes -= UInt64(memory.byteCount) }
-      }
+      if let mapped { unmapArena(mapped, memory.byteCount) }
       unsafe coherent.release(memory.base, memory.byteCount, memory.file)
       throw error
     }
@@ -142,10 +140,7 @@ extension DomainCore {
       }
       offset += part
     }
-    locked { state in
-      state.statistics.coherentArenaBytes += length
-      state.index(iova, host: unsafe UInt64(UInt(bitPattern: memory.base)), byteCount: length)
-    }
+    locked { $0.index(iova, host: unsafe UInt64(UInt(bitPattern: memory.base)), byteCount: length) }
     return iova
   }
 

@@ -55,6 +55,9 @@ public final class DMADomain: Sendable {
 
   /// The addresses that mappings can get: the IOMMU's aperture without reserved regions and without page 0; the mask is
   /// not taken into account. Sorted, inclusive ranges; none in a fork of the process that opened the device.
+  ///
+  /// A device that is opened with `sharing:` takes out what it cannot reach, for all devices of the domain and for as long
+  /// as the domain lives, also when it leaves or is refused later on: what was given out once holds for whoever comes.
   public var usableRanges: IOVARanges {
     // The lock may have been held by a thread that a fork does not have.
     ProcessGuard.isOwner ? core.locked { $0.usable } : []
@@ -69,7 +72,7 @@ public final class DMADomain: Sendable {
   /// Counters of the address space; one consistent copy. All zero in a fork of the process that opened the device.
   public var statistics: DMAStatistics {
     guard ProcessGuard.isOwner else { return DMAStatistics() }
-    var copy = core.locked { $0.statistics }
+    var copy = core.locked { $0.report() }
     copy.arenaBytes = UInt64(core.coherent.byteCount + core.streaming.byteCount)
     return copy
   }

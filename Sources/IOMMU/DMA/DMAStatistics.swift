@@ -1,4 +1,7 @@
 /// Counters of a domain since it was made; all monotone but those named `live`.
+///
+/// A mapping counts from its kernel call on. Where that fails while another thread looks, ``maps`` keeps what was seen
+/// until as many were made.
 public struct DMAStatistics: Hashable, Sendable {
   /// Mappings made: one a buffer, an unsafe mapping or a part of a list.
   public var maps: UInt64 = 0

@@ -155,6 +155,8 @@ struct DomainState: ~Copyable {
   /// Mappings by host address; made by the first ``DMADomain/translate(_:byteCount:)-(UnsafeRawPointer,_)``.
   var byHostAddress: IntervalIndex?
   var statistics = DMAStatistics()
+  /// The most that was ever told of ``DMAStatistics/maps``.
+  private var mapsTold: UInt64 = 0
   var ended = EndedMappings()
 
   /// What mappings can get, for messages and ``DMADomain/usableRanges``.
@@ -169,6 +171,15 @@ struct DomainState: ~Copyable {
   private init(usable: IOVARanges, store: consuming RangeStore) {
     self.usable = usable
     self.store = store
+  }
+
+  /// The statistics to show. A map is counted before its kernel call and taken back if that fails: who has seen it must
+  /// not see fewer afterwards.
+  mutating func report() -> DMAStatistics {
+    mapsTold = max(mapsTold, statistics.maps)
+    var copy = statistics
+    copy.maps = mapsTold
+    return copy
   }
 
   /// The lowest mapping that has an address above `limit`.

@@ -22,10 +22,12 @@ extension Device {
 
   /// Takes over a device node and an iommufd that a privileged launcher opened; both are closed with the device.
   ///
-  /// The node must not be bound yet. If this throws, both are closed.
+  /// The node must not be bound yet. If this throws, both are closed; but neither is when they are one descriptor, which
+  /// is `.invalidArgument`.
   public convenience init(
     _ address: String, characterDevice: Int32, iommufd: Int32, on host: Host? = nil, token: String? = nil
   ) throws(DMAError) {
+    try Self.requireTwo(characterDevice, iommufd, address, "device node and iommufd")
     var opening: (target: AttachTarget, host: Host)
     do throws(DMAError) {
       opening = try Self.target(address, on: host, token: token, needsNode: false)
@@ -45,10 +47,12 @@ extension Device {
 
   /// Takes over a group and a container that a privileged launcher opened; both are closed with the device.
   ///
-  /// The group may be in the container already. If this throws, both are closed.
+  /// The group may be in the container already. If this throws, both are closed; but neither is when they are one
+  /// descriptor, which is `.invalidArgument`.
   public convenience init(
     _ address: String, group: Int32, container: Int32, on host: Host? = nil, token: String? = nil
   ) throws(DMAError) {
+    try Self.requireTwo(group, container, address, "group and container")
     var opening: (target: AttachTarget, host: Host)
     do throws(DMAError) {
       opening = try Self.target(address, on: host, token: token, needsNode: false)
@@ -64,6 +68,16 @@ extension Device {
     }
     try self.init(
       try OpenedDevice.open(opening, over: translation, reason: "The launcher passed a group and a container"))
+  }
+
+  /// One number for both would be closed twice, the second time as another thread's new file.
+  private static func requireTwo(
+    _ first: Int32, _ second: Int32, _ address: String, _ what: String
+  ) throws(DMAError) {
+    guard first == second else { return }
+    throw DMAError(
+      .invalidArgument, "open", device: address, detail: "Descriptor \(first) was passed as \(what)",
+      remedy: "Pass the two that the launcher opened")
   }
 
   private static func giveUp(_ first: Int32, _ second: Int32, _ host: Host?, _ error: DMAError) -> DMAError {

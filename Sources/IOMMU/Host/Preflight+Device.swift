@@ -145,7 +145,9 @@ extension PreflightFacts {
     guard let regions = try? host.reservedRegions(ofGroup: group.id), regions.unread.isEmpty else {
       check.note(path, "unreadable")
       return check.conclude(
-        .unknown, "The group's reserved regions could not be read.", remedy: "Run it as root.")
+        .unknown,
+        "The group's reserved regions could not be read; only the kernel's own list of usable addresses then keeps "
+          + "mappings off them.", remedy: "Run it as root.")
     }
     for region in regions.regions { check.note(path, "\(region.range) \(region.type)") }
     if regions.regions.isEmpty { check.note(path, "none") }

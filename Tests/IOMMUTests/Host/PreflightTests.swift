@@ -234,6 +234,7 @@ import Testing
       $0.entries[path] = .failure(13)
     }
     #expect(unreadable[.reservedRegions].verdict == .unknown)
+    #expect(unreadable[.reservedRegions].meaning.contains("kernel's own list"))
     #expect(unreadable[.reservedRegions].evidence.map(\.path) == [path])
   }
 
