@@ -21,16 +21,26 @@ OPTIONS = ["--configuration", "release", "--static-swift-stdlib", "-Xlinker", "-
 
 def build(package: Path, parts: Parts) -> list[Path]:
     """The package's programs."""
-    scratch = package / f".build-guest-{parts.architecture}"
+    scratch = build_folder(package, parts.architecture)
     if parts.architecture == "arm64":
         for_arm64(package, scratch, parts)
     else:
         swift(["swift", "build", *options(package, scratch)], parts.quiet)
-    programs = [path for path in sorted((scratch / "release").iterdir())
-                if path.is_file() and os.access(path, os.X_OK) and is_program(path)]
-    if not programs:
-        raise Failed(f"{package} builds no program")
-    return programs
+    return programs(package, parts.architecture)
+
+
+def build_folder(package: Path, architecture: str) -> Path:
+    return package / f".build-guest-{architecture}"
+
+
+def programs(package: Path, architecture: str) -> list[Path]:
+    """What was built last."""
+    folder = build_folder(package, architecture) / "release"
+    found = [path for path in (sorted(folder.iterdir()) if folder.is_dir() else [])
+             if path.is_file() and os.access(path, os.X_OK) and is_program(path)]
+    if not found:
+        raise Failed(f"{package} has no program built for {architecture}")
+    return found
 
 
 def options(package: Path, scratch: Path) -> list[str]:

@@ -59,7 +59,7 @@ class Row:
         here = self.root / "Tests/VirtualHardware"
         with tempfile.NamedTemporaryFile(prefix="swift-iommu-log-") as log:
             done = subprocess.run(
-                [here / "run", "--quiet", "--machine", self.machine, "--build", self.root, "--file", here / "guest/row",
+                [here / "run", "--quiet", "--machine", self.machine, "--built", self.root, "--file", here / "guest/row",
                  "--file", self.root / "udev", "--file", self.root / "Tests/udev/apply", "--log", log.name,
                  "--timeout", str(timeout), *options, "--", *command],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", stdin=subprocess.DEVNULL)
