@@ -24,6 +24,7 @@ class Row:
         self.cases: list[dict] = []
         self.counts: dict[str, dict] = {}
         self.boots: dict[str, int] = {}
+        self.stopped: list[str] = []
         self.measured: list[dict] = []
         self.seconds = 0.0
         self.output: list[str] = []
@@ -48,6 +49,8 @@ class Row:
             self.boots[name] = attempt
             if "ROW DONE" in lines or status not in (MACHINE_FAILED, TIMED_OUT):
                 break
+            self.stopped.append(f"{name}, boot {attempt}: exit status {status} after {' | '.join(lines[-2:])}; "
+                                f"console: {' | '.join(console[-4:])}")
         self.parse(lines)
         finished = "ROW DONE" in lines
         self.add(f"boot/{name}", "pass" if finished else "fail",
@@ -134,6 +137,8 @@ class Row:
         bad = [case for case in self.cases if case["verdict"] == "fail"]
         print(f"{self.machine}/{self.interface}: {self.count('pass')} passed, {len(bad)} failed, "
               f"{self.count('skip')} skipped in {self.seconds:.0f} s", flush=True)
+        for line in self.stopped:
+            print(f"  stopped: {line}", flush=True)
         for case in bad:
             print(f"  FAIL {case['name']}: {case['reason']}", flush=True)
         if bad:
