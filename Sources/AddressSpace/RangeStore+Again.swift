@@ -6,7 +6,7 @@
 struct LastAllocation: BitwiseCopyable {
   /// Its first address; `max`, which no granule begins with, when there is none.
   @usableFromInline var start = UInt64.max
-  /// What it was chosen for.
+  /// What it was chosen for; a length of 0, which no request has, when there is none.
   @usableFromInline var byteCount: UInt64 = 0, limit: UInt64 = 0, alignment: UInt8 = 0
   /// It was released, and its node is still in the tree; or there is none.
   @usableFromInline var isFree = true

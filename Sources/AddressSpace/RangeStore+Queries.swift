@@ -1,7 +1,7 @@
 extension RangeStore {
   /// The node that an address lies in; `nil` when it is free or not usable.
   ///
-  /// - Complexity: O(log n). Writes nothing.
+  /// - Complexity: O(log n).
   package func find(containing address: IOVA) -> Node? {
     let unit = unit(address)
     let (leaf, slot) = unsafe tiles.pointee.tree.lookUp(unit)

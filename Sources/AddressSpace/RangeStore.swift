@@ -2,7 +2,8 @@
 /// caller fixed are all nodes of this one store, so that whatever is in the way of whatever is found.
 ///
 /// **Which address.** Of all addresses that satisfy a request the highest, or for `.bottomUp` the lowest.
-/// Freed ranges are found again at once: nothing is remembered from one search to the next.
+/// Freed ranges are found again at once: nothing is remembered from one search to the next but the last allocation, as
+/// long as nothing else has changed (``allocateAgain(byteCount:alignment:limit:tag:)``).
 ///
 /// **Cost.** A B+-tree of tiles, each an occupied range and the free gap below it. Every subtree is
 /// summarised by its longest gap and by its largest *capacity*: the largest n such that n granules at

@@ -96,7 +96,7 @@ extension DomainCore {
 }
 
 extension DomainState {
-  /// Counts a mapping that has its address, with the call that is about to make it.
+  /// Counts a mapping that has its address, and the kernel call that makes it, which may be still to come.
   @inline(__always)
   mutating func mapped(_ iova: IOVA, host: UInt64, byteCount: UInt64) {
     statistics.maps &+= 1

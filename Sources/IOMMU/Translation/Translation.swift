@@ -26,7 +26,8 @@ package protocol Translation: AnyObject, Sendable {
   var canMapFiles: Bool { get }
   /// Unmaps every mapping in the range; returns the bytes that were unmapped.
   func unmap(iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64
-  /// The same two for a caller in a hurry; nil where they are more than a system call.
+  /// The calls behind `map(iova:address:byteCount:access:)` and `unmap(iova:byteCount:)`, to be made without this table in
+  /// between; nil where there is more to do than a system call.
   var directCalls: DirectCalls? { get }
   /// Unmaps all, once no device is attached, and gives everything back to the kernel. The second call does nothing.
   func close()
