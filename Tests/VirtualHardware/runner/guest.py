@@ -6,6 +6,7 @@ import selectors
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -62,7 +63,15 @@ class Stream:
             self.sink.flush()
 
 
-def run(arguments: list[str], log: Path, token: str, timeout: float, sink) -> int:
+@dataclass
+class Limits:
+    """Seconds: for the boot and the command together, and for one wait for output."""
+
+    total: float
+    silence: float
+
+
+def run(arguments: list[str], log: Path, token: str, limits: Limits, sink) -> int:
     """Runs QEMU with these arguments until the command has ended; its exit code.
 
     QEMU's own messages are appended to `log`, where the kernel's console goes as well.
@@ -73,7 +82,7 @@ def run(arguments: list[str], log: Path, token: str, timeout: float, sink) -> in
             arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
             preexec_fn=die_with_parent)
     try:
-        read_all(process, stream, time.monotonic() + timeout, timeout)
+        read_all(process, stream, limits)
         # The guest has closed the port; what is left to do is to power off.
         process.wait(SHUTDOWN_SECONDS)
     except subprocess.TimeoutExpired:
@@ -88,14 +97,16 @@ def run(arguments: list[str], log: Path, token: str, timeout: float, sink) -> in
     return stream.code
 
 
-def read_all(process: subprocess.Popen, stream: Stream, deadline: float, timeout: float):
+def read_all(process: subprocess.Popen, stream: Stream, limits: Limits):
     output = process.stdout.fileno()
+    deadline = time.monotonic() + limits.total
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)
         while stream.code is None:
             remaining = deadline - time.monotonic()
-            if remaining <= 0 or not selector.select(remaining):
-                raise TimedOut(f"not finished after {timeout:g} s")
+            if remaining <= 0 or not selector.select(min(remaining, limits.silence)):
+                raise TimedOut(f"no output for {limits.silence:g} s; --silence sets the limit" if remaining > limits.silence
+                               else f"not finished after {limits.total:g} s; --timeout sets the limit")
             data = os.read(output, 1 << 16)
             if not data:
                 return

@@ -12,6 +12,8 @@ import machines
 
 # The runner's own exit codes: see `run --help`.
 TIMED_OUT, MACHINE_FAILED = 124, 125
+# Seconds without a line of output after which a machine hangs: the longest case takes 6 s on a quiet host.
+SILENCE = 120
 # Where `make bench` has its guest rows from.
 MEASURED = ("vtd-scalable", "iommufd")
 
@@ -42,8 +44,7 @@ class Row:
     def boot(self, name: str, options: list[str], command: list[str], timeout: int) -> list[str]:
         """Runs a command in the machine; its cases are added. The boot itself is a case too.
 
-        A machine that stopped or hung, which emulation does now and then on a busy host, gets a second try; what hangs
-        twice is a failure. How many it took is in the document."""
+        A machine that stopped or hung gets a second try; what hangs twice is a failure. How many it took is in the document."""
         for attempt in (1, 2):
             lines, status, console = self.once(options, command, timeout)
             self.boots[name] = attempt
@@ -64,7 +65,7 @@ class Row:
             done = subprocess.run(
                 [here / "run", "--quiet", "--machine", self.machine, "--built", self.root, "--file", here / "guest/row",
                  "--file", self.root / "udev", "--file", self.root / "Tests/udev/apply", "--log", log.name,
-                 "--timeout", str(timeout), *options, "--", *command],
+                 "--timeout", str(timeout), "--silence", str(SILENCE), *options, "--", *command],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", stdin=subprocess.DEVNULL)
             return done.stdout.splitlines(), done.returncode, Path(log.name).read_text(errors="replace").splitlines()
 
@@ -149,4 +150,5 @@ class Row:
         return {
             "machine": self.machine, "interface": self.interface, "translation": "kernel",
             "passed": self.count("pass"), "failed": self.count("fail"), "skipped": self.count("skip"),
-            "seconds": round(self.seconds, 1), "boots": self.boots, "cases": self.cases, "counts": self.counts, "measured": self.measured}
+            "seconds": round(self.seconds, 1), "boots": self.boots,
+            "stopped": self.stopped, "cases": self.cases, "counts": self.counts, "measured": self.measured}
