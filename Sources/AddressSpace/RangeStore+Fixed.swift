@@ -66,4 +66,12 @@ extension RangeStore {
     }
     return node(value)
   }
+
+  /// Gives the node that starts at an address another tag and returns the one it had; `nil` when none starts there.
+  ///
+  /// - Complexity: O(log n).
+  package func setTag(_ tag: UInt64, at start: IOVA) -> UInt64? {
+    guard start.isAligned(to: granule), let old = unsafe changingTiles.pointee.retag(unit(start), tag) else { return nil }
+    return old
+  }
 }

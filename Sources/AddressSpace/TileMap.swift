@@ -114,6 +114,14 @@ extension TileMap {
     tree.leaf.setValue(tree.slot, value)
   }
 
+  /// The same where there may be none; the tag it had.
+  mutating func retag(_ start: UInt64, _ tag: UInt64) -> UInt64? {
+    tree.seek(start)
+    guard tree.slot >= 0, tree.value.start == start, tree.value.kind != nil else { return nil }
+    defer { setTag(tag, at: start) }
+    return tree.value.tag
+  }
+
   private mutating func note(_ value: Tile.Value, _ sign: Int) {
     guard let kind = value.kind else { return }
     counts[Int(kind.rawValue)] += sign

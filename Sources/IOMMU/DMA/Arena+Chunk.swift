@@ -78,11 +78,13 @@ extension Arena {
 }
 
 extension DomainCore {
-  /// Grows the coherent arena by at least `byteCount` bytes below `limit`.
-  func growCoherent(byteCount: Int, limit: UInt64) throws(DMAError) {
+  /// Grows the coherent arena by at least `byteCount` bytes within `limits`; whether above the first of them.
+  func growCoherent(byteCount: Int, _ limits: AddressLimits) throws(DMAError) -> Bool {
+    var isAbove = false
     try coherent.grow(byteCount: byteCount) { byteCount throws(DMAError) in
-      try addCoherent(byteCount: byteCount, limit: limit)
+      isAbove = try addCoherent(byteCount: byteCount, limits).rawValue > limits.first
     }
+    return isAbove
   }
 
   /// Grows the streaming arena by at least `byteCount` bytes.
@@ -91,15 +93,17 @@ extension DomainCore {
   }
 
   /// Makes a chunk of the coherent arena: memory, one IOVA range, areas of capped size.
-  private func addCoherent(byteCount: Int, limit: UInt64) throws(DMAError) {
+  private func addCoherent(byteCount: Int, _ limits: AddressLimits) throws(DMAError) -> IOVA {
     let memory = try coherent.makeMemory(byteCount: byteCount)
     var mapped: IOVA?
     do throws(DMAError) {
-      mapped = try mapArena(memory, limit: limit)
+      let start = try mapArena(memory, limits)
+      mapped = start
       do throws(RangeStoreFailure) {
         try coherent.add(memory, iova: mapped)
       } catch { throw DMAError(.outOfMemory, "allocate", byteCount: UInt64(byteCount)) }
       locked { $0.statistics.coherentArenaBytes += UInt64(memory.byteCount) }
+      return start
     } catch {
       if let mapped { unmapArena(mapped, memory.byteCount) }
       unsafe coherent.release(memory.base, memory.byteCount, memory.file)
@@ -117,15 +121,15 @@ extension DomainCore {
     }
   }
 
-  private func mapArena(_ memory: Arena.Memory, limit: UInt64) throws(DMAError) -> IOVA {
+  private func mapArena(_ memory: Arena.Memory, _ limits: AddressLimits) throws(DMAError) -> IOVA {
     guard enter() else { throw failed(.closed, "allocate", byteCount: memory.byteCount) }
     defer { leave() }
     let length = UInt64(memory.byteCount)
     let iova: IOVA
     do throws(RangeStoreFailure) {
       let host = unsafe UInt64(UInt(bitPattern: memory.base))
-      let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length), limit: limit)
-      iova = try locked { state throws(RangeStoreFailure) in try state.store.allocate(request, kind: .fixed, tag: host)
+      iova = try locked { state throws(RangeStoreFailure) in
+        try state.store.allocate(length, alignment: Self.alignment(length), limits, kind: .fixed, tag: host)
       }
     } catch { throw failed(.space(error), "allocate", byteCount: memory.byteCount) }
     let area = memory.isHuge ? Limits.hugeAreaByteCount : Limits.areaByteCount

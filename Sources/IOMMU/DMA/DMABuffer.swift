@@ -12,15 +12,18 @@ public struct DMABuffer: ~Copyable, @unchecked Sendable {
   @usableFromInline let base: UnsafeMutableRawPointer
   /// The length asked for, in bytes.
   public let byteCount: Int
+  /// The memory is within a device's reach until ``FlushQueue/finished`` has reached this number.
+  var reachableUntil: UInt64
 
   /// Takes over a reference to `core` and the memory.
-  init(core: Unmanaged<DomainCore>, base: UnsafeMutableRawPointer, byteCount: Int) {
+  init(core: Unmanaged<DomainCore>, base: UnsafeMutableRawPointer, byteCount: Int, reachableUntil: UInt64 = 0) {
+    self.reachableUntil = reachableUntil
     unsafe self.core = core
     unsafe self.base = base
     self.byteCount = byteCount
   }
 
-  deinit { unsafe DomainCore.freeBuffer(core, base, byteCount) }
+  deinit { unsafe DomainCore.freeBuffer(core, base, byteCount, after: reachableUntil) }
 
   /// Stores a value's bytes at an offset in bytes.
   ///

@@ -31,14 +31,14 @@ extension DMADomain {
     guard ProcessGuard.isOwner else { throw core.failed(.forked, "allocate", byteCount: byteCount).on(deviceName) }
     guard !isClosed else { throw core.failed(.closed, "allocate", byteCount: byteCount).on(deviceName) }
     let size = PageSize(byteCount: UInt64(alignment))!
-    let limit = limit.load(ordering: .relaxed)
     while true {
-      if let (base, iova) = unsafe core.coherent.allocate(byteCount: byteCount, alignment: size, limit: limit) {
+      let limits = addressing.limits
+      if let (base, iova) = unsafe core.coherent.allocate(byteCount: byteCount, alignment: size, limit: limits.last) {
         unsafe base.initializeMemory(as: UInt8.self, repeating: 0, count: byteCount)
         return unsafe (base, iova!)
       }
       do throws(DMAError) {
-        try core.growCoherent(byteCount: byteCount, limit: limit)
+        if try core.growCoherent(byteCount: byteCount, limits) { tripped() }
       } catch { throw error.on(deviceName) }
     }
   }
@@ -72,8 +72,12 @@ extension DMADomain {
 
 extension DomainCore {
   /// A buffer was dropped: its memory and its reference go back.
-  static func freeBuffer(_ core: Unmanaged<DomainCore>, _ base: UnsafeMutableRawPointer, _ byteCount: Int) {
-    if ProcessGuard.isOwner { unsafe core._withUnsafeGuaranteedRef { unsafe $0.streaming.free(base) } }
+  static func freeBuffer(
+    _ core: Unmanaged<DomainCore>, _ base: UnsafeMutableRawPointer, _ byteCount: Int, after number: UInt64
+  ) {
+    if ProcessGuard.isOwner {
+      unsafe core._withUnsafeGuaranteedRef { unsafe $0.free(base, byteCount: byteCount, after: number) }
+    }
     unsafe core.release()
   }
 
@@ -85,8 +89,8 @@ extension DomainCore {
 
   /// A mapping was dropped: unmap, then the memory goes back. If that fails the memory is leaked and counted.
   static func drop(_ core: Unmanaged<DomainCore>, _ base: UnsafeMutableRawPointer, _ byteCount: Int, at address: IOVA) {
-    switch unsafe core._withUnsafeGuaranteedRef({ $0.unmap(address, byteCount: byteCount) }) {
-    case .success: unsafe freeBuffer(core, base, byteCount)
+    switch unsafe core._withUnsafeGuaranteedRef({ unsafe $0.unmap(address, byteCount: byteCount, freeing: base) }) {
+    case .success: unsafe core.release()
     case .failure(let failure): _ = unsafe leak(core, failure, "unmap", address, byteCount)
     }
   }

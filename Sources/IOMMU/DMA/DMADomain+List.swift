@@ -14,13 +14,14 @@ extension DMADomain {
     guard list.isAll(of: core) else { throw foreignBuffer("map(list)") }
     var total: UInt64 = 0
     for index in 0..<list.count { total += core.padded(list.byteCount(at: index)) }
-    let limit = limit.load(ordering: .relaxed)
-    switch core.map(list, byteCount: total, limit: limit, access: direction.access) {
+    let limits = addressing.limits
+    switch core.map(list, byteCount: total, limits: limits, access: direction.access) {
     case .failure(let failure):
       // What the device may still reach must not be used again.
       if case .stuck = failure { _ = list.take() }
-      throw core.failed(failure, "map(list)", byteCount: Int(total), limit: limit).on(deviceName)
+      throw core.failed(failure, "map(list)", byteCount: Int(total), limit: limits.last).on(deviceName)
     case .success(let address):
+      if address.rawValue > limits.first { tripped() }
       return unsafe MappedList(
         core: .passRetained(core), address: address, byteCount: Int(total), list: list)
     }
@@ -30,13 +31,13 @@ extension DMADomain {
 extension DomainCore {
   /// Takes one range for all parts, then maps part by part.
   func map(
-    _ list: borrowing ScatterList, byteCount: UInt64, limit: UInt64, access: DMAAccess
+    _ list: borrowing ScatterList, byteCount: UInt64, limits: AddressLimits, access: DMAAccess
   ) -> Result<IOVA, MapFailure> {
     guard ProcessGuard.isOwner else { return .failure(.forked) }
     guard enter() else { return .failure(.closed) }
     defer { leave() }
     let iova: IOVA
-    do throws(RangeStoreFailure) { iova = try place(list, byteCount, limit) } catch { return noSpace(error) }
+    do throws(RangeStoreFailure) { iova = try place(list, byteCount, limits) } catch { return noSpace(error) }
     var next = iova.rawValue
     for index in 0..<list.count {
       let length = padded(list.byteCount(at: index))
@@ -51,13 +52,13 @@ extension DomainCore {
   }
 
   /// One contiguous range, with a node a part, so that each address finds its memory.
-  private func place(_ list: borrowing ScatterList, _ byteCount: UInt64, _ limit: UInt64) throws(RangeStoreFailure)
-    -> IOVA
+  private func place(_ list: borrowing ScatterList, _ byteCount: UInt64, _ limits: AddressLimits)
+    throws(RangeStoreFailure) -> IOVA
   {
     unsafe state.pointee.lock.lock()
     defer { unsafe state.pointee.lock.unlock() }
-    let request = RangeStore.Request(byteCount: byteCount, alignment: Self.alignment(byteCount), limit: limit)
-    let iova = try unsafe state.pointee.store.allocate(request, tag: 1)
+    let iova = try unsafe state.pointee.store.allocate(
+      byteCount, alignment: Self.alignment(byteCount), limits, tag: 1)
     _ = unsafe state.pointee.store.remove(iova)
     var next = iova
     for index in 0..<list.count {

@@ -11,9 +11,10 @@ extension DMADomain {
   ///   another domain, `.system`.
   public func map(_ buffer: consuming DMABuffer, _ direction: DMADirection) throws(DMAError) -> Mapping {
     guard isOurs(buffer) else { throw refuse(buffer, nil) }
-    let limit = limit.load(ordering: .relaxed)
-    switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limit: limit, access: direction.access) {
+    let limits = addressing.limits
+    switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
     case .success(let address):
+      if address.rawValue > limits.first { tripped() }
       let (core, base, byteCount) = unsafe buffer.take()
       return unsafe Mapping(core: core, base: base, address: address, byteCount: byteCount)
     case .failure(let failure): throw refuse(buffer, failure)
@@ -23,13 +24,20 @@ extension DMADomain {
   /// As ``map(_:_:)-(DMABuffer,_)``, but a buffer that cannot be mapped comes back with the error.
   public func tryMap(_ buffer: consuming DMABuffer, _ direction: DMADirection) -> MapResult {
     guard isOurs(buffer) else { return giveBack(buffer, nil) }
-    let limit = limit.load(ordering: .relaxed)
-    switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limit: limit, access: direction.access) {
+    let limits = addressing.limits
+    switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
     case .success(let address):
+      if address.rawValue > limits.first { tripped() }
       let (core, base, byteCount) = unsafe buffer.take()
       return unsafe .mapped(Mapping(core: core, base: base, address: address, byteCount: byteCount))
     case .failure(let failure): return giveBack(buffer, failure)
     }
+  }
+
+  /// A map needed the second try, and has told so by its address.
+  @inline(never)
+  func tripped() {
+    if addressing.trip(deviceName) { core.locked { $0.statistics.addressPolicyTrips += 1 } }
   }
 
   @inline(__always)
@@ -52,8 +60,8 @@ extension DMADomain {
 
   private func error(_ operation: String, _ failure: MapFailure?, byteCount: Int) -> DMAError {
     if let failure {
-      let limit = limit.load(ordering: .relaxed)
-      return core.failed(failure, operation, byteCount: byteCount, limit: limit).on(deviceName)
+      if case .space(.noSpace) = failure { tripped() }
+      return core.failed(failure, operation, byteCount: byteCount, limit: addressing.limit).on(deviceName)
     }
     return foreignBuffer(operation)
   }
@@ -79,22 +87,24 @@ extension DMADomain {
     unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA? = nil, widening: Bool = false
   ) throws(DMAError) -> UnsafeMapping {
     let pages = try unsafe pages(of: memory, widening: widening)
-    let limit = limit.load(ordering: .relaxed)
+    let limits = addressing.limits
     let result =
       if let address {
-        core.map(host: pages.host, byteCount: pages.byteCount, at: address, limit: limit, access: direction.access)
+        core.map(
+          host: pages.host, byteCount: pages.byteCount, at: address, limit: limits.last, access: direction.access)
       } else {
         unsafe core.map(
-          UnsafeRawPointer(bitPattern: UInt(pages.host))!, byteCount: pages.byteCount, limit: limit,
+          UnsafeRawPointer(bitPattern: UInt(pages.host))!, byteCount: pages.byteCount, limits: limits,
           access: direction.access)
       }
     switch result {
     case .success(let iova):
+      if address == nil, iova.rawValue > limits.first { tripped() }
       return unsafe UnsafeMapping(
         core: .passRetained(core), pages: (iova, pages.byteCount),
         address: IOVA(iova.rawValue + UInt64(pages.offset)), byteCount: memory.count)
     case .failure(let failure):
-      throw core.failed(failure, "map(unsafe:)", address, host: pages.host, byteCount: pages.byteCount, limit: limit)
+      throw core.failed(failure, "map(unsafe:)", address, host: pages.host, byteCount: pages.byteCount, limit: limits.last)
         .on(deviceName)
     }
   }
@@ -142,9 +152,12 @@ extension DomainCore {
     guard enter() else { return .failure(.closed) }
     defer { leave() }
     do throws(RangeStoreFailure) {
-      try locked { state throws(RangeStoreFailure) in
-        try state.store.insert(RangeStore.Node(range: range, kind: .fixed, tag: host), limit: limit)
-        state.mapped(iova, host: host, byteCount: UInt64(byteCount))
+      _ = try afterDrain { () throws(RangeStoreFailure) in
+        try locked { state throws(RangeStoreFailure) in
+          try state.store.insert(RangeStore.Node(range: range, kind: .fixed, tag: host), limit: limit)
+          state.mapped(iova, host: host, byteCount: UInt64(byteCount))
+          return iova
+        }
       }
     } catch { return noSpace(error) }
     do throws(Errno) {
@@ -155,7 +168,7 @@ extension DomainCore {
 
   /// Ends an unsafe mapping and its reference; the reference stays when the unmap fails.
   static func dropUnsafe(_ core: Unmanaged<DomainCore>, _ address: IOVA, _ byteCount: Int) -> DMAError? {
-    switch unsafe core._withUnsafeGuaranteedRef({ $0.unmap(address, byteCount: byteCount) }) {
+    switch unsafe core._withUnsafeGuaranteedRef({ unsafe $0.unmap(address, byteCount: byteCount) }) {
     case .success:
       unsafe core.release()
       return nil

@@ -8,8 +8,8 @@ import Synchronization
 @safe
 public final class DMADomain: Sendable {
   let core: DomainCore
-  /// The highest address that the device of this value can drive.
-  let limit: Atomic<UInt64>
+  /// Which addresses the device of this value gets.
+  let addressing = DeviceAddressing()
   /// The device that errors name.
   let deviceName: String
   /// The open device, which stays so while this is in use.
@@ -21,7 +21,6 @@ public final class DMADomain: Sendable {
     self.faultLog = faultLog
     self.owner = owner
     self.deviceName = deviceName
-    limit = Atomic(.max)
   }
 
   /// Says how many address bits the device drives: no address given to it will have others.
@@ -47,11 +46,11 @@ public final class DMADomain: Sendable {
         .outsideMask, "setMask", address: above.start.rawValue, byteCount: above.byteCount, device: deviceName,
         detail: "\(above) is in use, above the mask's \(IOVA(mask.limit))", remedy: "Set the mask before mapping")
     }
-    limit.store(mask.limit, ordering: .relaxed)
+    addressing.set(limit: mask.limit)
   }
 
   /// The mask set last.
-  public var mask: DMAMask { DMAMask.bits(64 - limit.load(ordering: .relaxed).leadingZeroBitCount) }
+  public var mask: DMAMask { DMAMask.bits(64 - addressing.limit.leadingZeroBitCount) }
 
   /// The addresses that mappings can get: the IOMMU's aperture without reserved regions and without page 0; the mask is
   /// not taken into account. Sorted, inclusive ranges; none in a fork of the process that opened the device.
@@ -79,15 +78,6 @@ public final class DMADomain: Sendable {
 
   /// Whether the last device of the domain was closed.
   public var isClosed: Bool { core.isClosed.load(ordering: .relaxed) }
-
-  /// On return, no address that was unmapped is in the device's reach.
-  ///
-  /// Every unmap has invalidated by the time it returns, so there is nothing to wait for: this makes no system call.
-  ///
-  /// - Throws: `.forked`.
-  public func drain() throws(DMAError) {
-    guard ProcessGuard.isOwner else { throw core.failed(.forked, "drain").on(deviceName) }
-  }
 }
 
 // MARK: - Translate

@@ -1,4 +1,4 @@
-/// Counters of a domain since it was made; all monotone but those named `live`.
+/// Counters of a domain since it was made; all monotone but those named `live` and `queued`.
 ///
 /// A mapping counts from its kernel call on. Where that fails while another thread looks, ``maps`` keeps what was seen
 /// until as many were made.
@@ -15,12 +15,21 @@ public struct DMAStatistics: Hashable, Sendable {
   public var liveMappings = 0
   /// Bytes of IOVA that those take.
   public var liveBytes: UInt64 = 0
+  /// Flushes of the lazy modes, and those that failed and are tried again.
+  public var flushes: UInt64 = 0, failedFlushes: UInt64 = 0
+  /// Bytes of IOVA that were unmapped in a lazy mode and wait for a flush now.
+  public var queuedBytes: UInt64 = 0
+  /// The longest time that an unmapped range stayed within reach, in nanoseconds, from when it was queued to the end of
+  /// the flush; a few milliseconds exact.
+  public var longestWindowNanoseconds: UInt64 = 0
   /// Bytes of memory that was given up, since an unmap failed and the device may still reach it.
   public var leakedBytes: UInt64 = 0
   /// Bytes of memory that the arenas hold, and of these, bytes that are mapped once for all.
   public var arenaBytes: UInt64 = 0
   /// Bytes of the coherent arena, mapped and pinned while the domain is open.
   public var coherentArenaBytes: UInt64 = 0
+  /// Devices of the domain whose ``AddressPolicy/sacFirst`` found no room below 4 GiB and got out of the way, for good.
+  public var addressPolicyTrips: UInt64 = 0
   /// Areas that the coherent arena was mapped in, and those of them that went by `IOMMU_IOAS_MAP_FILE`.
   public var arenaAreas = 0, arenaFileAreas = 0
 

@@ -3,17 +3,18 @@ import Synchronization
 
 /// The data path: address space, translation, address space; a page of code without retain, release or allocation.
 extension DomainCore {
-  /// Maps whole pages at an address of the store's choice, at most `limit`.
+  /// Maps whole pages at an address of the store's choice, within `limits`: above the first of them when that has no room.
   @inline(__always)
-  func map(_ base: UnsafeRawPointer, byteCount: Int, limit: UInt64, access: DMAAccess) -> Result<IOVA, MapFailure> {
+  func map(_ base: UnsafeRawPointer, byteCount: Int, limits: AddressLimits, access: DMAAccess) -> Result<IOVA, MapFailure> {
     guard isOwner else { return .failure(.forked) }
     guard enter() else { return .failure(.closed) }
     defer { leave() }
     let length = padded(byteCount)
     let host = UInt64(UInt(bitPattern: base))
+    if lazyMode.load(ordering: .relaxed) != .strict { flushOverdue() }
     let again = locked { state in
       let alignment = Self.alignment(length)
-      let iova = state.store.allocateAgain(byteCount: length, alignment: alignment, limit: limit, tag: host)
+      let iova = state.store.allocateAgain(byteCount: length, alignment: alignment, limit: limits.first, tag: host)
       if let iova { state.mapped(iova, host: host, byteCount: length) }
       return iova
     }
@@ -21,7 +22,9 @@ extension DomainCore {
     if let again {
       iova = again
     } else {
-      do throws(RangeStoreFailure) { iova = try place(host, length, limit) } catch { return noSpace(error) }
+      do throws(RangeStoreFailure) {
+        iova = try afterDrain { () throws(RangeStoreFailure) in try place(host, length, limits) }
+      } catch { return noSpace(error) }
     }
     do throws(Errno) {
       if let directCalls {
@@ -35,20 +38,30 @@ extension DomainCore {
 
   /// An address that takes a search.
   @inline(never)
-  private func place(_ host: UInt64, _ length: UInt64, _ limit: UInt64) throws(RangeStoreFailure) -> IOVA {
+  private func place(_ host: UInt64, _ length: UInt64, _ limits: AddressLimits) throws(RangeStoreFailure) -> IOVA {
     try locked { state throws(RangeStoreFailure) in
-      let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length), limit: limit)
-      let iova = try state.store.allocate(request, tag: host)
+      let iova = try state.store.allocate(length, alignment: Self.alignment(length), limits, tag: host)
       state.mapped(iova, host: host, byteCount: length)
       return iova
     }
   }
 
-  /// Unmaps what ``map`` mapped; on success the device cannot reach it any more and the IOVA is free.
+  /// Unmaps what ``map`` mapped. On success the device cannot reach it any more and the IOVA is free, or in a lazy mode
+  /// will be when ``FlushQueue/finished`` has reached the number that is the answer; then `memory` is freed as well.
   @inline(__always)
-  func unmap(_ iova: IOVA, byteCount: Int) -> Result<Void, MapFailure> {
+  func unmap(
+    _ iova: IOVA, byteCount: Int, freeing memory: UnsafeMutableRawPointer? = nil
+  ) -> Result<UInt64, MapFailure> {
     guard isOwner else { return .failure(.forked) }
     let length = padded(byteCount)
+    if lazyMode.load(ordering: .relaxed) != .strict { return unsafe unmapLazily(iova, length: length, memory: memory) }
+    let result = unmapNow(iova, length)
+    if let memory = unsafe memory, case .success = result { unsafe streaming.free(memory) }
+    return result
+  }
+
+  @inline(__always)
+  private func unmapNow(_ iova: IOVA, _ length: UInt64) -> Result<UInt64, MapFailure> {
     if enter() {
       defer { leave() }
       do throws(Errno) {
@@ -61,12 +74,21 @@ extension DomainCore {
         if done != length { return .failure(.mismatch(done)) }
       } catch { return .failure(.system(error)) }
       locked { $0.unmapped(iova, byteCount: length, systemCalls: 1) }
-      return .success(())
+      return .success(0)
     }
     // Closed: the kernel unmaps everything by itself.
     waitUntilEmptied()
     locked { $0.unmapped(iova, byteCount: length, systemCalls: 0) }
-    return .success(())
+    return .success(0)
+  }
+
+  /// Tries again when addresses that wait for a flush may be what is in the way.
+  @inline(__always)
+  func afterDrain(_ body: () throws(RangeStoreFailure) -> IOVA) throws(RangeStoreFailure) -> IOVA {
+    do throws(RangeStoreFailure) { return try body() } catch {
+      guard lazyMode.load(ordering: .relaxed) != .strict, drain() == nil else { throw error }
+    }
+    return try body()
   }
 
   /// Natural alignment up to 2 MiB: as the kernel's allocator, without the waste of large sizes.
@@ -92,6 +114,22 @@ extension DomainCore {
       state.statistics.liveBytes -= byteCount
     }
     return .failure(.system(error))
+  }
+}
+
+extension RangeStore {
+  /// The first limit, and where there is no room below it the last. A first try that must fail is one comparison.
+  func allocate(
+    _ byteCount: UInt64, alignment: PageSize, _ limits: AddressLimits, kind: Kind = .allocation, tag: UInt64
+  ) throws(RangeStoreFailure) -> IOVA {
+    var request = Request(byteCount: byteCount, alignment: alignment, limit: limits.first)
+    if limits.first < limits.last {
+      do throws(RangeStoreFailure) { return try allocate(request, kind: kind, tag: tag) } catch {
+        guard error == .noSpace || error == .fragmented else { throw error }
+      }
+      request.limit = limits.last
+    }
+    return try allocate(request, kind: kind, tag: tag)
   }
 }
 
@@ -132,7 +170,7 @@ extension DomainState {
   }
 
   @inline(never)
-  private mutating func unindex(_ iova: IOVA, host: UInt64) {
+  mutating func unindex(_ iova: IOVA, host: UInt64) {
     byHostAddress?.remove(start: host, address: iova)
   }
 

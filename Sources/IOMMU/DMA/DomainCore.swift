@@ -1,4 +1,5 @@
 import AddressSpace
+import CIOMMU
 import Synchronization
 
 /// The part of a domain that mappings, buffers and arrays reach, and keep alive.
@@ -29,6 +30,10 @@ final class DomainCore: @unchecked Sendable {
   private let deviceCount = Atomic<Int>(1), attachedCount = Atomic<Int>(1)
   let coherent: Arena
   let streaming: Arena
+  /// What the data path needs to know of the protection.
+  let lazyMode = Atomic<LazyMode>(.strict)
+  let queue: FlushQueue
+  let protection = Mutex(ProtectionState())
 
   init(
     kernel: any Kernel, translation: any Translation, usable: IOVARanges, granule: PageSize, node: Int?, device: String
@@ -44,6 +49,7 @@ final class DomainCore: @unchecked Sendable {
     unsafe state.initialize(to: first)
     coherent = Arena(kernel: kernel, granule: granule, node: node, name: "iommu-coherent")
     streaming = Arena(kernel: kernel, granule: granule, node: node, name: "iommu-buffers")
+    queue = FlushQueue(processors: Int(ci_cpu_limit()))
   }
 
   /// The order matters: nothing is unmapped from memory before the device cannot reach it.
@@ -105,6 +111,7 @@ final class DomainCore: @unchecked Sendable {
 
   private func finish() {
     guard ProcessGuard.isOwner else { return }
+    if queue.isTimerArmed.load(ordering: .acquiring) { FlushTimer.disarm(self) }
     translation.close()
     isEmptied.store(true, ordering: .releasing)
   }

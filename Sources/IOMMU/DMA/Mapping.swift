@@ -29,7 +29,8 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
 
   deinit { unsafe DomainCore.drop(core, base, byteCount, at: address) }
 
-  /// Takes the buffer back from the device: on return the device cannot reach it any more.
+  /// Takes the buffer back from the device: on return the device cannot reach it any more, or with a lazy
+  /// ``Protection`` from the next flush on.
   ///
   /// The kernel call behind it is one `IOMMU_IOAS_UNMAP` or `VFIO_IOMMU_UNMAP_DMA`. If that fails, or unmaps another
   /// number of bytes, the memory may still be within the device's reach: it is leaked, counted in
@@ -40,11 +41,12 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
     let (core, base, byteCount, address) = unsafe (core, base, byteCount, address)
     discard self
     // A function, since a closure of this size would be called.
-    @inline(__always) func unmap(_ core: DomainCore) -> Result<Void, MapFailure> {
-      core.unmap(address, byteCount: byteCount)
+    @inline(__always) func unmap(_ core: DomainCore) -> Result<UInt64, MapFailure> {
+      unsafe core.unmap(address, byteCount: byteCount)
     }
     switch unsafe core._withUnsafeGuaranteedRef(unmap) {
-    case .success: return unsafe DMABuffer(core: core, base: base, byteCount: byteCount)
+    case .success(let number):
+      return unsafe DMABuffer(core: core, base: base, byteCount: byteCount, reachableUntil: number)
     case .failure(let failure): throw unsafe DomainCore.leak(core, failure, "unmap", address, byteCount)
     }
   }

@@ -48,6 +48,7 @@ import Testing
     let machine = SimulatedHost(devices: Self.devices)
     do {
       let wide = try Device("0000:00:02.0", on: machine.host, interface: interface)
+      wide.dma.setAddressPolicy(.full)
       let narrow = try Device("0000:00:03.0", on: machine.host, sharing: wide.dma)
       try narrow.dma.setMask(.bits(28))
       for _ in 0..<3 {

@@ -1,0 +1,108 @@
+import Synchronization
+
+extension DMADomain {
+  /// What an unmap leaves within reach; of all devices that share the domain.
+  public var protection: Protection {
+    ProcessGuard.isOwner ? core.protection.withLock { $0.current } : .strict
+  }
+
+  /// Changes the protection while other threads map and unmap.
+  ///
+  /// Everything about the new one is said by the argument, nothing is taken over from the old one. What waits in the old
+  /// queue is flushed before this returns. Where the new queue cannot be had, or the flush fails, this throws and the old
+  /// protection stays in force.
+  ///
+  /// - Throws: `.outOfMemory`, `.invalidArgument` for a depth outside of 2…2²⁴, `.busy` while another thread switches,
+  ///   `.closed`, `.forked`, `.system` and `.mismatch` when the flush failed.
+  public func switchProtection(to protection: Protection) throws(DMAError) {
+    guard ProcessGuard.isOwner else { throw core.failed(.forked, "switchProtection").on(deviceName) }
+    guard core.enter() else { throw core.failed(.closed, "switchProtection").on(deviceName) }
+    defer { core.leave() }
+    do throws(DMAError) { try core.switchProtection(to: protection) } catch { throw error.on(deviceName) }
+  }
+
+  /// On return, nothing that was unmapped before this call is in a device's reach, and all of it may be used again.
+  ///
+  /// In strict mode every unmap has seen to that, and this makes no system call.
+  ///
+  /// - Throws: `.forked`; `.system` and `.mismatch` when the kernel refuses to unmap: then the ranges stay queued.
+  public func drain() throws(DMAError) {
+    guard ProcessGuard.isOwner else { throw core.failed(.forked, "drain").on(deviceName) }
+    // A closed domain is out of reach as a whole, or soon: an unmap on it waits for that.
+    guard core.enter() else { return core.waitUntilEmptied() }
+    defer { core.leave() }
+    if let failure = core.drain() { throw core.failed(failure, "drain").on(deviceName) }
+  }
+}
+
+extension DomainCore {
+  /// The protection in force, and what it takes.
+  struct ProtectionState {
+    var current = Protection.strict
+    var storage: FlushQueue.Storage?
+    var isSwitching = false
+  }
+
+  /// Flushes until a flush that started after this call has finished.
+  func drain() -> MapFailure? {
+    if queue.count == 0 { return nil }
+    let number = queue.started.load(ordering: .sequentiallyConsistent) + 1
+    while queue.finished.load(ordering: .acquiring) < number {
+      switch flush() {
+      case .done: break
+      // A flush is a few ioctls, which end by themselves.
+      case .busy: kernel.sleep(.microseconds(20))
+      case .failed(let failure): return failure
+      }
+    }
+    reclaimAll()
+    if queue.count == 0 { disarmTimer() }
+    return nil
+  }
+
+  func switchProtection(to new: Protection) throws(DMAError) {
+    let mayBegin = protection.withLock { state in
+      defer { state.isSwitching = true }
+      return !state.isSwitching
+    }
+    guard mayBegin else {
+      throw DMAError(.busy, "switchProtection", detail: "Another thread is switching the protection of this domain")
+    }
+    defer { protection.withLock { $0.isSwitching = false } }
+    let storage = try storage(for: new)
+    let old = lazyMode.load(ordering: .relaxed)
+    lazyMode.store(.strict, ordering: .releasing)
+    queue.close()
+    if let failure = drain() {
+      queue.reopen(old)
+      lazyMode.store(old, ordering: .releasing)
+      throw failed(failure, "switchProtection")
+    }
+    // Nobody looks at the old entries any more: the rings are closed, empty, and no flush is under way that saw them.
+    while queue.isFlushing.load(ordering: .acquiring) { kernel.sleep(.microseconds(20)) }
+    if let storage, case .lazy(let options) = new {
+      queue.open(storage, timeout: options.timeout)
+      lazyMode.store(options.topology == .single ? .single : .perCPU, ordering: .releasing)
+    }
+    let former = protection.withLock { state in
+      let former = state.storage
+      (state.current, state.storage) = (new, storage)
+      return former
+    }
+    _ = former
+  }
+
+  private func storage(for protection: Protection) throws(DMAError) -> FlushQueue.Storage? {
+    guard case .lazy(let options) = protection else { return nil }
+    do throws(Errno) {
+      let storage = try FlushQueue.Storage(kernel, options, processors: queue.processors)
+      queue.makeRings()
+      return storage
+    } catch {
+      let detail = "No flush queue of \(options.depth) entries"
+      throw error == .invalidArgument
+        ? DMAError(.invalidArgument, "switchProtection", detail: detail, remedy: "Ask for 2 to 16777216 entries")
+        : DMAError(.outOfMemory, "switchProtection", errno: error, detail: detail)
+    }
+  }
+}

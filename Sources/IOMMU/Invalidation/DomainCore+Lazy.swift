@@ -1,0 +1,158 @@
+import AddressSpace
+import CIOMMU
+import Synchronization
+
+/// Unmapping in lazy mode: the range waits in a ring, and with it its address and, where it was dropped, its memory.
+extension DomainCore {
+  /// Queues a range whose mapping ends now; the number that ``FlushQueue/finished`` has reached when it is out of reach.
+  ///
+  /// `memory` of the streaming arena is freed then. A range that finds no room, while another thread flushes or a switch
+  /// is under way, is unmapped on the spot: the answer is 0, and the memory is free.
+  @inline(never)
+  func unmapLazily(_ iova: IOVA, length: UInt64, memory: UnsafeMutableRawPointer?) -> Result<UInt64, MapFailure> {
+    guard enter() else {
+      waitUntilEmptied()
+      locked { $0.unmapped(iova, byteCount: length, systemCalls: 0) }
+      if let memory = unsafe memory { unsafe streaming.free(memory) }
+      return .success(0)
+    }
+    defer { leave() }
+    flushOverdue()
+    locked { $0.retire(iova, byteCount: length) }
+    let entry = FlushQueue.Entry(iova: iova.rawValue, byteCount: length, memory: UInt(bitPattern: memory))
+    if let number = enqueue(entry) { return .success(number) }
+    do throws(Errno) {
+      let done = try translation.unmap(iova: iova.rawValue, byteCount: length)
+      if done != length { return stuck(.mismatch(done), length) }
+    } catch { return stuck(.system(error), length) }
+    locked { $0.statistics.systemCalls += 1 }
+    release(entry)
+    return .success(0)
+  }
+
+  /// The range stays where it is, and its address taken.
+  private func stuck(_ failure: MapFailure, _ length: UInt64) -> Result<UInt64, MapFailure> {
+    locked { $0.statistics.queuedBytes &-= length }
+    return .failure(failure)
+  }
+
+  /// nil when the entry has to be dealt with at once.
+  private func enqueue(_ entry: FlushQueue.Entry) -> UInt64? {
+    while true {
+      let mode = lazyMode.load(ordering: .acquiring)
+      if mode == .strict { return nil }
+      let ring = unsafe queue.ring(mode)
+      switch unsafe queue.append(entry, to: ring) {
+      case .queued(let number):
+        noteQueued()
+        unsafe reclaim(ring, all: false)
+        return number
+      case .full:
+        unsafe reclaim(ring, all: true)
+        if unsafe queue.hasRoom(ring) { continue }
+        guard case .done = flush() else { return nil }
+        unsafe reclaim(ring, all: true)
+      case .closed:
+        // The mode was changed after it was read.
+        if lazyMode.load(ordering: .acquiring) == mode { return nil }
+      }
+    }
+  }
+
+  /// Frees what may go of one ring: a few entries, or as long as there are any.
+  func reclaim(_ ring: UnsafeMutablePointer<FlushQueue.Ring>, all: Bool) {
+    var batch = FlushQueue.Batch(repeating: .init())
+    while true {
+      let count = unsafe queue.take(from: ring, &batch)
+      for index in 0..<count { release(batch[index]) }
+      if !all || count < FlushQueue.Batch.count { return }
+    }
+  }
+
+  func reclaimAll() {
+    for index in 0..<queue.ringCount { unsafe reclaim(queue.rings! + index, all: true) }
+  }
+
+  /// The range is out of reach: its address may be given out again, and its memory.
+  private func release(_ entry: FlushQueue.Entry) {
+    if entry.byteCount != 0 { locked { $0.releaseRetired(IOVA(entry.iova), byteCount: entry.byteCount) } }
+    if let memory = unsafe UnsafeMutableRawPointer(bitPattern: entry.memory) { unsafe streaming.free(memory) }
+  }
+
+  /// Starts the clock of the window, and the timer.
+  private func noteQueued() {
+    if queue.oldest.load(ordering: .relaxed) == 0 {
+      _ = queue.oldest.compareExchange(expected: 0, desired: max(coarseNow(), 1), ordering: .relaxed)
+    }
+    if !queue.isTimerArmed.load(ordering: .relaxed) { armTimer() }
+  }
+
+  /// Whatever has waited longer than it may, since the process was stopped, goes before anything else is done.
+  func flushOverdue() {
+    let oldest = queue.oldest.load(ordering: .relaxed)
+    guard oldest != 0, coarseNow() &- oldest > queue.timeout.load(ordering: .relaxed) &+ Limits.overdue else { return }
+    if case .done = flush() { reclaimAll() }
+  }
+
+  /// A clock that is cheap to read, a few milliseconds behind.
+  func coarseNow() -> UInt64 { directCalls == nil ? kernel.now() : UInt64(ci_coarse_monotonic_ns()) }
+}
+
+extension Limits {
+  /// How much longer than its timeout an entry may wait before an operation does what the timer should have done, in
+  /// nanoseconds: the timer's thread is given the time to wake up.
+  package static let overdue: UInt64 = 10_000_000
+}
+
+// MARK: - Memory that was freed
+
+extension DomainCore {
+  /// Frees memory whose last unmap was queued under a number: now, or when that number is reached.
+  ///
+  /// Where there is no queue any more, or no room in it, this waits for the flush under way, or makes one.
+  func free(_ memory: UnsafeMutableRawPointer, byteCount: Int, after number: UInt64) {
+    while number > queue.finished.load(ordering: .acquiring) {
+      guard enter() else {
+        waitUntilEmptied()
+        break
+      }
+      defer { leave() }
+      let mode = lazyMode.load(ordering: .acquiring), address = UInt(bitPattern: memory)
+      if mode != .strict, unsafe queue.attach(address, to: queue.ring(mode), after: number) { return }
+      if enqueue(FlushQueue.Entry(memory: address)) != nil { return }
+      switch flush() {
+      case .done: break
+      case .busy: kernel.sleep(.microseconds(20))
+      case .failed: return locked { $0.statistics.leakedBytes += padded(byteCount) }
+      }
+    }
+    unsafe streaming.free(memory)
+  }
+}
+
+extension FlushQueue {
+  func hasRoom(_ ring: UnsafeMutablePointer<Ring>) -> Bool {
+    unsafe ring.pointee.lock.lock()
+    defer { unsafe ring.pointee.lock.unlock() }
+    return unsafe ring.pointee.tail - ring.pointee.head < ring.pointee.mask
+  }
+}
+
+extension DomainState {
+  /// A mapping ends, but its address stays taken until the flush.
+  mutating func retire(_ iova: IOVA, byteCount: UInt64) {
+    if let host = store.setTag(0, at: iova) { unindex(iova, host: host) }
+    ended.append(iova, byteCount: byteCount)
+    statistics.unmaps &+= 1
+    statistics.liveMappings &-= 1
+    statistics.liveBytes &-= byteCount
+    statistics.queuedBytes &+= byteCount
+  }
+
+  /// The addresses of a range that was retired, which may have several nodes, are free.
+  mutating func releaseRetired(_ iova: IOVA, byteCount: UInt64) {
+    var next = iova.rawValue
+    while next < iova.rawValue + byteCount, let node = store.remove(IOVA(next)) { next += node.byteCount }
+    statistics.queuedBytes &-= byteCount
+  }
+}

@@ -1,0 +1,148 @@
+import AddressSpace
+import CIOMMU
+import Synchronization
+
+/// Ranges that were unmapped and wait for a flush, in rings: one a processor, or one for all.
+///
+/// The protocol is two counters. `started` counts the flushes that were begun, `finished` is the number of the last that
+/// was completed; there is one at a time. An entry notes `started` when it is queued, after its range was unmapped: it
+/// may go when `finished` is greater, since then a flush that *started after the unmap* has *finished*.
+///
+/// The rings' heads live as long as the domain, so that a switch of the protection needs to wait for nobody: it closes
+/// each ring under its lock, and whoever comes late finds it closed and looks again what to do.
+@safe
+final class FlushQueue: @unchecked Sendable {
+  /// What waits.
+  struct Entry: BitwiseCopyable {
+    /// The range; no bytes where only memory waits.
+    var iova: UInt64 = 0, byteCount: UInt64 = 0
+    /// Memory of the streaming arena to be freed with it; 0 for none.
+    var memory: UInt = 0
+    /// ``FlushQueue/started`` when it was queued.
+    var counter: UInt64 = 0
+    /// On tables that the kernel owns: the flush under way has unmapped it.
+    var isUnmapped = false
+  }
+
+  @safe
+  struct Ring: ~Copyable {
+    let lock = SpinLock()
+    /// False: nothing is queued here, by the protection or because it is being switched.
+    var isOpen = false
+    /// Of the next entry to go and the next to come; they only grow.
+    var head = 0, tail = 0
+    /// The number of entries minus one.
+    var mask = 0
+    var entries: UnsafeMutablePointer<Entry>?
+    // Two rings on one cache line would slow each other down.
+    private var padding = InlineArray<9, UInt64>(repeating: 0)
+  }
+
+  /// What came of queueing.
+  enum Appended {
+    /// It waits; the entry may go when ``finished`` has reached this number.
+    case queued(UInt64)
+    case full
+    case closed
+  }
+
+  let started = Atomic<UInt64>(0), finished = Atomic<UInt64>(0)
+  /// Whether somebody flushes. Nobody waits for it but ``DMADomain/drain()``.
+  let isFlushing = Atomic<Bool>(false)
+  /// When the oldest entry was queued that no flush has begun for; 0 when there is none.
+  let oldest = Atomic<UInt64>(0)
+  let isTimerArmed = Atomic<Bool>(false)
+  /// How long an entry may wait, in nanoseconds.
+  let timeout = Atomic<UInt64>(0)
+
+  /// As many as the machine can have processors; made by the first switch to a lazy mode, and seen by whoever sees that.
+  private(set) var rings: UnsafeMutablePointer<Ring>?
+  let processors: Int
+  var ringCount: Int { unsafe rings == nil ? 0 : processors }
+
+  init(processors: Int) { self.processors = processors }
+
+  deinit {
+    unsafe rings?.deinitialize(count: processors)
+    unsafe rings?.deallocate()
+  }
+
+  /// Makes the rings, closed; one thread at a time.
+  func makeRings() {
+    guard unsafe rings == nil else { return }
+    let new = UnsafeMutablePointer<Ring>.allocate(capacity: processors)
+    for index in 0..<processors { unsafe (new + index).initialize(to: Ring()) }
+    unsafe rings = unsafe new
+  }
+
+  /// The ring for a topology on the processor that runs this.
+  @inline(__always)
+  func ring(_ mode: LazyMode) -> UnsafeMutablePointer<Ring> {
+    unsafe mode == .single ? rings! : rings! + min(Int(ci_cpu()), processors - 1)
+  }
+
+  /// Queues an entry at the end of a ring. Its range was unmapped before.
+  @inline(__always)
+  func append(_ entry: Entry, to ring: UnsafeMutablePointer<Ring>) -> Appended {
+    // What was cleared is visible before the counter is read.
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
+    unsafe ring.pointee.lock.lock()
+    defer { unsafe ring.pointee.lock.unlock() }
+    guard unsafe ring.pointee.isOpen else { return .closed }
+    guard unsafe ring.pointee.tail - ring.pointee.head < ring.pointee.mask else { return .full }
+    var entry = entry
+    entry.counter = started.load(ordering: .sequentiallyConsistent)
+    unsafe ring.pointee.entries![ring.pointee.tail & ring.pointee.mask] = entry
+    unsafe ring.pointee.tail += 1
+    return .queued(entry.counter + 1)
+  }
+
+  /// Has memory freed with the entry that was queued last, if that does not go before `number` and has none; else it
+  /// needs an entry of its own.
+  func attach(_ memory: UInt, to ring: UnsafeMutablePointer<Ring>, after number: UInt64) -> Bool {
+    unsafe ring.pointee.lock.lock()
+    defer { unsafe ring.pointee.lock.unlock() }
+    guard unsafe ring.pointee.tail > ring.pointee.head else { return false }
+    let last = unsafe ring.pointee.entries! + ((ring.pointee.tail - 1) & ring.pointee.mask)
+    guard unsafe last.pointee.memory == 0, unsafe last.pointee.counter + 1 >= number else { return false }
+    unsafe last.pointee.memory = memory
+    return true
+  }
+
+  /// Takes entries that may go out of a ring, as many as fit into `batch`; how many.
+  @inline(__always)
+  func take(from ring: UnsafeMutablePointer<Ring>, _ batch: inout Batch) -> Int {
+    let finished = finished.load(ordering: .acquiring)
+    unsafe ring.pointee.lock.lock()
+    defer { unsafe ring.pointee.lock.unlock() }
+    var count = 0
+    while count < Batch.count, unsafe ring.pointee.head < ring.pointee.tail {
+      let entry = unsafe ring.pointee.entries![ring.pointee.head & ring.pointee.mask]
+      guard entry.counter < finished else { break }
+      batch[count] = entry
+      unsafe ring.pointee.head += 1
+      count += 1
+    }
+    return count
+  }
+
+  /// A few at a time, so that a ring's lock is held for a moment only.
+  typealias Batch = InlineArray<16, Entry>
+
+  /// Entries in all rings.
+  var count: Int {
+    var count = 0
+    for index in 0..<ringCount {
+      let ring = unsafe rings! + index
+      unsafe ring.pointee.lock.lock()
+      count += unsafe ring.pointee.tail - ring.pointee.head
+      unsafe ring.pointee.lock.unlock()
+    }
+    return count
+  }
+}
+
+/// Where an unmap's range goes; what the data path reads of a ``Protection``.
+enum LazyMode: UInt8, AtomicRepresentable {
+  case strict, perCPU, single
+}

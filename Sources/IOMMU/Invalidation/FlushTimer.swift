@@ -1,0 +1,137 @@
+import Synchronization
+
+/// The one thread of a kernel that flushes what has waited long enough.
+///
+/// It starts when a queue gets its first entry and ends a while after the last was flushed: an idle process has no timer
+/// and no such thread.
+package final class FlushTimer: Sendable {
+  private static let timers = Mutex<[ObjectIdentifier: FlushTimer]>([:])
+
+  private let kernel: any Kernel
+  private let wakeUp: EventCounter
+  private let state = Mutex(State())
+
+  private struct State {
+    var due: [Due] = []
+    /// The thread ends, or has ended.
+    var isRetired = false
+  }
+
+  private struct Due {
+    var time: UInt64
+    var id: ObjectIdentifier
+    weak var core: DomainCore?
+  }
+
+  private init(_ kernel: any Kernel) throws(Errno) {
+    self.kernel = kernel
+    wakeUp = try EventCounter(kernel)
+  }
+
+  /// Has a domain's ``DomainCore/timerFired()`` called after a time; false when no thread could be started.
+  static func arm(_ core: DomainCore, after nanoseconds: UInt64) -> Bool {
+    let kernel = core.kernel
+    let (sum, overflow) = kernel.now().addingReportingOverflow(nanoseconds)
+    let time = overflow ? UInt64.max : sum
+    if let running = timers.withLock({ $0[ObjectIdentifier(kernel)] }), running.add(core, time) { return true }
+    do throws(Errno) {
+      let fresh = try FlushTimer(kernel)
+      _ = fresh.add(core, time)
+      try DetachedThread.start { fresh.run() }
+      // Another thread may have been as quick: then there are two for a while, and each ends by itself.
+      timers.withLock { $0[ObjectIdentifier(kernel)] = fresh }
+      return true
+    } catch { return false }
+  }
+
+  /// Has it not called after all; a call that is under way goes on.
+  static func disarm(_ core: DomainCore) {
+    guard let timer = timers.withLock({ $0[ObjectIdentifier(core.kernel)] }) else { return }
+    let id = ObjectIdentifier(core)
+    timer.state.withLock { $0.due.removeAll { $0.id == id } }
+    timer.wakeUp.signal()
+  }
+
+  /// Whether a kernel has such a thread. For tests.
+  package static func isRunning(for kernel: any Kernel) -> Bool {
+    timers.withLock { $0[ObjectIdentifier(kernel)].map { !$0.state.withLock(\.isRetired) } ?? false }
+  }
+
+  private func add(_ core: DomainCore, _ time: UInt64) -> Bool {
+    let added = state.withLock { state in
+      if state.isRetired { return false }
+      state.due.append(Due(time: time, id: ObjectIdentifier(core), core: core))
+      return true
+    }
+    if added { wakeUp.signal() }
+    return added
+  }
+
+  private func run() {
+    while true {
+      let now = kernel.now()
+      let (ready, next) = state.withLock { state -> ([DomainCore], UInt64?) in
+        let ready = state.due.filter { $0.time <= now }.compactMap(\.core)
+        state.due.removeAll { $0.time <= now || $0.core == nil }
+        return (ready, state.due.map(\.time).min())
+      }
+      for core in ready { core.timerFired() }
+      if !ready.isEmpty { continue }
+      let wait = next.map { $0 &- now } ?? Limits.timerLinger
+      let isWoken = (try? kernel.waitReadable([wakeUp.descriptor], timeout: .nanoseconds(Int64(clamping: wait)))) ?? nil
+      if isWoken != nil { _ = try? wakeUp.take() } else if next == nil, retire() { return }
+    }
+  }
+
+  /// Nothing came for a while: the thread ends, unless something comes just now.
+  private func retire() -> Bool {
+    Self.timers.withLock { timers in
+      let isRetired = state.withLock { state in
+        state.isRetired = state.due.isEmpty
+        return state.isRetired
+      }
+      if isRetired, timers[ObjectIdentifier(kernel)] === self { timers[ObjectIdentifier(kernel)] = nil }
+      return isRetired
+    }
+  }
+}
+
+extension Limits {
+  /// How long the timer's thread stays without anything to do, in nanoseconds: under load entries come all the time, and
+  /// starting a thread costs more than keeping one.
+  package static let timerLinger: UInt64 = 50_000_000
+}
+
+extension DomainCore {
+  @inline(never)
+  func armTimer() {
+    guard !queue.isTimerArmed.exchange(true, ordering: .acquiringAndReleasing) else { return }
+    // Without a thread, the next operation that finds an entry overdue flushes.
+    if !FlushTimer.arm(self, after: queue.timeout.load(ordering: .relaxed)) {
+      queue.isTimerArmed.store(false, ordering: .releasing)
+    }
+  }
+
+  /// Nothing waits any more, so nothing needs to be called.
+  func disarmTimer() {
+    guard queue.isTimerArmed.load(ordering: .acquiring) else { return }
+    FlushTimer.disarm(self)
+    queue.isTimerArmed.store(false, ordering: .sequentiallyConsistent)
+    // Queued meanwhile, and left to the timer that is gone.
+    if queue.count > 0 { armTimer() }
+  }
+
+  /// The timeout is over for what was queued first.
+  func timerFired() {
+    // Before the flush: what is queued from here on arms the timer anew.
+    queue.isTimerArmed.store(false, ordering: .sequentiallyConsistent)
+    guard isOwner, enter() else { return }
+    defer { leave() }
+    guard queue.count > 0 else { return }
+    switch flush() {
+    case .done: reclaimAll()
+    // The flush under way may not cover what this is about.
+    case .busy, .failed: armTimer()
+    }
+  }
+}

@@ -1,0 +1,53 @@
+/// What an unmap leaves within a device's reach, and for how long.
+///
+/// | protection | after `unmap` returns the device reaches the memory | price |
+/// | --- | --- | --- |
+/// | ``strict`` | never | one invalidation an unmap, or a list |
+/// | ``lazy(_:)`` | until the next flush | amortised |
+///
+/// The corresponding kernel interface is `/sys/kernel/iommu_groups/N/type`, `DMA` and `DMA-FQ`.
+public enum Protection: Hashable, Sendable {
+  /// An unmap returns when the memory is out of reach. The default.
+  case strict
+  /// An unmap puts the range into a flush queue and returns: the next flush takes all of them out of reach together.
+  ///
+  /// Until then the device may still read and write what was unmapped: at most for the timeout while the process runs,
+  /// without bound while it is stopped. The address is not given out again before, and memory of the library's own that
+  /// was freed is kept out of use. Memory of the caller's must not be put to a use that the device may not see or change
+  /// before ``DMADomain/drain()``.
+  ///
+  /// On tables that the kernel owns it is the unmap itself that waits, and the flush unmaps each contiguous run with one
+  /// ioctl. That saves system calls and no invalidation, of which the kernel makes one for each area, and the window is
+  /// wider than that of the kernel's own lazy mode: the translation stays valid, not only what is cached of it.
+  case lazy(FlushQueueOptions)
+}
+
+/// How unmapped ranges wait for a flush. The corresponding kernel type is `struct iommu_dma_options`.
+public struct FlushQueueOptions: Hashable, Sendable {
+  /// Who shares a queue.
+  public enum Topology: String, Hashable, Sendable, CaseIterable {
+    /// A queue a processor: no contention, and a flush whenever one of them is full. Right where a flush is cheap.
+    case perCPU
+    /// One queue for all: far fewer flushes. Right where a flush is dear, as on virtual IOMMUs.
+    case single
+  }
+
+  /// Who shares a queue.
+  public var topology: Topology
+  /// Entries of each queue, rounded up to a power of two; one of them is never used. A full queue is flushed.
+  public var depth: Int
+  /// How long an entry waits at most, while the process runs.
+  public var timeout: Duration
+
+  /// The kernel's figures for a topology, where nothing else is said: 256 entries and 10 ms, 32,768 entries and 1 s.
+  public init(_ topology: Topology, depth: Int? = nil, timeout: Duration? = nil) {
+    self.topology = topology
+    self.depth = depth ?? (topology == .perCPU ? 256 : 32_768)
+    self.timeout = timeout ?? (topology == .perCPU ? .milliseconds(10) : .seconds(1))
+  }
+
+  /// 256 entries a processor, 10 ms.
+  public static let perCPU = FlushQueueOptions(.perCPU)
+  /// 32,768 entries in all, 1 s.
+  public static let single = FlushQueueOptions(.single)
+}

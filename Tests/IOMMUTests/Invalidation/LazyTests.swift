@@ -1,0 +1,129 @@
+import AddressSpace
+import Glibc
+import IOMMU
+import IOMMUSimulation
+import Testing
+
+/// Unmaps that wait for a flush, on tables that the kernel owns.
+@Suite struct LazyTests {
+  static let address = "0000:00:02.0"
+  /// A timeout that no test waits for.
+  static let patient = Duration.seconds(1000)
+
+  /// A domain in a lazy mode; the machine is clean afterwards.
+  static func withDomain(
+    _ interface: Interface = .iommufd, _ options: FlushQueueOptions?,
+    _ body: (FaultingKernel, DMADomain, SimulatedHost) throws -> Void
+  ) throws {
+    let machine = SimulatedHost(devices: [address: EduModel(addressBits: 64)])
+    let kernel = FaultingKernel(machine.kernel)
+    do {
+      let device = try Device(address, on: Host(kernel: kernel), interface: interface)
+      if let options { try device.dma.switchProtection(to: .lazy(options)) }
+      try body(kernel, device.dma, machine)
+      device.close()
+    }
+    #expect(machine.isClean)
+  }
+
+  static func unmapCall(_ interface: Interface) -> String { interface == .iommufd ? "ioasUnmap" : "vfioUnmap" }
+
+  private static func mapAndUnmap(_ dma: DMADomain) throws -> IOVA {
+    let mapping = try dma.map(try dma.buffer(byteCount: 64), .bidirectional)
+    let address = mapping.address
+    _ = try mapping.unmap()
+    return address
+  }
+
+  /// An unmap makes no system call, and its address is not given out again before the flush.
+  @Test(arguments: Interface.allCases, FlushQueueOptions.Topology.allCases)
+  func addressesWaitForTheFlush(_ interface: Interface, _ topology: FlushQueueOptions.Topology) throws {
+    try Self.withDomain(interface, FlushQueueOptions(topology, depth: 64, timeout: Self.patient)) { kernel, dma, machine in
+      kernel.resetCounts()
+      var seen: Set<IOVA> = []
+      for _ in 0..<63 { seen.insert(try Self.mapAndUnmap(dma)) }
+      #expect(seen.count == 63, "no address twice")
+      #expect(kernel.count(of: Self.unmapCall(interface)) == 0)
+      #expect(dma.statistics.queuedBytes == 63 * 4096 && dma.statistics.liveMappings == 0)
+      unsafe #expect(dma.translate(seen.first!) == nil, "it is not mapped any more for the driver")
+      try dma.drain()
+      #expect(kernel.count(of: Self.unmapCall(interface)) == 1, "one contiguous run, one call")
+      #expect(dma.statistics.queuedBytes == 0 && dma.statistics.flushes == 1)
+      #expect(seen.contains(try Self.mapAndUnmap(dma)), "free again")
+    }
+  }
+
+  /// Of a ring's entries one stays unused, as the kernel's; the full ring is flushed by whoever comes next.
+  @Test func aFullRingIsFlushed() throws {
+    try Self.withDomain(.iommufd, FlushQueueOptions(.single, depth: 256, timeout: Self.patient)) { kernel, dma, machine in
+      for number in 1...1020 {
+        _ = try Self.mapAndUnmap(dma)
+        #expect(dma.statistics.flushes == UInt64((number - 1) / 255))
+      }
+    }
+  }
+
+  /// What a device reaches: everything until the flush, nothing after.
+  @Test(arguments: Interface.allCases)
+  func theWindowIsWhatItSays(_ interface: Interface) throws {
+    try Self.withDomain(interface, FlushQueueOptions(.perCPU, timeout: Self.patient)) { kernel, dma, machine in
+      let mapping = try dma.map(try dma.buffer(byteCount: 64), .bidirectional)
+      let address = mapping.address.rawValue
+      _ = try mapping.unmap()
+      #expect(machine.kernel.census.pinnedBytes > 0)
+      _ = address
+      try dma.drain()
+      #expect(machine.kernel.census.pinnedBytes == 0)
+    }
+  }
+
+  /// The timer flushes when the time is up, and then there is no timer.
+  @Test func theTimerFlushes() throws {
+    try Self.withDomain(.iommufd, FlushQueueOptions(.perCPU, timeout: .milliseconds(10))) { kernel, dma, machine in
+      _ = try Self.mapAndUnmap(dma)
+      #expect(FlushTimer.isRunning(for: kernel))
+      for _ in 0..<500 where dma.statistics.queuedBytes > 0 { usleep(10_000) }
+      let statistics = dma.statistics
+      #expect(statistics.queuedBytes == 0 && statistics.flushes == 1)
+      #expect(statistics.longestWindowNanoseconds >= 10_000_000)
+      for _ in 0..<500 where FlushTimer.isRunning(for: kernel) { usleep(10_000) }
+      #expect(!FlushTimer.isRunning(for: kernel), "an idle process has none")
+    }
+  }
+
+  /// After the process was stopped, whatever is overdue goes before the next operation; the statistics tell how long.
+  @Test(arguments: ["map", "unmap"])
+  func overdueEntriesGoFirst(_ operation: String) throws {
+    try Self.withDomain(.iommufd, FlushQueueOptions(.single, timeout: .milliseconds(500))) { kernel, dma, machine in
+      let later = try dma.map(try dma.buffer(byteCount: 64), .toDevice)
+      let buffer = try dma.buffer(byteCount: 64)
+      _ = try Self.mapAndUnmap(dma)
+      kernel.sleep(.seconds(3))  // the clock jumps, and the timer's thread does not know yet
+      #expect(dma.statistics.flushes == 0)
+      if operation == "map" {
+        let mapping = try dma.map(buffer, .toDevice)
+        #expect(dma.statistics.flushes == 1 && dma.statistics.queuedBytes == 0)
+        _ = try mapping.unmap()
+      } else {
+        _ = try later.unmap()
+        #expect(dma.statistics.flushes == 1 && dma.statistics.queuedBytes == 4096, "that of its own waits")
+      }
+      #expect(dma.statistics.longestWindowNanoseconds >= 3_000_000_000)
+    }
+  }
+
+  /// Where addresses that wait are all that is in the way, they are flushed: a fixed one, and a space that is full.
+  @Test(arguments: Interface.allCases)
+  func whatWaitsIsNotInTheWay(_ interface: Interface) throws {
+    try Self.withDomain(interface, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
+      let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
+      defer { unsafe page.deallocate() }
+      let memory = UnsafeRawBufferPointer(page)
+      for _ in 0..<2 { try unsafe dma.map(unsafe: memory, .toDevice, at: IOVA(0x10_0000)).unmap() }
+      #expect(dma.statistics.flushes == 1)
+      try dma.setMask(.bits(13))  // one page: page 0 is never given out
+      for _ in 0..<3 { #expect(try Self.mapAndUnmap(dma) == IOVA(0x1000)) }
+      #expect(dma.statistics.flushes == 3)
+    }
+  }
+}

@@ -1,0 +1,88 @@
+import AddressSpace
+import Glibc
+import IOMMU
+import IOMMUSimulation
+import Testing
+
+/// Memory that was freed while a device may still reach it.
+@Suite struct QuarantineTests {
+  private static let options = FlushQueueOptions(.single, timeout: .seconds(1000))
+
+  /// Where a buffer's memory is; the buffer goes back.
+  private static func place(_ dma: DMADomain) throws -> UInt {
+    let buffer = try dma.buffer(byteCount: 64)
+    return unsafe buffer.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
+  }
+
+  /// A buffer that was unmapped and dropped, or whose mapping was dropped: no new buffer has its memory before a flush.
+  @Test(arguments: [false, true])
+  func freedMemoryIsKept(_ dropsMapping: Bool) throws {
+    try LazyTests.withDomain(.iommufd, Self.options) { kernel, dma, machine in
+      let mapping = try dma.map(try dma.buffer(byteCount: 64), .fromDevice)
+      let memory = unsafe UInt(bitPattern: dma.translate(mapping.address))
+      if dropsMapping { _ = consume mapping } else { _ = try mapping.unmap() }
+      for _ in 0..<3 { #expect(try Self.place(dma) != memory) }
+      try dma.drain()
+      #expect(try Self.place(dma) == memory, "and then it is used again first")
+    }
+  }
+
+  /// A buffer that the driver keeps is its own at once, and clean after the flush.
+  @Test func aBufferThatIsKeptCanGoOn() throws {
+    try LazyTests.withDomain(.iommufd, Self.options) { kernel, dma, machine in
+      var buffer = try dma.buffer(byteCount: 64)
+      let memory = unsafe buffer.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
+      for number in 0..<5 {
+        let mapping = try dma.map(buffer, .bidirectional)
+        buffer = try mapping.unmap()
+        buffer.store(number)
+      }
+      try dma.drain()
+      _ = consume buffer
+      #expect(try Self.place(dma) == memory, "flushed before it was dropped: free at once")
+    }
+  }
+
+  /// Dropped after the switch to strict mode, which has flushed; and dropped after the close.
+  @Test(arguments: ["switch", "close"])
+  func nothingIsLeft(_ way: String) throws {
+    try LazyTests.withDomain(.iommufd, Self.options) { kernel, dma, machine in
+      let first = try dma.map(try dma.buffer(byteCount: 64), .fromDevice)
+      let buffer = try first.unmap()
+      let second = try dma.map(try dma.buffer(byteCount: 64), .fromDevice)
+      if way == "switch" { try dma.switchProtection(to: .strict) }
+      _ = consume buffer
+      _ = consume second
+      #expect(dma.statistics.leakedBytes == 0)
+    }
+  }
+
+  /// A flush that the kernel refuses lets nothing go; the next one does.
+  @Test(arguments: Interface.allCases, [1, 2])
+  func aFlushThatFails(_ interface: Interface, _ which: Int) throws {
+    try LazyTests.withDomain(interface, Self.options) { kernel, dma, machine in
+      let mapping = try dma.map(try dma.buffer(byteCount: 64), .fromDevice), address = mapping.address
+      let memory = unsafe UInt(bitPattern: dma.translate(address))
+      let far = try Self.farMapping(dma)
+      _ = consume mapping
+      try far.unmap()
+      kernel.resetCounts()
+      kernel.fail(which, of: LazyTests.unmapCall(interface), with: .inputOutput)
+      #expect { try dma.drain() } throws: { ($0 as? DMAError)?.errno == .inputOutput }
+      #expect(dma.statistics.failedFlushes == 1 && dma.statistics.flushes == 0)
+      #expect(dma.statistics.queuedBytes > 0)
+      #expect(try Self.place(dma) != memory)
+      kernel.resetCounts()
+      try dma.drain()
+      #expect(kernel.count(of: LazyTests.unmapCall(interface)) == 1, "only what was refused is tried again")
+      #expect(dma.statistics.queuedBytes == 0 && dma.statistics.flushes == 1)
+      #expect(try Self.place(dma) == memory)
+    }
+  }
+
+  /// Memory of the test's own, away from the others: a run of its own.
+  private static func farMapping(_ dma: DMADomain) throws -> UnsafeMapping {
+    let page = unsafe mmap(nil, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)!
+    return try unsafe dma.map(unsafe: UnsafeRawBufferPointer(start: page, count: 4096), .toDevice, at: IOVA(0x10_0000))
+  }
+}

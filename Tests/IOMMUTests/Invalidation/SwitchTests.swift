@@ -1,0 +1,138 @@
+import AddressSpace
+import Glibc
+import IOMMU
+import IOMMUSimulation
+import Synchronization
+import Testing
+
+/// Changing the protection at run time.
+@Suite struct SwitchTests {
+  private static let all: [Protection] = [
+    .strict, .lazy(.perCPU), .lazy(.single), .lazy(FlushQueueOptions(.perCPU, depth: 8, timeout: .milliseconds(1))),
+    .lazy(FlushQueueOptions(.single, depth: 1000, timeout: .seconds(2))),
+  ]
+
+  private static func mapAndUnmap(_ dma: DMADomain) throws {
+    _ = try dma.map(try dma.buffer(byteCount: 64), .bidirectional).unmap()
+  }
+
+  /// From each to each: the new one is what was asked for, and nothing of the old one is left.
+  @Test(arguments: Interface.allCases)
+  func fromEachToEach(_ interface: Interface) throws {
+    try LazyTests.withDomain(interface, nil) { kernel, dma, machine in
+      #expect(dma.protection == .strict)
+      for old in Self.all {
+        for new in Self.all {
+          try dma.switchProtection(to: old)
+          for _ in 0..<5 { try Self.mapAndUnmap(dma) }
+          try dma.switchProtection(to: new)
+          #expect(dma.protection == new)
+          #expect(dma.statistics.queuedBytes == 0, "the switch has flushed")
+          try dma.drain()
+          let before = dma.statistics
+          for _ in 0..<7 { try Self.mapAndUnmap(dma) }
+          #expect((dma.statistics.queuedBytes == 0) == (new == .strict) || before.flushes < dma.statistics.flushes)
+        }
+      }
+    }
+  }
+
+  /// The depth is the argument's, not the old queue's: 8 entries take 7, 1,000 are rounded up to 1,024.
+  @Test func theDepthIsTheArguments() throws {
+    try LazyTests.withDomain(.iommufd, .single) { kernel, dma, machine in
+      let patient = Duration.seconds(1000)
+      for (depth, room) in [(8, 7), (1000, 1023), (2, 1)] {
+        try dma.switchProtection(to: .lazy(FlushQueueOptions(.single, depth: depth, timeout: patient)))
+        let before = dma.statistics.flushes
+        for _ in 0..<room { try Self.mapAndUnmap(dma) }
+        #expect(dma.statistics.flushes == before)
+        try Self.mapAndUnmap(dma)
+        #expect(dma.statistics.flushes == before + 1)
+      }
+    }
+  }
+
+  /// Without memory for the queue, or with a depth that makes no sense, everything stays as it was.
+  @Test(arguments: all)
+  func aSwitchThatCannotBeChangesNothing(_ old: Protection) throws {
+    try LazyTests.withDomain(.iommufd, nil) { kernel, dma, machine in
+      try dma.switchProtection(to: old)
+      kernel.fail(1, of: "mapMemory", with: .noMemory)
+      #expect { try dma.switchProtection(to: .lazy(.single)) } throws: { ($0 as? DMAError)?.code == .outOfMemory }
+      kernel.passAll()
+      for depth in [-1, 0, 1, 1 << 40] {
+        #expect { try dma.switchProtection(to: .lazy(FlushQueueOptions(.perCPU, depth: depth))) } throws: {
+          ($0 as? DMAError)?.code == .invalidArgument
+        }
+      }
+      #expect(dma.protection == old)
+      try Self.mapAndUnmap(dma)
+    }
+  }
+
+  /// The flush before the switch is refused: the old queue goes on.
+  @Test func aFlushThatFailsKeepsTheOldMode() throws {
+    let old = Protection.lazy(FlushQueueOptions(.single, depth: 64, timeout: .seconds(1000)))
+    try LazyTests.withDomain(.iommufd, nil) { kernel, dma, machine in
+      try dma.switchProtection(to: old)
+      try Self.mapAndUnmap(dma)
+      kernel.fail(1, of: "ioasUnmap", with: .inputOutput)
+      #expect(throws: DMAError.self) { try dma.switchProtection(to: .strict) }
+      kernel.passAll()
+      #expect(dma.protection == old && dma.statistics.queuedBytes == 4096)
+      try Self.mapAndUnmap(dma)
+      #expect(dma.statistics.queuedBytes == 8192, "still lazy")
+      try dma.switchProtection(to: .strict)
+      #expect(dma.statistics.queuedBytes == 0)
+    }
+  }
+
+  @Test func closedDomainsDoNotSwitch() throws {
+    let machine = SimulatedHost(devices: [LazyTests.address: EduModel()])
+    do {
+      let device = try Device(LazyTests.address, on: machine.host)
+      try device.dma.switchProtection(to: .lazy(.perCPU))
+      try Self.mapAndUnmap(device.dma)
+      device.close()
+      #expect { try device.dma.switchProtection(to: .strict) } throws: { ($0 as? DMAError)?.code == .closed }
+      try device.dma.drain()
+    }
+    #expect(machine.isClean)
+  }
+
+  /// Threads map and unmap while the protection changes all the time: nothing is lost, nothing is given out twice.
+  @Test(arguments: Interface.allCases)
+  func switchingUnderLoad(_ interface: Interface) async throws {
+    let machine = SimulatedHost(devices: [LazyTests.address: EduModel(addressBits: 64)])
+    try await Self.load(machine, interface)
+    #expect(machine.isClean)
+  }
+
+  private static func load(_ machine: SimulatedHost, _ interface: Interface) async throws {
+    let device = try Device(LazyTests.address, on: machine.host, interface: interface), dma = device.dma
+    let isDone = Atomic<Bool>(false)
+    let failures = await inThreads(4) { number in
+      if number == 3 {
+        defer { isDone.store(true, ordering: .relaxed) }
+        for index in 0..<60 {
+          try dma.switchProtection(to: all[index % all.count])
+          usleep(2_000)
+        }
+      }
+      while !isDone.load(ordering: .relaxed) {
+        var buffer = try dma.buffer(byteCount: 4096 * (number + 1))
+        buffer.store(UInt64(number), at: 0)
+        let mapping = try dma.map(buffer, .bidirectional)
+        #expect(unsafe dma.translate(mapping.address)?.load(as: UInt64.self) == UInt64(number))
+        if number == 1 { _ = consume mapping } else { _ = try mapping.unmap() }
+      }
+    }
+    #expect(failures == [])
+    try dma.drain()
+    let statistics = dma.statistics
+    #expect(statistics.maps == statistics.unmaps && statistics.maps > 100)
+    #expect(statistics.queuedBytes == 0 && statistics.leakedBytes == 0 && statistics.liveBytes == 0)
+    #expect(machine.kernel.census.pinnedBytes == 0)
+    device.close()
+  }
+}
