@@ -71,7 +71,9 @@ extension RangeStore {
   ///
   /// - Complexity: O(log n).
   package func setTag(_ tag: UInt64, at start: IOVA) -> UInt64? {
-    guard start.isAligned(to: granule), let old = unsafe changingTiles.pointee.retag(unit(start), tag) else { return nil }
+    guard start.isAligned(to: granule), let old = unsafe changingTiles.pointee.retag(unit(start), tag) else {
+      return nil
+    }
     return old
   }
 }

@@ -104,8 +104,10 @@ extension DMADomain {
         core: .passRetained(core), pages: (iova, pages.byteCount),
         address: IOVA(iova.rawValue + UInt64(pages.offset)), byteCount: memory.count)
     case .failure(let failure):
-      throw core.failed(failure, "map(unsafe:)", address, host: pages.host, byteCount: pages.byteCount, limit: limits.last)
-        .on(deviceName)
+      throw core.failed(
+        failure, "map(unsafe:)", address, host: pages.host, byteCount: pages.byteCount, limit: limits.last
+      )
+      .on(deviceName)
     }
   }
 

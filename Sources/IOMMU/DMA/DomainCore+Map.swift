@@ -5,7 +5,9 @@ import Synchronization
 extension DomainCore {
   /// Maps whole pages at an address of the store's choice, within `limits`: above the first of them when that has no room.
   @inline(__always)
-  func map(_ base: UnsafeRawPointer, byteCount: Int, limits: AddressLimits, access: DMAAccess) -> Result<IOVA, MapFailure> {
+  func map(_ base: UnsafeRawPointer, byteCount: Int, limits: AddressLimits, access: DMAAccess) -> Result<
+    IOVA, MapFailure
+  > {
     guard isOwner else { return .failure(.forked) }
     guard enter() else { return .failure(.closed) }
     defer { leave() }

@@ -38,7 +38,8 @@ import Testing
   /// An unmap makes no system call, and its address is not given out again before the flush.
   @Test(arguments: Interface.allCases, FlushQueueOptions.Topology.allCases)
   func addressesWaitForTheFlush(_ interface: Interface, _ topology: FlushQueueOptions.Topology) throws {
-    try Self.withDomain(interface, FlushQueueOptions(topology, depth: 64, timeout: Self.patient)) { kernel, dma, machine in
+    try Self.withDomain(interface, FlushQueueOptions(topology, depth: 64, timeout: Self.patient)) {
+      kernel, dma, machine in
       kernel.resetCounts()
       var seen: Set<IOVA> = []
       for _ in 0..<63 { seen.insert(try Self.mapAndUnmap(dma)) }
@@ -55,7 +56,8 @@ import Testing
 
   /// Of a ring's entries one stays unused, as the kernel's; the full ring is flushed by whoever comes next.
   @Test func aFullRingIsFlushed() throws {
-    try Self.withDomain(.iommufd, FlushQueueOptions(.single, depth: 256, timeout: Self.patient)) { kernel, dma, machine in
+    try Self.withDomain(.iommufd, FlushQueueOptions(.single, depth: 256, timeout: Self.patient)) {
+      kernel, dma, machine in
       for number in 1...1020 {
         _ = try Self.mapAndUnmap(dma)
         #expect(dma.statistics.flushes == UInt64((number - 1) / 255))
