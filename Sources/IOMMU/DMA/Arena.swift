@@ -67,6 +67,7 @@ final class Arena: Sendable {
   }
 
   /// Gives memory back.
+  @inline(never)
   func free(_ base: UnsafeMutableRawPointer) {
     let address = UInt64(UInt(bitPattern: base))
     chunks.withLock { chunks in _ = Self.chunk(of: address, chunks.list)?.chunk.store.remove(IOVA(address)) }

@@ -44,6 +44,7 @@ extension DomainCore {
   }
 
   /// Flushes until a flush that started after this call has finished.
+  @inline(never)
   func drain() -> MapFailure? {
     if queue.count == 0 { return nil }
     let number = queue.started.load(ordering: .sequentiallyConsistent) + 1

@@ -13,6 +13,7 @@ extension DomainCore {
   }
 
   /// Takes what was queued before this call out of reach, and tells ``FlushQueue/finished``.
+  @inline(never)
   func flush() -> Flush {
     guard queue.isFlushing.compareExchange(expected: false, desired: true, ordering: .acquiring).exchanged else {
       return .busy
