@@ -53,7 +53,7 @@ public enum Suite: String, Sendable, CaseIterable {
 enum Cases {
   static let conformance =
     binding + attaching + registers + interrupts + mapping + limits + errors + sharing + library + leaks
-  static let dma = edu + nvme + reach
+  static let dma = edu + nvme + reach + lazyModes
 }
 
 /// A case's verdict.
