@@ -139,7 +139,9 @@ extension AllocatorTrace {
         return fail("\(start) for \(byteCount) bytes is not aligned")
       }
       let node = RangeStore.Node(range: IOVARange(start: start, byteCount: rounded)!, kind: .allocation)
-      if let failure = model.insert(node, limit: limit) { fail("\(start), \(byteCount) bytes below \(limit): \(failure)") }
+      if let failure = model.insert(node, limit: limit) {
+        fail("\(start), \(byteCount) bytes below \(limit): \(failure)")
+      }
       live.append((start, byteCount))
     case .failure(let failure):
       digest.add(1)

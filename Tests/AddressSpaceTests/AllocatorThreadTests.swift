@@ -37,7 +37,9 @@ struct AllocatorThreadTests {
   private func exchange(_ method: SlotMethod, threads: Int, isEmptying: Bool) throws {
     let crowd = Crowd(try AddressAllocator(usable: Crowd.usable, granule: .fourKiB, method: method), threads: threads)
     let workers = (0..<threads).map { index in Worker { crowd.work(index, steps: Self.steps) } }
-    let emptier = Worker { while isEmptying && !crowd.isOver.load(ordering: .relaxed) { crowd.allocator.emptyCaches() } }
+    let emptier = Worker {
+      while isEmptying && !crowd.isOver.load(ordering: .relaxed) { crowd.allocator.emptyCaches() }
+    }
     for worker in workers { worker.join() }
     crowd.isOver.store(true, ordering: .relaxed)
     emptier.join()

@@ -18,7 +18,8 @@ extension AddressAllocator {
   /// Whether so many more bytes may be cached.
   func mayHold(_ byteCount: UInt64) -> Bool {
     let shared = unsafe core.pointee.shared
-    let cached = unsafe shared.pointee.capacity.load(ordering: .relaxed) + shared.pointee.inDepot.load(ordering: .relaxed)
+    let cached =
+      unsafe shared.pointee.capacity.load(ordering: .relaxed) + shared.pointee.inDepot.load(ordering: .relaxed)
     let bound = unsafe shared.pointee.held.load(ordering: .relaxed) / 16 * AddressAllocator.heldFraction
     return cached + byteCount <= max(bound, AddressAllocator.freelyHeldByteCount)
   }
@@ -218,7 +219,9 @@ extension AddressAllocator {
     let count = unsafe Int(core.pointee.classCount)
     var memory: UnsafeMutableRawPointer?
     // Whole cache lines, two by two as they are fetched, so that no processor waits for another's.
-    guard mayAsk(), unsafe posix_memalign(&memory, 128, slotsByteCount) == 0, let block = unsafe memory else { return nil }
+    guard mayAsk(), unsafe posix_memalign(&memory, 128, slotsByteCount) == 0, let block = unsafe memory else {
+      return nil
+    }
     let slots = unsafe block.bindMemory(to: Slot.self, capacity: count)
     for order in 0..<count { unsafe (slots + order).initialize(to: Slot(core.pointee.stop)) }
     let (isMine, other) = unsafe core.pointee.table[Int(processor)].compareExchange(

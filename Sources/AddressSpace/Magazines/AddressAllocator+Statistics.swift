@@ -83,7 +83,9 @@ extension AddressAllocator {
       for magazine in [loaded, previous] {
         guard let magazine else { continue }
         capacity += UInt64(magazine.capacity) * sizeClass(order).byteCount
-        if magazine.count > magazine.capacity { failure = "\(magazine.count) addresses in a magazine of \(magazine.capacity)" }
+        if magazine.count > magazine.capacity {
+          failure = "\(magazine.count) addresses in a magazine of \(magazine.capacity)"
+        }
       }
     }
     let counted = unsafe shared.pointee.capacity.load(ordering: .relaxed)

@@ -33,8 +33,9 @@ package struct AddressAllocator: ~Copyable, @unchecked Sendable {
     let store = try RangeStore(usable: usable, granule: granule)
     guard let stop = Magazine(.small, capacity: 0) else { throw .outOfMemory }
     unsafe core = .allocate(capacity: 1)
-    unsafe core.initialize(to: AllocatorCore(
-      store: store, stop: stop, method: method, processors: processors ?? UInt32(ci_cpu_limit())))
+    unsafe core.initialize(
+      to: AllocatorCore(
+        store: store, stop: stop, method: method, processors: processors ?? UInt32(ci_cpu_limit())))
   }
 
   /// No other thread may be inside; what is still allocated is forgotten.
@@ -78,7 +79,8 @@ extension AddressAllocator {
   ) throws(RangeStoreFailure) -> IOVA {
     let order = order(byteCount)
     if unsafe order < core.pointee.classCount {
-      let (highest, isTooLow) = unsafe limit.subtractingReportingOverflow((core.pointee.granule.byteCount &<< order) &- 1)
+      let (highest, isTooLow) = unsafe limit.subtractingReportingOverflow(
+        (core.pointee.granule.byteCount &<< order) &- 1)
       if !isTooLow {
         let slot = unsafe slots(processor) + Int(truncatingIfNeeded: order)
         let address = unsafe Slot.pop(slot, core.pointee.method, cpu: processor, highest: highest)

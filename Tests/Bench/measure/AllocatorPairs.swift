@@ -54,7 +54,8 @@ enum AllocatorPairs {
     let isUsual = (3...8).contains(anchor / 2)
     func measurement(_ ratios: [Double], _ refusal: String?) -> Measurement {
       Measurement(
-        value: refusal == nil ? median(Array(ratios.dropFirst())) : nil, anchor: "two locks' atomics, ns", anchorValue: anchor,
+        value: refusal == nil ? median(Array(ratios.dropFirst())) : nil, anchor: "two locks' atomics, ns",
+        anchorValue: anchor,
         repeats: rounds, reason: refusal)
     }
     let refusal = isUsual ? nil : "a compare-exchange and a store cost \(anchor / 2) ns, not 3 to 8"

@@ -10,7 +10,9 @@ enum AllocatorSpaces {
   static func failing() throws -> Measurement {
     let allocator = try AllocatorPairs.allocator()
     var live: [IOVA] = []
-    while let start = try? allocator.allocate(byteCount: 0x1000, limit: low, mayEmptyCaches: false) { live.append(start) }
+    while let start = try? allocator.allocate(byteCount: 0x1000, limit: low, mayEmptyCaches: false) {
+      live.append(start)
+    }
     for index in live.indices where index % 2 == 0 { allocator.free(live[index], byteCount: 0x1000) }
     live = live.indices.filter { $0 % 2 == 1 }.map { live[$0] }
     allocator.emptyCaches()
@@ -49,7 +51,9 @@ enum AllocatorSpaces {
         }
         return Double(cpuTime() - began) / Double(AllocatorPairs.pairs)
       })
-    if hasFailed != isExhausted { throw Failure(description: "space below 4 GiB: \(hasFailed) instead of \(isExhausted)") }
+    if hasFailed != isExhausted {
+      throw Failure(description: "space below 4 GiB: \(hasFailed) instead of \(isExhausted)")
+    }
     return result
   }
 
@@ -73,7 +77,8 @@ enum AllocatorSpaces {
       let processor = UInt32(random.next(16))
       if live.count < 8192 || operation % 2 == 0 {
         let byteCount = 0x1000 * (1 + random.next(64))
-        let start = try allocator.allocate(byteCount: byteCount, limit: .max, mayEmptyCaches: true, processor: processor)
+        let start = try allocator.allocate(
+          byteCount: byteCount, limit: .max, mayEmptyCaches: true, processor: processor)
         live.append((start, byteCount))
       } else {
         live.swapAt(Int(random.next(UInt64(live.count))), live.count - 1)

@@ -1,3 +1,4 @@
+import CIOMMU
 import CapturedTrees
 import Glibc
 import IOMMU
