@@ -92,8 +92,11 @@ private final class Crowd: @unchecked Sendable {
         if start.rawValue + byteCount - 1 > limit { errors.wrappingAdd(1, ordering: .relaxed) }
         allocations.wrappingAdd(1, ordering: .relaxed)
         letters[Int.random(in: 0..<letters.count, using: &random)].post(start, byteCount)
+      } else if let (start, byteCount) = letters.randomElement(using: &random)?.take(keeping: 0) {
+        // The space is full of letters to threads that have ended.
+        free(start, byteCount)
       }
-      while let (start, byteCount) = letters[index].take(keeping: 100) { free(start, byteCount) }
+      while let (start, byteCount) = letters[index].take(keeping: 20) { free(start, byteCount) }
     }
   }
 

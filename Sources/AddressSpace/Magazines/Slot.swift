@@ -49,7 +49,12 @@ extension Slot {
   /// none, or when the thread left the processor.
   @inline(__always)
   static func pop(_ slot: UnsafeMutablePointer<Slot>, _ method: SlotMethod, cpu: UInt32, highest: UInt64) -> UInt64 {
-    if method == .restartable { return unsafe ci_rseq_pop(slot, cpu, highest) }
+    method == .restartable ? unsafe ci_rseq_pop(slot, cpu, highest) : unsafe popLocked(slot, highest: highest)
+  }
+
+  /// A function of its own: what waiting for a lock needs is no burden to who takes none.
+  @inline(never)
+  private static func popLocked(_ slot: UnsafeMutablePointer<Slot>, highest: UInt64) -> UInt64 {
     unsafe slot.pointee.lock.lock()
     let address = unsafe Magazine(slot.pointee.loaded.load(ordering: .relaxed)).popLast(highest)
     unsafe slot.pointee.lock.unlock()
@@ -59,7 +64,12 @@ extension Slot {
   /// Puts an address onto the loaded magazine; `false` when it is full, or when the thread left the processor.
   @inline(__always)
   static func push(_ slot: UnsafeMutablePointer<Slot>, _ method: SlotMethod, cpu: UInt32, _ address: UInt64) -> Bool {
-    if method == .restartable { return unsafe ci_rseq_push(slot, cpu, address) != 0 }
+    method == .restartable
+      ? unsafe ci_rseq_push(slot, cpu, address) != 0 : unsafe pushLocked(slot, address)
+  }
+
+  @inline(never)
+  private static func pushLocked(_ slot: UnsafeMutablePointer<Slot>, _ address: UInt64) -> Bool {
     unsafe slot.pointee.lock.lock()
     let isDone = unsafe Magazine(slot.pointee.loaded.load(ordering: .relaxed)).push(address)
     unsafe slot.pointee.lock.unlock()
