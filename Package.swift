@@ -46,10 +46,11 @@ let package = Package(
     .target(name: "CapturedTrees", path: "Tests/CapturedTrees"),
     .target(name: "RawIoctls", dependencies: ["CIOMMU"], path: "Tests/Bench/RawIoctls"),
     .executableTarget(
-      name: "measure", dependencies: ["CapturedTrees", "IOMMU", "IOMMUSimulation", "RawIoctls"],
+      name: "measure",
+      dependencies: ["AddressSpace", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation", "RawIoctls"],
       path: "Tests/Bench/measure"),
     .testTarget(name: "CShimsTests", dependencies: ["CIOMMU"]),
-    .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace"]),
+    .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace", "CIOMMU"]),
     .testTarget(
       name: "IOMMUTests",
       dependencies: ["AddressSpace", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation"],

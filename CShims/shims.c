@@ -1,6 +1,8 @@
 // The few functions that are too large or too rare to be inlined into every caller.
 #include "CIOMMU.h"
 
+#include <stdlib.h>
+
 int32_t ci_cpu_limit(void) {
   // "0-7" or "0,2-5": the last number is the highest. sysconf counts processors, which is less where there
   // are gaps.
@@ -19,4 +21,20 @@ int32_t ci_cpu_limit(void) {
     }
   }
   return last < 0 ? ci_nproc_configured() : last + 1;
+}
+
+int32_t ci_rseq_usable(void) {
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+  return 0;
+#endif
+#endif
+#if !defined(CI_RSEQ_BEGIN)
+  return 0;
+#else
+  const char *chosen = getenv("SWIFT_IOMMU_RSEQ");
+  if (chosen != NULL && strcmp(chosen, "0") == 0) return 0;
+  if (!ci_rseq_registered()) return 0;
+  return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ, 0, 0) == 0;
+#endif
 }

@@ -5,5 +5,6 @@
 #include "mmio.h"
 #include "pci.h"
 #include "percpu.h"
+#include "rseq.h"
 #include "system.h"
 #include "vfio.h"

@@ -1,3 +1,4 @@
+import CIOMMU
 import CapturedTrees
 import Glibc
 import IOMMU
@@ -9,7 +10,11 @@ import IOMMU
 /// Guest rows want two devices bound to vfio-pci, 00:02.0 and 00:03.0 of the virtual machines.
 @main
 enum Main {
-  static let usage = "usage: measure strict_vs_raw|arena_file|domain_fixed [--interface iommufd|type1]"
+  static let usage = """
+    usage: measure strict_vs_raw|arena_file|domain_fixed [--interface iommufd|type1]
+           measure alloc_1|alloc_32|alloc_64|alloc_512|fifo_1024|fifo_65536|cross_thread|threads_2|threads_16
+           measure fail_524k|sac_free|sac_exhausted|held_ratio OPERATIONS|magazine_idle
+    """
 
   static func main() {
     var words = Array(CommandLine.arguments.dropFirst())
@@ -25,6 +30,21 @@ enum Main {
       case ["strict_vs_raw"]: say("strict_vs_raw", interface.rawValue, try StrictAgainstRaw(interface).run())
       case ["arena_file"]: say("arena_file", nil, try arenaFile())
       case ["domain_fixed"]: say("domain_fixed", nil, try domainFixed())
+      case ["alloc_1"]: say("alloc_1", try AllocatorPairs.locks(0x1000))
+      case ["alloc_32"]: say("alloc_32", try AllocatorPairs.locks(0x20000))
+      case ["alloc_64"]: say("alloc_64", try AllocatorThreads.pairs(0x40000))
+      case ["alloc_512"]: say("alloc_512", try AllocatorThreads.pairs(0x200000))
+      case ["fifo_1024"]: say("fifo_1024", nil, try AllocatorPairs.fifo(live: 1024))
+      case ["fifo_65536"]: say("fifo_65536", nil, try AllocatorPairs.fifo(live: 65536))
+      case ["cross_thread"]: say("cross_thread", nil, try AllocatorThreads.cross())
+      case ["threads_2"]: say("threads_2", nil, try AllocatorThreads.scaling(2))
+      case ["threads_16"]: say("threads_16", nil, try AllocatorThreads.scaling(16))
+      case ["fail_524k"]: say("fail_524k", nil, try AllocatorSpaces.failing())
+      case ["sac_free"]: say("sac_free", nil, try AllocatorSpaces.sac(isExhausted: false))
+      case ["sac_exhausted"]: say("sac_exhausted", nil, try AllocatorSpaces.sac(isExhausted: true))
+      case ["magazine_idle"]: say("magazine_idle", nil, try AllocatorSpaces.idle())
+      case let words where words.count == 2 && words[0] == "held_ratio":
+        say("held_ratio", nil, try AllocatorSpaces.held(operations: Int(words[1]) ?? 10_000_000))
       case let words where words.count == 2 && words[0] == "write_tree":
         try CapturedTree.server(deviceCount: 200).write(to: words[1])
       default:
@@ -37,20 +57,31 @@ enum Main {
     }
   }
 
+  private static func say(_ id: String, _ results: [(variant: String, Measurement)]) {
+    for (variant, result) in results { say(id, variant, result) }
+  }
+
   private static func say(_ id: String, _ variant: String?, _ result: Measurement) {
     let variant = variant.map { "\"\($0)\"" } ?? "null"
     print(
-      "MEASURE {\"id\":\"\(id)\",\"variant\":\(variant),\"value\":\(result.value),\"anchor\":\"\(result.anchor)\","
-        + "\"anchor_value\":\(result.anchorValue),\"repeats\":\(result.repeats)}")
+      "MEASURE {\"id\":\"\(id)\",\"variant\":\(variant),\"value\":\(result.value.map { "\($0)" } ?? "null"),\"anchor\":\"\(result.anchor)\","
+        + "\"anchor_value\":\(result.anchorValue),\"repeats\":\(result.repeats)"
+        + (result.reason.map { ",\"reason\":\"\($0)\"" } ?? "") + "}")
   }
 }
 
 /// What came out, and what it is compared with.
 struct Measurement {
-  var value: Double
+  var value: Double?
   var anchor: String
   var anchorValue: Double
   var repeats: Int
+  /// Why there is no value.
+  var reason: String?
+
+  static func notRun(_ reason: String) -> Measurement {
+    Measurement(value: nil, anchor: "-", anchorValue: 0, repeats: 0, reason: reason)
+  }
 }
 
 struct Failure: Error, CustomStringConvertible {
