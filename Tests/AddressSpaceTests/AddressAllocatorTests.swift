@@ -240,7 +240,8 @@ struct RestartableTests {
         #expect(unsafe ci_rseq_push(loaded, here, 9) == 1)
         #expect(unsafe ci_rseq_push(loaded, here, 10) == 0, "it is full")
         #expect(unsafe ci_rseq_pop(loaded, here, 8) == UInt64.max, "9 is above")
-        #expect(unsafe (0..<4).map { _ in unsafe ci_rseq_pop(loaded, here, 9) } == [9, 8, 7, UInt64.max])
+        let popped = (0..<4).map { _ in unsafe ci_rseq_pop(loaded, here, 9) }
+        #expect(popped == [9, 8, 7, UInt64.max])
         #expect(unsafe ci_rseq_swap(loaded, here, loaded, loaded) == 0, "something else is there")
         #expect(unsafe ci_rseq_swap(loaded, here, magazine, loaded) == 1)
         #expect(unsafe loaded.load(as: UnsafeMutableRawPointer.self) == loaded)
