@@ -58,7 +58,7 @@ extension Arena {
 
   /// Adds memory to the arena; `iova` where it is mapped.
   func add(_ memory: Memory, iova: IOVA?) throws(RangeStoreFailure) {
-    let start = unsafe IOVA(UInt64(UInt(bitPattern: memory.base)))
+    let start = unsafe iova ?? IOVA(UInt64(UInt(bitPattern: memory.base)))
     let range = IOVARange(start: start, byteCount: UInt64(memory.byteCount))!
     let store = try RangeStore(usable: [range], granule: PageSize(byteCount: UInt64(Limits.arenaUnit))!)
     unsafe add(Chunk(base: memory.base, byteCount: memory.byteCount, file: memory.file, iova: iova, store: store))
@@ -78,10 +78,10 @@ extension Arena {
 }
 
 extension DomainCore {
-  /// Grows the coherent arena by at least `byteCount` bytes below `limit`.
-  func growCoherent(byteCount: Int, limit: UInt64) throws(DMAError) {
+  /// Grows the coherent arena by at least `byteCount` bytes below `limit`, from a multiple of `alignment` on.
+  func growCoherent(byteCount: Int, alignment: PageSize, limit: UInt64) throws(DMAError) {
     try coherent.grow(byteCount: byteCount) { byteCount throws(DMAError) in
-      try addCoherent(byteCount: byteCount, limit: limit)
+      try addCoherent(byteCount: byteCount, alignment: alignment, limit: limit)
     }
   }
 
@@ -91,11 +91,11 @@ extension DomainCore {
   }
 
   /// Makes a chunk of the coherent arena: memory, one IOVA range, areas of capped size.
-  private func addCoherent(byteCount: Int, limit: UInt64) throws(DMAError) {
+  private func addCoherent(byteCount: Int, alignment: PageSize, limit: UInt64) throws(DMAError) {
     let memory = try coherent.makeMemory(byteCount: byteCount)
     var mapped: IOVA?
     do throws(DMAError) {
-      mapped = try mapArena(memory, limit: limit)
+      mapped = try mapArena(memory, alignment: alignment, limit: limit)
       do throws(RangeStoreFailure) {
         try coherent.add(memory, iova: mapped)
       } catch { throw DMAError(.outOfMemory, "allocate", byteCount: UInt64(byteCount)) }
@@ -117,15 +117,17 @@ extension DomainCore {
     }
   }
 
-  private func mapArena(_ memory: Arena.Memory, limit: UInt64) throws(DMAError) -> IOVA {
+  private func mapArena(_ memory: Arena.Memory, alignment: PageSize, limit: UInt64) throws(DMAError) -> IOVA {
     guard enter() else { throw failed(.closed, "allocate", byteCount: memory.byteCount) }
     defer { leave() }
     let length = UInt64(memory.byteCount)
     let iova: IOVA
     do throws(RangeStoreFailure) {
       let host = unsafe UInt64(UInt(bitPattern: memory.base))
-      let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length), limit: limit)
-      iova = try locked { state throws(RangeStoreFailure) in try state.store.allocate(request, kind: .fixed, tag: host)
+      let request = RangeStore.Request(
+        byteCount: length, alignment: max(alignment, Self.alignment(length)), limit: limit)
+      iova = try locked { state throws(RangeStoreFailure) in
+        try state.store.allocate(request, kind: .fixed, tag: host)
       }
     } catch { throw failed(.space(error), "allocate", byteCount: memory.byteCount) }
     let area = memory.isHuge ? Limits.hugeAreaByteCount : Limits.areaByteCount

@@ -10,6 +10,8 @@ public final class DMADomain: Sendable {
   let core: DomainCore
   /// The highest address that the device of this value can drive.
   let limit: Atomic<UInt64>
+  /// What the device of this value can take of a list.
+  let segmentRules = Mutex(DMAConstraints())
   /// The device that errors name.
   let deviceName: String
   /// The open device, which stays so while this is in use.

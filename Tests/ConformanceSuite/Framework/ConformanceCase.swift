@@ -52,8 +52,9 @@ public enum Suite: String, Sendable, CaseIterable {
 /// All cases, a list a file.
 enum Cases {
   static let conformance =
-    binding + attaching + registers + interrupts + mapping + limits + errors + sharing + library + leaks
-  static let dma = edu + nvme + reach
+    binding + attaching + registers + interrupts + mapping + limits + errors + sharing + library + lists
+    + reservations + leaks
+  static let dma = edu + nvme + linked + reach
 }
 
 /// A case's verdict.
