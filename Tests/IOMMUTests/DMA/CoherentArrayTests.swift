@@ -32,7 +32,8 @@ import Testing
         // Something in front, so that not everything begins on a page.
         let first = try dma.allocate(UInt8.self, count: 100)
         let array = try dma.allocate(Triple.self, count: count)
-        #expect(isWhole(array, 4096), "\(count) elements")
+        let isGood = isWhole(array, 4096)
+        #expect(isGood, "\(count) elements")
         #expect(array.stride == (count <= 170 ? 24 : 32))
         #expect(array.address.rawValue % 64 == 0 && first.count == 100)
       }
@@ -48,9 +49,11 @@ import Testing
       for count in [1, 3, 100, 700] {
         let first = try dma.allocate(UInt8.self, count: 1)
         let array = try dma.allocate(Triple.self, count: count)
-        #expect(isWhole(array, size.byteCount) && isWhole(array, 4096), "\(count) elements")
+        let isGood = isWhole(array, size.byteCount) && isWhole(array, 4096)
+        #expect(isGood, "\(count) elements")
         for index in 0..<count {
-          #expect(array.address(of: index).rawValue % (1 << UInt64(alignment)) == 0)
+          let start = array.address(of: index).rawValue
+          #expect(start % (1 << UInt64(alignment)) == 0)
         }
         let start = array.address.rawValue, end = start + UInt64(array.byteCount)
         if array.byteCount <= size.byteCount { #expect(start / size.byteCount == (end - 1) / size.byteCount) }
@@ -63,8 +66,9 @@ import Testing
         }
         if count > 3 { continue }
         let large = try dma.allocate(Large.self, count: count)
-        #expect(isWhole(large, size.byteCount))
-        #expect((0..<count).allSatisfy { large.address(of: $0).rawValue % (1 << UInt64(alignment)) == 0 })
+        let isAligned = (0..<count).allSatisfy { large.address(of: $0).rawValue % (1 << UInt64(alignment)) == 0 }
+        let isLargeGood = isWhole(large, size.byteCount)
+        #expect(isAligned && isLargeGood)
       }
     }
   }

@@ -68,7 +68,7 @@ import Testing
         for piece in pieces {
           if let offset = piece.offset {
             let part = unsafe UnsafeRawBufferPointer(rebasing: memory[offset..<offset + piece.byteCount])
-            unsafe hosts.append(UInt(bitPattern: part.baseAddress))
+            hosts.append(UInt(bitPattern: part.baseAddress))
             unsafe list.append(unsafe: part, widening: true)
           } else {
             let buffer = try dma.buffer(byteCount: piece.byteCount)
@@ -122,8 +122,9 @@ import Testing
         if at == segment.end { rest.removeFirst() }
       }
       if at != end { wrong.append("\(index) is not covered") }
-      let found = unsafe dma.translate(IOVA(end - UInt64(piece.byteCount)), byteCount: piece.byteCount)
-      if unsafe UInt(bitPattern: found) != hosts[index] { wrong.append("\(index) leads elsewhere") }
+      let found = unsafe UInt(
+        bitPattern: dma.translate(IOVA(end - UInt64(piece.byteCount)), byteCount: piece.byteCount))
+      if found != hosts[index] { wrong.append("\(index) leads elsewhere") }
       // A piece that fits into one segment is in one.
       let isShort = piece.byteCount <= constraints.maxSegmentByteCount
       let start = end - UInt64(piece.byteCount)
