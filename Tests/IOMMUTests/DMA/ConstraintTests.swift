@@ -105,4 +105,29 @@ import Testing
       _ = try spacer.unmap()
     }
   }
+
+  /// The gaps that a boundary makes are free again, whether the list was mapped and unmapped or the kernel refused it.
+  @Test(arguments: [1, 2, 3])
+  func gapsComeBack(_ number: Int) throws {
+    let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
+    let kernel = FaultingKernel(machine.kernel)
+    do {
+      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: .iommufd), dma = device.dma
+      try dma.setConstraints(DMAConstraints(boundary: PageSize(shift: 14)))
+      func list() throws -> ScatterList {
+        var list = ScatterList()
+        for _ in 0..<3 { list.append(try dma.buffer(byteCount: 12288)) }
+        return list
+      }
+      let first = try dma.map(try list(), .toDevice), address = first.address
+      #expect(first.byteCount == 2 * 16384 + 12288)
+      _ = try first.unmap()
+      kernel.fail(number, of: "ioasMap", with: .noMemory)
+      #expect(throws: DMAError.self) { _ = try dma.map(try list(), .toDevice) }
+      let again = try dma.map(try list(), .toDevice).address
+      #expect(again == address && dma.statistics.liveBytes == 0)
+      device.close()
+    }
+    #expect(machine.isClean)
+  }
 }
