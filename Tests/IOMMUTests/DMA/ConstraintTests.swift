@@ -93,16 +93,28 @@ import Testing
     try withDomain { dma in
       let spacer = try dma.map(try dma.buffer(byteCount: before * 4096), .toDevice)
       try dma.setConstraints(DMAConstraints(boundary: PageSize(shift: 16)))
-      for (pages, count) in [(5, 1), (16, 1), (17, 2), (40, 3)] {
+      for (byteCount, count) in [(20_000, 1), (65536, 1), (65537, 2), (163_840, 3)] {
         var list = ScatterList()
-        list.append(try dma.buffer(byteCount: pages * 4096))
+        list.append(try dma.buffer(byteCount: byteCount))
         let mapped = try dma.map(list, .toDevice)
-        #expect(mapped.segmentCount == count, "\(pages) pages")
+        #expect(mapped.segmentCount == count, "\(byteCount) bytes")
         for segment in mapped.segments {
           #expect(segment.address.rawValue >> 16 == (segment.address.rawValue + UInt64(segment.byteCount - 1)) >> 16)
         }
       }
       _ = try spacer.unmap()
+    }
+  }
+
+  /// Two buffers that reach the boundary join, and one byte more keeps them apart.
+  @Test(arguments: [(4096, 1), (4097, 2)])
+  func joiningEndsAtTheBoundary(_ byteCount: Int, _ count: Int) throws {
+    try withDomain { dma in
+      try dma.setConstraints(DMAConstraints(boundary: PageSize(shift: 16)))
+      var list = ScatterList()
+      for length in [61_440, byteCount, 100] { list.append(try dma.buffer(byteCount: length)) }
+      let mapped = try dma.map(list, .toDevice)
+      #expect(mapped.segments[0].byteCount == (count == 1 ? 65_536 : 61_440))
     }
   }
 
