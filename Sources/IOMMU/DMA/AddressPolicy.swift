@@ -1,3 +1,4 @@
+import AddressSpace
 import Synchronization
 
 /// Where a device gets its addresses first, if its mask allows more than 32 bits.
@@ -33,6 +34,9 @@ struct AddressLimits: BitwiseCopyable {
   /// No second try.
   init(_ limit: UInt64) { (first, last) = (limit, limit) }
   init(first: UInt64, last: UInt64) { (self.first, self.last) = (first, last) }
+
+  /// Whether a range that was found needed the second try.
+  func isAboveFirst(_ range: IOVARange) -> Bool { range.last.rawValue > first }
 }
 
 /// One device's mask and policy: two words that the data path reads, and what is told when a second try was needed.

@@ -52,8 +52,9 @@ public enum Suite: String, Sendable, CaseIterable {
 /// All cases, a list a file.
 enum Cases {
   static let conformance =
-    binding + attaching + registers + interrupts + mapping + limits + errors + sharing + library + leaks
-  static let dma = edu + nvme + reach + lazyModes
+    binding + attaching + registers + interrupts + mapping + limits + errors + sharing + library + lists
+    + reservations + leaks
+  static let dma = edu + nvme + linked + reach + lazyModes
 }
 
 /// A case's verdict.
