@@ -32,6 +32,7 @@ extension DMADomain {
         address: IOVA(done.start.rawValue + UInt64(pages.offset)),
         byteCount: min(memory.count, Int(done.byteCount) - pages.offset))
     case .failure(let failure):
+      if address == nil { noteFailure(failure, limits) }
       throw core.failed(
         failure, "map(unsafe:)", address, host: pages.host, byteCount: pages.byteCount, limit: limits.last
       )

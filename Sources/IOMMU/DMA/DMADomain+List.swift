@@ -30,6 +30,7 @@ extension DMADomain {
     let request = constraints.request(byteCount: layout.end, alignment: DomainCore.alignment(layout.end))
     switch core.map(list, request, limits, access: direction.access) {
     case .failure(let failure):
+      noteFailure(failure, limits)
       // What the device may still reach must not be used again.
       if case .stuck = failure { _ = list.take() }
       throw core.failed(failure, "map(list)", byteCount: Int(layout.end), limit: limits.last).on(deviceName)

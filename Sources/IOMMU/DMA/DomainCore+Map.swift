@@ -50,7 +50,8 @@ extension DomainCore {
   }
 
   /// Unmaps what ``map`` mapped. On success the device cannot reach it any more and the IOVA is free, or in a lazy mode
-  /// will be when ``FlushQueue/finished`` has reached the number that is the answer; then `memory` is freed as well.
+  /// will be when ``FlushQueue/finished`` has reached the number that is the answer; then `memory` is freed as well. With
+  /// 0 for an answer nothing waits, and `memory` is the caller's to free.
   @inline(__always)
   func unmap(
     _ iova: IOVA, byteCount: Int, freeing memory: UnsafeMutableRawPointer? = nil
@@ -58,9 +59,7 @@ extension DomainCore {
     guard isOwner else { return .failure(.forked) }
     let length = padded(byteCount)
     if lazyMode.load(ordering: .relaxed) != .strict { return unsafe unmapLazily(iova, length: length, memory: memory) }
-    let result = unmapNow(iova, length)
-    if let memory = unsafe memory, case .success = result { unsafe streaming.free(memory) }
-    return result
+    return unmapNow(iova, length)
   }
 
   @inline(__always)
@@ -117,16 +116,6 @@ extension DomainCore {
       state.statistics.liveBytes -= byteCount
     }
     return .failure(.system(error))
-  }
-}
-
-extension RangeStoreFailure {
-  /// Whether the same request may succeed once other ranges are free.
-  fileprivate var mayPass: Bool {
-    switch self {
-    case .noSpace, .fragmented, .occupied: true
-    default: false
-    }
   }
 }
 
@@ -196,5 +185,15 @@ extension DomainState {
     statistics.systemCalls &+= systemCalls
     statistics.liveMappings &-= 1
     statistics.liveBytes &-= byteCount
+  }
+}
+
+extension RangeStoreFailure {
+  /// Whether another answer is possible when fewer addresses are taken.
+  fileprivate var mayPass: Bool {
+    switch self {
+    case .noSpace, .fragmented, .occupied: true
+    default: false
+    }
   }
 }

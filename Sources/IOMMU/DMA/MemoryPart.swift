@@ -18,9 +18,9 @@ struct MemoryPart {
 
   /// A buffer, whose memory and reference the part takes over.
   init(_ buffer: consuming DMABuffer) {
-    reachableUntil = buffer.reachableUntil
+    (byteCount, isWidened, reachableUntil) = (buffer.byteCount, true, buffer.reachableUntil)
     let parts = unsafe buffer.take()
-    unsafe (core, base, byteCount, isWidened) = unsafe (parts.core, parts.base, parts.byteCount, true)
+    unsafe (core, base) = unsafe (parts.core, parts.base)
   }
 
   /// Memory of the caller's, not empty.

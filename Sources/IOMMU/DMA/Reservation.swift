@@ -146,6 +146,7 @@ extension DMADomain {
       byteCount: length, alignment: alignment.map { max($0, granule) } ?? DomainCore.alignment(length))
     switch core.reserve(request, limits) {
     case .failure(let failure):
+      noteFailure(failure, limits)
       throw core.failed(failure, "reserve", byteCount: byteCount, limit: limits.last).on(deviceName)
     case .success(let start):
       let range = IOVARange(start: start, byteCount: length)!

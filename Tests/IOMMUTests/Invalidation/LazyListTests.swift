@@ -9,12 +9,13 @@ import Testing
     FlushQueueOptions(.single, depth: depth, timeout: LazyTests.patient)
   }
 
-  /// Each segment on 8 KiB of its own: behind a buffer of a page is a gap.
-  private static let gaps = DMAConstraints(maxSegmentByteCount: 8191, alignment: PageSize(shift: 13))
+  /// Each segment on 8 KiB of its own: between two buffers of ``list(_:_:)`` is a gap.
+  private static let gaps = DMAConstraints(alignment: PageSize(shift: 13))
 
+  /// Buffers of a page each that do not join, as none ends where its page does.
   private static func list(_ dma: DMADomain, _ count: Int) throws -> ScatterList {
     var list = ScatterList()
-    for _ in 0..<count { list.append(try dma.buffer(byteCount: 4096)) }
+    for _ in 0..<count { list.append(try dma.buffer(byteCount: 4000)) }
     return list
   }
 
@@ -75,7 +76,7 @@ import Testing
         #expect(!range.contains(other.address))
       }
       #expect(dma.statistics.flushes == 0)
-      try Self.memory(byteCount: 4096) { page in try unsafe dma.map(unsafe: page, .toDevice, at: gap).unmap() }
+      try unsafe Self.memory(byteCount: 4096) { page in try unsafe dma.map(unsafe: page, .toDevice, at: gap).unmap() }
       #expect(dma.statistics.flushes == 1)
     }
   }
@@ -199,7 +200,7 @@ import Testing
       case "reserve": _ = try dma.reserve(byteCount: 64 * 4096)
       case "arena": _ = try dma.allocate(UInt8.self, count: 64 * 4096)
       default:
-        try Self.memory(byteCount: 64 * 4096) { memory in
+        try unsafe Self.memory(byteCount: 64 * 4096) { memory in
           _ = try unsafe dma.mapBulk(unsafe: memory, .toDevice, at: way == "bulk" ? nil : address)
         }
       }
@@ -212,7 +213,7 @@ import Testing
     try LazyTests.withDomain(.iommufd, Self.options()) { kernel, dma, machine in
       try dma.setMask(.bits(32))
       _ = try dma.map(try Self.list(dma, 2), .toDevice).unmap()
-      try Self.memory(byteCount: 4096) { page in
+      try unsafe Self.memory(byteCount: 4096) { page in
         for address in [0, 0x1001, 0xfee0_0000, 1 << 32, 1 << 60] as [UInt64] {
           #expect(throws: DMAError.self) { try unsafe dma.map(unsafe: page, .toDevice, at: IOVA(address)).unmap() }
           #expect(throws: DMAError.self) { _ = try unsafe dma.mapBulk(unsafe: page, .toDevice, at: IOVA(address)) }
