@@ -9,6 +9,10 @@ extension DMADomain {
   /// same on one thread to the end.
   ///
   /// - Parameters:
+  ///   - memory: Stays allocated and in place until it is unmapped.
+  ///   - direction: What the device does with it.
+  ///   - address: The address that it gets; nil for one of the library's choice.
+  ///   - widening: Whether the device may reach the rest of the first and the last page.
   ///   - threads: How many threads map, this one included; the others end before the call returns. More than one pay
   ///     where the kernel has to find the pages, as it does for each in turn.
   ///   - isCancelled: Asked before each area, on any of the threads. When it says so, what is mapped by then comes back:

@@ -132,8 +132,10 @@ extension DMADomain {
   /// The range keeps to the ``constraints``' boundary, if it is shorter than that, and to their alignment; their segment
   /// count and length are for lists. Makes no system call. The corresponding kernel call is `dma_iova_try_alloc`.
   ///
-  /// - Parameter alignment: The range begins on a multiple of it; nil stands for the length rounded up to a power of two,
-  ///   2 MiB at most, which suits large pages.
+  /// - Parameters:
+  ///   - byteCount: The length, which is rounded up to whole pages.
+  ///   - alignment: The range begins on a multiple of it; nil stands for the length rounded up to a power of two, 2 MiB at
+  ///     most, which suits large pages.
   /// - Throws: `.empty`, `.overflow`, `.noSpace`, `.outOfMemory`, `.closed`, `.forked`. O(log n) in the number of mappings.
   public func reserve(byteCount: Int, alignment: PageSize? = nil) throws(DMAError) -> Reservation {
     guard ProcessGuard.isOwner else { throw core.failed(.forked, "reserve", byteCount: byteCount).on(deviceName) }
