@@ -104,7 +104,7 @@ extension DomainCore {
       next += length
     }
     unsafe state.pointee.statistics.failedMaps += 1
-    unsafe state.pointee.statistics.systemCalls += mapped == 0 ? 1 : 2
+    unsafe state.pointee.statistics.systemCalls += callsEach * (mapped == 0 ? 1 : 2)
     return .failure(isStuck ? .stuck(error) : .system(error))
   }
 
@@ -118,7 +118,7 @@ extension DomainCore {
         let done = try translation.unmap(iova: iova.rawValue, byteCount: UInt64(byteCount))
         if done != UInt64(byteCount) { return .mismatch(done) }
       } catch { return .system(error) }
-      systemCalls = 1
+      systemCalls = callsEach
     } else {
       waitUntilEmptied()
     }

@@ -23,7 +23,8 @@ extension DomainCore {
     let since = queue.oldest.exchange(0, ordering: .acquiringAndReleasing)
     let number = queue.started.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
     var systemCalls: UInt64 = 0
-    let failure = unmapQueued(before: number, &systemCalls)
+    let failure =
+      if let processOwned { invalidateAll(processOwned) } else { unmapQueued(before: number, &systemCalls) }
     let window = since == 0 ? 0 : coarseNow() &- since
     if failure == nil {
       queue.finished.store(number, ordering: .releasing)
@@ -40,6 +41,12 @@ extension DomainCore {
       }
     }
     return failure.map { .failed($0) } ?? .done
+  }
+
+  /// On tables of this process, whose entries were cleared before they were queued: one invalidation for all of them.
+  private func invalidateAll(_ processOwned: any ProcessOwnedTranslation) -> MapFailure? {
+    do throws(Errno) { try processOwned.invalidateAll() } catch { return .system(error) }
+    return nil
   }
 
   /// On tables that the kernel owns, one ioctl a contiguous run; the last failure.

@@ -7,7 +7,7 @@ extension DomainCore {
   /// Queues a range whose mapping ends now; the number that ``FlushQueue/finished`` has reached when it is out of reach.
   ///
   /// `memory` of the streaming arena is freed then. A range that finds no room, while another thread flushes or a switch
-  /// is under way, is unmapped on the spot: the answer is 0, and the memory is free.
+  /// is under way, is taken out of reach on the spot: the answer is 0, and the memory is free.
   @inline(never)
   func unmapLazily(_ iova: IOVA, length: UInt64, memory: UnsafeMutableRawPointer?) -> Result<UInt64, MapFailure> {
     guard enter() else {
@@ -19,15 +19,29 @@ extension DomainCore {
     defer { leave() }
     flushOverdue()
     locked { $0.retire(iova, byteCount: length) }
+    // Before the entry is numbered: a flush that starts afterwards leaves nothing of the range behind.
+    if let processOwned, let failure = clear(iova, length, processOwned) { return stuck(failure, length) }
     let entry = FlushQueue.Entry(iova: iova.rawValue, byteCount: length, memory: UInt(bitPattern: memory))
     if let number = enqueue(entry) { return .success(number) }
     do throws(Errno) {
-      let done = try translation.unmap(iova: iova.rawValue, byteCount: length)
-      if done != length { return stuck(.mismatch(done), length) }
+      if let processOwned {
+        try processOwned.invalidate(iova: iova.rawValue, byteCount: length)
+      } else {
+        let done = try translation.unmap(iova: iova.rawValue, byteCount: length)
+        if done != length { return stuck(.mismatch(done), length) }
+      }
     } catch { return stuck(.system(error), length) }
-    locked { $0.statistics.systemCalls += 1 }
+    locked { $0.statistics.systemCalls += callsEach }
     release(entry)
     return .success(0)
+  }
+
+  /// On tables of this process the entry goes at once: what is cached of it is all that a device still has.
+  private func clear(_ iova: IOVA, _ length: UInt64, _ processOwned: any ProcessOwnedTranslation) -> MapFailure? {
+    do throws(Errno) {
+      let done = try processOwned.clear(iova: iova.rawValue, byteCount: length)
+      return done == length ? nil : .mismatch(done)
+    } catch { return .system(error) }
   }
 
   /// The range stays where it is, and its address taken.

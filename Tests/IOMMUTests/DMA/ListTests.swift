@@ -18,7 +18,7 @@ import Testing
     let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
     let kernel = FaultingKernel(machine.kernel)
     do {
-      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface)
+      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface, translation: .kernel)
       var parts = try list(device.dma, 3)
       let memory = (0..<3).map { parts.withBuffer(at: $0) { TranslateTests.start($0) } }
       // The third map and all calls after it: the unmap of the first two among them.

@@ -17,7 +17,7 @@ import Testing
   /// A buffer that was unmapped and dropped, or whose mapping was dropped: no new buffer has its memory before a flush.
   @Test(arguments: [false, true])
   func freedMemoryIsKept(_ dropsMapping: Bool) throws {
-    try LazyTests.withDomain(.iommufd, Self.options) { kernel, dma, machine in
+    try LazyTests.withDomain(.process, Self.options) { kernel, dma, machine in
       let mapping = try dma.map(try dma.buffer(byteCount: 64), .fromDevice)
       let memory = unsafe UInt(bitPattern: dma.translate(mapping.address))
       if dropsMapping { _ = consume mapping } else { _ = try mapping.unmap() }
@@ -29,7 +29,7 @@ import Testing
 
   /// A buffer that the driver keeps is its own at once, and clean after the flush.
   @Test func aBufferThatIsKeptCanGoOn() throws {
-    try LazyTests.withDomain(.iommufd, Self.options) { kernel, dma, machine in
+    try LazyTests.withDomain(.process, Self.options) { kernel, dma, machine in
       var buffer = try dma.buffer(byteCount: 64)
       let memory = unsafe buffer.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
       for number in 0..<5 {
@@ -46,7 +46,7 @@ import Testing
   /// Dropped after the switch to strict mode, which has flushed; and dropped after the close.
   @Test(arguments: ["switch", "close"])
   func nothingIsLeft(_ way: String) throws {
-    try LazyTests.withDomain(.iommufd, Self.options) { kernel, dma, machine in
+    try LazyTests.withDomain(.process, Self.options) { kernel, dma, machine in
       let first = try dma.map(try dma.buffer(byteCount: 64), .fromDevice)
       let buffer = try first.unmap()
       let second = try dma.map(try dma.buffer(byteCount: 64), .fromDevice)
@@ -58,23 +58,23 @@ import Testing
   }
 
   /// A flush that the kernel refuses lets nothing go; the next one does.
-  @Test(arguments: Interface.allCases, [1, 2])
-  func aFlushThatFails(_ interface: Interface, _ which: Int) throws {
-    try LazyTests.withDomain(interface, Self.options) { kernel, dma, machine in
+  @Test(arguments: [(LazyTests.Tables.process, 1), (.ioas, 1), (.ioas, 2), (.container, 1), (.container, 2)])
+  func aFlushThatFails(_ tables: LazyTests.Tables, _ which: Int) throws {
+    try LazyTests.withDomain(tables, Self.options) { kernel, dma, machine in
       let mapping = try dma.map(try dma.buffer(byteCount: 64), .fromDevice), address = mapping.address
       let memory = unsafe UInt(bitPattern: dma.translate(address))
       let far = try Self.farMapping(dma)
       _ = consume mapping
       try far.unmap()
       kernel.resetCounts()
-      kernel.fail(which, of: LazyTests.unmapCall(interface), with: .inputOutput)
+      kernel.fail(which, of: tables.flushCall, with: .inputOutput)
       #expect { try dma.drain() } throws: { ($0 as? DMAError)?.errno == .inputOutput }
       #expect(dma.statistics.failedFlushes == 1 && dma.statistics.flushes == 0)
       #expect(dma.statistics.queuedBytes > 0)
       #expect(try Self.place(dma) != memory)
       kernel.resetCounts()
       try dma.drain()
-      #expect(kernel.count(of: LazyTests.unmapCall(interface)) == 1, "only what was refused is tried again")
+      #expect(kernel.count(of: tables.flushCall) == 1, "only what was refused is tried again")
       #expect(dma.statistics.queuedBytes == 0 && dma.statistics.flushes == 1)
       #expect(try Self.place(dma) == memory)
     }
