@@ -46,3 +46,4 @@ extension PCIAddress: ExpressibleByArgument {
 }
 
 extension Interface: ExpressibleByArgument {}
+extension TranslationChoice: ExpressibleByArgument {}

@@ -9,8 +9,9 @@ import Testing
   struct Item: Sendable, CustomTestStringConvertible {
     let machine: String
     let interface: Interface
+    var translation = TranslationChoice.kernel
     let item: ConformanceCase
-    var testDescription: String { "\(machine) \(interface.rawValue) \(item.name)" }
+    var testDescription: String { "\(machine) \(interface.rawValue) \(translation.rawValue) \(item.name)" }
   }
 
   static let machines = ["vtd-legacy", "vtd-caching", "smmuv3"]
@@ -27,9 +28,17 @@ import Testing
     }
   }
 
-  @Test(arguments: items) func holds(_ item: Item) throws {
+  /// The same library over tables of the process. The cases that speak to iommufd without the library run above.
+  static let processItems = ["vtd-legacy", "smmuv3"].flatMap { machine in
+    ConformanceSuite.Suite.allCases.flatMap(\.cases).map {
+      Item(machine: machine, interface: .iommufd, translation: .process, item: $0)
+    }
+  }
+
+  @Test(arguments: items + processItems) func holds(_ item: Item) throws {
     let environment = Environment.simulated(
-      item.machine, interface: item.interface, unprivileged: item.item.suite == .unprivileged)
+      item.machine, interface: item.interface, translation: item.translation,
+      unprivileged: item.item.suite == .unprivileged)
     // What does not apply is skipped with a reason from the suite's own table, as in the guests.
     if item.item.reasonToSkip(in: environment) != nil { return }
     do { try item.item.run(in: environment) } catch { Issue.record("\(error)") }

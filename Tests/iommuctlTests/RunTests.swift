@@ -10,40 +10,49 @@ import iommuctl
     "schema", "command", "interface", "translation", "cases", "bytes_verified", "faults", "counters",
   ]
 
-  @Test(arguments: Interface.allCases, machines)
-  func demo(_ interface: Interface, _ kind: SimulatedMachine.IOMMUKind) throws {
-    let result = Invocation(
-      "--json demo --interface \(interface.rawValue)", simulation: .changed { $0.iommu = kind })
+  /// A way to a device, and who owns its page tables.
+  struct Way: Sendable {
+    let interface: Interface
+    let owner: TranslationInUse.Owner
+    var options: String { "--interface \(interface.rawValue) --translation \(owner.rawValue)" }
+  }
+  static let ways = [
+    Way(interface: .iommufd, owner: .kernel), Way(interface: .iommufd, owner: .process),
+    Way(interface: .type1, owner: .kernel),
+  ]
+
+  @Test(arguments: ways, machines)
+  func demo(_ way: Way, _ kind: SimulatedMachine.IOMMUKind) throws {
+    let result = Invocation("--json demo \(way.options)", simulation: .changed { $0.iommu = kind })
     #expect(result.status == .fine)
     let document = try result.document
-    try check(document, interface)
+    try check(document, way)
     #expect(document["bytes_verified"].number == 1530)
     #expect(document["faults"].list.count == 1)
     #expect(document["faults"][0]["access"].text == "write")
     #expect(document["faults"][0]["mapping"]["state"].text == "unmapped")
     #expect(document["counters"]["maps"].number == 2)
-    #expect(document["counters"]["system_calls"].number == 4)
-    #expect(document["counters"]["invalidations"].number == 2)
+    #expect(document["counters"]["system_calls"].number == (way.owner == .kernel ? 4 : 2))
+    #expect(document["counters"]["invalidations"].number == 2 && document["counters"]["syncs"].number == 2)
     #expect(document["cases"].list.allSatisfy { $0["verdict"].text == "pass" })
   }
 
-  @Test(arguments: Interface.allCases, machines)
-  func selftest(_ interface: Interface, _ kind: SimulatedMachine.IOMMUKind) throws {
+  @Test(arguments: ways, machines)
+  func selftest(_ way: Way, _ kind: SimulatedMachine.IOMMUKind) throws {
     let result = Invocation(
-      "--json --simulated selftest 0:2.0 --interface \(interface.rawValue)",
-      simulation: .changed { $0.iommu = kind })
+      "--json --simulated selftest 0:2.0 \(way.options)", simulation: .changed { $0.iommu = kind })
     #expect(result.status == .fine, "\(result.out)")
     let document = try result.document
-    try check(document, interface)
+    try check(document, way)
     #expect(document["bytes_verified"].number == 5096)
     #expect(document["faults"].list.count == 3)
     #expect(!document["cases"].list.contains { $0["verdict"].text == "fail" })
   }
 
-  private func check(_ document: Document, _ interface: Interface) throws {
+  private func check(_ document: Document, _ way: Way) throws {
     #expect(document.keys.isSuperset(of: Self.keys))
-    #expect(document["interface"].text == "simulated-\(interface.rawValue)")
-    #expect(document["translation"].text == "kernel")
+    #expect(document["interface"].text == "simulated-\(way.interface.rawValue)")
+    #expect(document["translation"].text == way.owner.rawValue)
     for item in document["cases"].list {
       #expect(item.keys == ["name", "verdict", "reason"])
     }
@@ -69,16 +78,17 @@ import iommuctl
   }
 
   /// The negative control: when an unmap is reported and not done, the cases of DMA after unmap must notice.
-  @Test(arguments: ["demo", "selftest 0:2.0"], Interface.allCases)
-  func swallowedUnmapsAreNoticed(_ line: String, _ interface: Interface) throws {
+  @Test(arguments: ["demo", "selftest 0:2.0"], ways)
+  func swallowedUnmapsAreNoticed(_ line: String, _ way: Way) throws {
     var simulation = Simulation.standard
     simulation.kernel = { kernel in
       let faulting = FaultingKernel(kernel)
       faulting.swallowUnmap()
+      faulting.swallowInvalidation()
       return faulting
     }
     let result = Invocation(
-      "--json --simulated \(line) --interface \(interface.rawValue)", simulation: simulation)
+      "--json --simulated \(line) \(way.options)", simulation: simulation)
     #expect(result.status == .refused)
     let cases = try result.document["cases"].list
     #expect(cases.contains { $0["name"].text == "dma-after-unmap" && $0["verdict"].text == "fail" })
@@ -100,16 +110,31 @@ import iommuctl
     let shown = try Invocation("--json --simulated show 0:2.0").document
     #expect(shown["interface"]["chosen"].text == "simulated-iommufd")
     #expect(shown["usable"][0]["start"].address == 0x1000)
-    #expect(shown["translation"]["chosen"].text == "kernel")
+    #expect(shown["translation"]["chosen"].text == "process")
+    #expect(shown["translation"]["candidates"].list.allSatisfy { $0["possible"].flag == true })
     let type1 = try Invocation("--json --simulated show 0:2.0 --interface type1").document
     #expect(type1["interface"]["chosen"].text == "simulated-type1")
+    #expect(type1["translation"]["chosen"].text == "kernel")
+    #expect(type1["translation"]["candidates"][1]["possible"].flag == false)
     #expect(type1["usable"].list.count == shown["usable"].list.count)
     let closed = try Invocation("--json --simulated show 0:2.0 --no-open").document
-    #expect(closed["usable"].isNull)
+    #expect(closed["usable"].isNull && closed["translation"]["chosen"].text == "process")
     #expect(closed["interface"]["chosen"].text == "simulated-iommufd")
     let unbound = try Invocation("--json --simulated show 0:3.0").document
     #expect(unbound["interface"]["chosen"].isNull && unbound["usable"].isNull)
     #expect(unbound["interface"]["reason"].text == "Chosen once the device is bound to vfio-pci")
+  }
+
+  /// By default the simulated machine's tables are the process's; where they cannot be, asking for them is refused.
+  @Test func translationIsChosen() throws {
+    let document = try Invocation("--json demo").document
+    #expect(document["translation"].text == "process")
+    let plain = Simulation.changed { $0.hasNestedTranslation = false }
+    #expect(try Invocation("--json demo", simulation: plain).document["translation"].text == "kernel")
+    let refused = Invocation("--json demo --translation process", simulation: plain)
+    #expect(refused.status == .unsupported)
+    #expect(try refused.error["code"].text == "not-supported")
+    #expect(Invocation("demo --translation nobody").status == .usage)
   }
 
   @Test func theStoryIsTold() {

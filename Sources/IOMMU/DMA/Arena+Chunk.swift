@@ -9,6 +9,8 @@ extension Arena {
     var byteCount: Int
     var file: Int32
     var isHuge: Bool
+    /// The most that one area may have, in bytes.
+    var areaByteCount: Int { isHuge ? Limits.hugeAreaByteCount : Limits.areaByteCount }
   }
 
   /// Gets at least `byteCount` bytes, on huge pages where that much is asked for and they are to be had.
@@ -100,15 +102,20 @@ extension DomainCore {
     let memory = try coherent.makeMemory(byteCount: byteCount)
     var mapped: IOVA?
     do throws(DMAError) {
+      let fileAreas = try register(memory, "allocate")
       let start = try mapArena(memory, alignment: alignment, limits)
       mapped = start
       do throws(RangeStoreFailure) {
         try coherent.add(memory, iova: mapped)
       } catch { throw DMAError(.outOfMemory, "allocate", byteCount: UInt64(byteCount)) }
-      locked { $0.statistics.coherentArenaBytes += UInt64(memory.byteCount) }
+      locked {
+        $0.statistics.coherentArenaBytes += UInt64(memory.byteCount)
+        $0.statistics.arenaFileAreas += fileAreas
+      }
       return IOVARange(start: start, byteCount: UInt64(memory.byteCount))!
     } catch {
       if let mapped { unmapArena(mapped, memory.byteCount) }
+      unregister(memory)
       unsafe coherent.release(memory.base, memory.byteCount, memory.file)
       throw error
     }
@@ -116,12 +123,36 @@ extension DomainCore {
 
   private func addStreaming(byteCount: Int) throws(DMAError) {
     let memory = try streaming.makeMemory(byteCount: byteCount)
-    do throws(RangeStoreFailure) {
-      try streaming.add(memory, iova: nil)
+    do throws(DMAError) {
+      _ = try register(memory, "buffer")
+      do throws(RangeStoreFailure) {
+        try streaming.add(memory, iova: nil)
+      } catch { throw DMAError(.outOfMemory, "buffer", byteCount: UInt64(byteCount)) }
     } catch {
+      unregister(memory)
       unsafe streaming.release(memory.base, memory.byteCount, memory.file)
-      throw DMAError(.outOfMemory, "buffer", byteCount: UInt64(byteCount))
+      throw error
     }
+  }
+
+  /// Registers a chunk, once, where this process owns the page tables: maps of it cost no system call then. Returns how many
+  /// areas went by file.
+  private func register(_ memory: Arena.Memory, _ operation: String) throws(DMAError) -> Int {
+    guard let processOwned else { return 0 }
+    guard enter() else { throw failed(.closed, operation, byteCount: memory.byteCount) }
+    defer { leave() }
+    do throws(Errno) {
+      return try processOwned.register(
+        address: unsafe UInt64(UInt(bitPattern: memory.base)), byteCount: UInt64(memory.byteCount), file: memory.file,
+        areaByteCount: UInt64(memory.areaByteCount)
+      ).fileAreas
+    } catch { throw failed(.system(error), operation, byteCount: memory.byteCount) }
+  }
+
+  private func unregister(_ memory: Arena.Memory) {
+    guard let processOwned, enter() else { return }
+    defer { leave() }
+    processOwned.unregister(address: unsafe UInt64(UInt(bitPattern: memory.base)))
   }
 
   private func mapArena(
@@ -140,7 +171,7 @@ extension DomainCore {
         }
       }
     } catch { throw failed(.space(error), "allocate", byteCount: memory.byteCount) }
-    let area = memory.isHuge ? Limits.hugeAreaByteCount : Limits.areaByteCount
+    let area = memory.areaByteCount
     var offset = 0
     while offset < memory.byteCount {
       let part = min(area, memory.byteCount - offset)

@@ -63,7 +63,9 @@ extension DMADomain {
   /// From the domain's buffer arena: a system call only when the arena has to grow. It is not within the device's reach
   /// before ``map(_:_:)-(DMABuffer,_)``.
   ///
-  /// - Throws: `.empty`, `.outOfMemory`, `.closed`, `.forked`.
+  /// Where this process owns the page tables, the arena's memory is pinned when it grows, and not by each map.
+  ///
+  /// - Throws: `.empty`, `.outOfMemory`, `.memoryLock`, `.closed`, `.forked`.
   public func buffer(byteCount: Int) throws(DMAError) -> DMABuffer {
     guard byteCount > 0 else { throw core.failed(.space(.empty), "buffer", byteCount: byteCount).on(deviceName) }
     guard byteCount <= Int.max / 4 else {
@@ -131,7 +133,7 @@ extension DomainCore {
     guard ProcessGuard.isOwner else { return error }
     locked { state in
       state.statistics.leakedBytes += length
-      state.statistics.systemCalls += 1
+      state.statistics.systemCalls += callsEach
     }
     error.remedy = error.remedy ?? Self.stuckRemedy
     return error

@@ -109,11 +109,11 @@ extension DomainCore {
     }
     if let failure = work.failed.first?.failure { return .failure(undo(iova, bulk.byteCount, work, failure)) }
     return locked { state in
-      state.statistics.systemCalls &+= work.calls
+      state.statistics.systemCalls &+= callsEach &* work.calls
       if work.tried < bulk.byteCount { state.keep(iova, from: 0, to: work.tried) }
       guard work.tried > 0 else { return .success(nil) }
       state.mapped(iova, host: host, byteCount: work.tried)
-      state.statistics.systemCalls &-= 1
+      state.statistics.systemCalls &-= callsEach
       return .success(IOVARange(start: iova, byteCount: work.tried))
     }
   }
@@ -140,7 +140,7 @@ extension DomainCore {
     }
     locked { state in
       state.statistics.failedMaps += 1
-      state.statistics.systemCalls &+= calls
+      state.statistics.systemCalls &+= callsEach &* calls
       state.statistics.leakedBytes += stuck
       if stuck == 0 { state.forget(iova) }
     }
@@ -195,7 +195,7 @@ extension DomainCore {
       (done, calls) = (work.tried, work.calls)
       if let failure = work.failed.first?.failure {
         // ``leaked(_:_:_:_:)`` counts one.
-        locked { $0.statistics.systemCalls &+= calls - 1 }
+        locked { $0.statistics.systemCalls &+= callsEach &* (calls - 1) }
         return .failure(Remainder(reason: failure, left: byteCount - work.doneByteCount))
       }
     } else {
@@ -204,9 +204,9 @@ extension DomainCore {
     }
     locked { state in
       if done == byteCount {
-        state.unmapped(iova, byteCount: byteCount, systemCalls: calls)
+        state.unmapped(iova, byteCount: byteCount, systemCalls: callsEach &* calls)
       } else {
-        state.statistics.systemCalls &+= calls
+        state.statistics.systemCalls &+= callsEach &* calls
         state.statistics.liveBytes &-= done
         if done > 0 {
           state.ended.append(iova, byteCount: done)

@@ -17,9 +17,15 @@ public final class DMADomain: Sendable {
   /// The open device, which stays so while this is in use.
   private let owner: (any AnyObject & Sendable)?
   let faultLog: FaultLog
+  /// Who writes the page tables, and why.
+  public let translation: TranslationInUse
 
-  init(core: DomainCore, deviceName: String, owner: (any AnyObject & Sendable)?, faultLog: FaultLog) {
+  init(
+    core: DomainCore, deviceName: String, owner: (any AnyObject & Sendable)?, faultLog: FaultLog,
+    translation: TranslationInUse
+  ) {
     self.core = core
+    self.translation = translation
     self.faultLog = faultLog
     self.owner = owner
     self.deviceName = deviceName
@@ -73,7 +79,7 @@ public final class DMADomain: Sendable {
   /// Counters of the address space; one consistent copy. All zero in a fork of the process that opened the device.
   public var statistics: DMAStatistics {
     guard ProcessGuard.isOwner else { return DMAStatistics() }
-    var copy = core.locked { $0.report() }
+    var copy = core.locked { [core] in $0.report(core.processOwned) }
     copy.arenaBytes = UInt64(core.coherent.byteCount + core.streaming.byteCount)
     return copy
   }

@@ -7,8 +7,15 @@ public struct DMAStatistics: Hashable, Sendable {
   public var maps: UInt64 = 0
   /// Mappings ended.
   public var unmaps: UInt64 = 0
-  /// System calls made for maps and unmaps, failed ones included; not those of opening and closing.
+  /// System calls made for maps, unmaps and invalidations, failed ones included; not those of opening, closing and growing
+  /// arenas. Where this process owns the page tables, a map of registered memory makes none.
   public var systemCalls: UInt64 = 0
+  /// Invalidations that this process had made, each a system call that waits for it, one for each physical IOMMU: in strict mode one
+  /// an unmap or a list, in a lazy mode one a flush. Zero where the kernel owns the page tables, which does not tell of its own.
+  public var invalidations: UInt64 = 0
+  /// Maps of memory that was not registered, which had the kernel pin it for the mapping's life: a system call each way that
+  /// memory of the arenas does not cost. Zero where the kernel owns the page tables.
+  public var implicitRegistrations: UInt64 = 0
   /// Maps that failed.
   public var failedMaps: UInt64 = 0
   /// Mappings that are live now, arenas not counted.

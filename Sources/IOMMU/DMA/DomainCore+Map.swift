@@ -75,7 +75,7 @@ extension DomainCore {
           }
         if done != length { return .failure(.mismatch(done)) }
       } catch { return .failure(.system(error)) }
-      locked { $0.unmapped(iova, byteCount: length, systemCalls: 1) }
+      locked { $0.unmapped(iova, byteCount: length, systemCalls: callsEach) }
       return .success(0)
     }
     // Closed: the kernel unmaps everything by itself.
@@ -137,11 +137,11 @@ extension RangeStore {
 }
 
 extension DomainState {
-  /// Counts a mapping that has its address, and the kernel call that makes it, which may be still to come.
+  /// Counts a mapping that has its address, and the kernel call that makes it if there is one, which may be still to come.
   @inline(__always)
   mutating func mapped(_ iova: IOVA, host: UInt64, byteCount: UInt64) {
     statistics.maps &+= 1
-    statistics.systemCalls &+= 1
+    statistics.systemCalls &+= callsEach
     statistics.liveMappings &+= 1
     statistics.liveBytes &+= byteCount
     if byHostAddress != nil { index(iova, host: host, byteCount: byteCount) }

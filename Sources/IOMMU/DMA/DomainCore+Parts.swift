@@ -22,7 +22,7 @@ extension DomainCore {
           parts, count: count, from: iova, mapped: mapped, acrossGaps: reserved == nil)
         locked { state in
           state.statistics.failedMaps += 1
-          state.statistics.systemCalls += 1 + calls
+          state.statistics.systemCalls += callsEach &* (1 + calls)
           let stuck = failure == nil ? 0..<0 : unmapped..<mapped
           unsafe state.takeBack(
             parts, count: count, at: iova, granuleMask: granuleMask, counted: done, stuck: stuck, reserved: reserved)
@@ -31,11 +31,11 @@ extension DomainCore {
       }
       mapped += area.byteCount
       locked { state in
-        state.statistics.systemCalls &+= 1
+        state.statistics.systemCalls &+= callsEach
         for index in done..<area.partsDone {
           let part = unsafe parts[index], pages = part.pages(granuleMask)
           state.mapped(IOVA(iova.rawValue + part.placement), host: pages.host, byteCount: pages.byteCount)
-          state.statistics.systemCalls &-= 1
+          state.statistics.systemCalls &-= callsEach
         }
       }
       done = area.partsDone
@@ -96,7 +96,7 @@ extension DomainCore {
       done += 1
     }
     // The call that failed is counted by ``leaked(_:_:_:_:)``.
-    locked { $0.statistics.systemCalls &+= failure == nil ? calls : calls - 1 }
+    locked { $0.statistics.systemCalls &+= callsEach &* (failure == nil ? calls : calls - 1) }
     return (failure, done)
   }
 

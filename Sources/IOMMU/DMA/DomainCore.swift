@@ -14,6 +14,10 @@ final class DomainCore: @unchecked Sendable {
   let translation: any Translation
   /// ``Translation/directCalls``.
   let directCalls: DirectCalls?
+  /// The translation, where this process writes its tables.
+  let processOwned: (any ProcessOwnedTranslation)?
+  /// System calls that each map and each unmap is: one where the kernel owns the tables, else the translation counts its own.
+  let callsEach: UInt64
   /// The smallest page minus one, in bytes.
   let granuleMask: UInt64
   /// Everything that changes, behind one spin lock that is never held across a system call.
@@ -38,7 +42,9 @@ final class DomainCore: @unchecked Sendable {
   init(
     kernel: any Kernel, translation: any Translation, usable: IOVARanges, granule: PageSize, node: Int?, device: String
   ) throws(RangeStoreFailure) {
-    let first = try DomainState(usable: usable, granule: granule)
+    processOwned = translation as? any ProcessOwnedTranslation
+    callsEach = processOwned == nil ? 1 : 0
+    let first = try DomainState(usable: usable, granule: granule, callsEach: callsEach)
     self.kernel = kernel
     self.translation = translation
     directCalls = translation.directCalls
@@ -166,27 +172,35 @@ struct DomainState: ~Copyable {
   /// The most that was ever told of ``DMAStatistics/maps``.
   private var mapsTold: UInt64 = 0
   var ended = EndedMappings()
+  /// ``DomainCore/callsEach``.
+  let callsEach: UInt64
 
   /// What mappings can get, for messages and ``DMADomain/usableRanges``.
   var usable: IOVARanges
 
   // In two steps: Swift 6.2 with assertions, as Debian builds it, stops in its optimizer when an initializer throws
   // with some of the properties set.
-  init(usable: IOVARanges, granule: PageSize) throws(RangeStoreFailure) {
-    self.init(usable: usable, store: try RangeStore(usable: usable, granule: granule))
+  init(usable: IOVARanges, granule: PageSize, callsEach: UInt64) throws(RangeStoreFailure) {
+    self.init(usable: usable, callsEach: callsEach, store: try RangeStore(usable: usable, granule: granule))
   }
 
-  private init(usable: IOVARanges, store: consuming RangeStore) {
+  private init(usable: IOVARanges, callsEach: UInt64, store: consuming RangeStore) {
     self.usable = usable
+    self.callsEach = callsEach
     self.store = store
   }
 
   /// The statistics to show. A map is counted before its kernel call and taken back if that fails: who has seen it must
   /// not see fewer afterwards.
-  mutating func report() -> DMAStatistics {
+  mutating func report(_ processOwned: (any ProcessOwnedTranslation)?) -> DMAStatistics {
     mapsTold = max(mapsTold, statistics.maps)
     var copy = statistics
     copy.maps = mapsTold
+    if let processOwned {
+      copy.systemCalls += processOwned.systemCalls
+      copy.invalidations = processOwned.invalidations
+      copy.implicitRegistrations = processOwned.implicitRegistrations
+    }
     return copy
   }
 

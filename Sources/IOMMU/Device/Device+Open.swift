@@ -8,16 +8,19 @@ extension Device {
   ///   - address: A PCI address in any usual form, such as `0000:03:00.0` or `3:0.0`.
   ///   - host: The machine; nil is this one, ``Host/system()``.
   ///   - interface: Insists on one interface.
+  ///   - translation: Insists on an owner of the page tables: `.notSupported` with the reason where it cannot be.
   ///   - token: A virtual function's token, a UUID, where its physical function's driver asks for one.
   ///   - domain: The domain of another open device: both then see the same mappings.
   /// - Throws: `.noSuchDevice`, `.notBound`, `.noIOMMU`, `.noIOMMUMode`, `.groupNotViable`, `.permission`, `.notSupported`,
   ///   `.unsafeInterrupts`, `.incompatibleDevice`, `.virtualFunctionToken`, `.busy`, `.system`; each names what to do.
   public convenience init(
-    _ address: String, on host: Host? = nil, interface: Interface? = nil, token: String? = nil,
-    sharing domain: DMADomain? = nil
+    _ address: String, on host: Host? = nil, interface: Interface? = nil,
+    translation: TranslationChoice = .automatic, token: String? = nil, sharing domain: DMADomain? = nil
   ) throws(DMAError) {
     let target = try Self.target(address, on: host, token: token)
-    try self.init(try OpenedDevice.open(target, interface: interface, sharing: domain?.core))
+    try self.init(
+      try OpenedDevice.open(
+        target, interface: interface, translation: translation, sharing: domain.map { ($0.core, $0.translation) }))
   }
 
   /// Takes over a device node and an iommufd that a privileged launcher opened; both are closed with the device.
@@ -25,7 +28,8 @@ extension Device {
   /// The node must not be bound yet. If this throws, both are closed; but neither is when they are one descriptor, which
   /// is `.invalidArgument`.
   public convenience init(
-    _ address: String, characterDevice: Int32, iommufd: Int32, on host: Host? = nil, token: String? = nil
+    _ address: String, characterDevice: Int32, iommufd: Int32, on host: Host? = nil,
+    translation: TranslationChoice = .automatic, token: String? = nil
   ) throws(DMAError) {
     try Self.requireTwo(characterDevice, iommufd, address, "device node and iommufd")
     var opening: (target: AttachTarget, host: Host)
@@ -34,15 +38,15 @@ extension Device {
     } catch { throw Self.giveUp(characterDevice, iommufd, host, error) }
     opening.target.descriptor = characterDevice
     let kernel = opening.host.kernel
-    let translation: KernelOwnedIOAS
+    let chosen: ChosenTranslation
     do throws(DMAError) {
-      translation = try KernelOwnedIOAS(kernel: kernel, descriptor: iommufd)
+      chosen = try .iommufd(translation, kernel, descriptor: iommufd, device: opening.target.address.description)
     } catch {
       kernel.close(characterDevice)
       throw error
     }
     try self.init(
-      try OpenedDevice.open(opening, over: translation, reason: "The launcher passed a device node and an iommufd"))
+      try OpenedDevice.open(opening, over: chosen, reason: "The launcher passed a device node and an iommufd"))
   }
 
   /// Takes over a group and a container that a privileged launcher opened; both are closed with the device.
@@ -59,15 +63,15 @@ extension Device {
     } catch { throw Self.giveUp(group, container, host, error) }
     opening.target.descriptor = group
     let kernel = opening.host.kernel
-    let translation: KernelOwnedContainer
+    let chosen: ChosenTranslation
     do throws(DMAError) {
-      translation = try KernelOwnedContainer(kernel: kernel, descriptor: container)
+      chosen = try .type1(.automatic, kernel, descriptor: container, device: opening.target.address.description)
     } catch {
       kernel.close(group)
       throw error
     }
     try self.init(
-      try OpenedDevice.open(opening, over: translation, reason: "The launcher passed a group and a container"))
+      try OpenedDevice.open(opening, over: chosen, reason: "The launcher passed a group and a container"))
   }
 
   /// One number for both would be closed twice, the second time as another thread's new file.

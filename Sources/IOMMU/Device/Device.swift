@@ -23,6 +23,8 @@ public final class Device: Sendable {
   public let interface: Interface
   /// Why that interface was chosen, in one sentence.
   public let interfaceReason: String
+  /// Who writes the page tables that translate for it, and why.
+  public let translation: TranslationInUse
   /// Whether the machine exists only in this process.
   public let isSimulated: Bool
 
@@ -33,11 +35,14 @@ public final class Device: Sendable {
     // Before the device can do DMA, so that no fault of it is missed.
     let faultLog = FaultLog(kernel: opened.kernel, device: address)
     session = try DeviceSession(opened)
-    dma = DMADomain(core: opened.core, deviceName: address.description, owner: session, faultLog: faultLog)
+    dma = DMADomain(
+      core: opened.core, deviceName: address.description, owner: session, faultLog: faultLog,
+      translation: opened.translation)
     config = session.config
     events = session.events
     interface = opened.core.translation.interface
     interfaceReason = opened.reason
+    translation = opened.translation
     isSimulated = opened.kernel.isSimulated
   }
 

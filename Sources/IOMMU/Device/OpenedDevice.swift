@@ -10,12 +10,14 @@ struct OpenedDevice {
   var info: VFIODeviceInfo
   var config: ConfigSpace
   var reason: String
+  var translation: TranslationInUse
 
   /// Chooses the interface, attaches, and makes or joins the address space.
   static func open(
-    _ opening: (target: AttachTarget, host: Host), interface: Interface?, sharing core: DomainCore?
+    _ opening: (target: AttachTarget, host: Host), interface: Interface?, translation: TranslationChoice,
+    sharing domain: (core: DomainCore, translation: TranslationInUse)?
   ) throws(DMAError) -> OpenedDevice {
-    if let core {
+    if let (core, shared) = domain {
       guard core.kernel === opening.host.kernel else {
         throw DMAError(
           .invalidArgument, "open", device: opening.target.address.description,
@@ -26,28 +28,36 @@ struct OpenedDevice {
           .invalidArgument, "open", device: opening.target.address.description,
           detail: "The domain to share is on \(core.translation.interface.rawValue)")
       }
-      return try open(opening, over: core.translation, joining: core, reason: "The shared domain's")
+      if translation != .automatic, translation.rawValue != shared.owner.rawValue {
+        throw DMAError(
+          .invalidArgument, "open", device: opening.target.address.description,
+          detail: "The page tables of the domain to share are the \(shared.owner.rawValue)'s")
+      }
+      let chosen = ChosenTranslation(
+        translation: core.translation, use: TranslationInUse(shared.owner, "The shared domain's"))
+      return try open(opening, over: chosen, joining: core, reason: "The shared domain's")
     }
     switch interface {
-    case .iommufd: return try openIOMMUFD(opening, "Asked for")
-    case .type1: return try openType1(opening, "Asked for")
-    case nil: return try openBest(opening)
+    case .iommufd: return try openIOMMUFD(opening, translation, "Asked for")
+    case .type1: return try openType1(opening, translation, "Asked for")
+    case nil: return try openBest(opening, translation)
     }
   }
 
   /// iommufd first; type1 where the kernel lacks iommufd, or the process may not use it.
   private static func openBest(
-    _ opening: (target: AttachTarget, host: Host)
+    _ opening: (target: AttachTarget, host: Host), _ translation: TranslationChoice
   ) throws(DMAError) -> OpenedDevice {
     let refused: DMAError
     do throws(DMAError) {
-      return try openIOMMUFD(opening, "The kernel has iommufd and a node for the device")
+      return try openIOMMUFD(opening, translation, "The kernel has iommufd and a node for the device")
     } catch {
-      guard error.code == .notSupported || error.code == .permission else { throw error }
+      // Tables of the process come with iommufd alone.
+      guard translation != .process, error.code == .notSupported || error.code == .permission else { throw error }
       refused = error
     }
     do throws(DMAError) {
-      return try openType1(opening, "iommufd cannot be used: \(refused)")
+      return try openType1(opening, translation, "iommufd cannot be used: \(refused)")
     } catch {
       // The group cannot be opened either: the first reason is the one to mend, unless there is no iommufd at all.
       guard error.code == .permission || error.code == .notSupported || error.code == .noSuchDevice else { throw error }
@@ -59,7 +69,7 @@ struct OpenedDevice {
   }
 
   private static func openIOMMUFD(
-    _ opening: (target: AttachTarget, host: Host), _ reason: String
+    _ opening: (target: AttachTarget, host: Host), _ translation: TranslationChoice, _ reason: String
   ) throws(DMAError) -> OpenedDevice {
     guard opening.target.node != nil else {
       throw DMAError(
@@ -67,21 +77,25 @@ struct OpenedDevice {
         detail: "The kernel gives the device no node below /dev/vfio/devices",
         remedy: "Use a kernel with CONFIG_VFIO_DEVICE_CDEV and CONFIG_IOMMUFD, or the type1 interface")
     }
-    return try open(opening, over: try KernelOwnedIOAS(kernel: opening.host.kernel), reason: reason)
+    let name = opening.target.address.description
+    let chosen = try ChosenTranslation.iommufd(translation, opening.host.kernel, device: name)
+    return try open(opening, over: chosen, reason: reason)
   }
 
   private static func openType1(
-    _ opening: (target: AttachTarget, host: Host), _ reason: String
+    _ opening: (target: AttachTarget, host: Host), _ translation: TranslationChoice, _ reason: String
   ) throws(DMAError) -> OpenedDevice {
-    try open(opening, over: try KernelOwnedContainer(kernel: opening.host.kernel), reason: reason)
+    let name = opening.target.address.description
+    return try open(
+      opening, over: try ChosenTranslation.type1(translation, opening.host.kernel, device: name), reason: reason)
   }
 
   /// Attaches to a translation, which is closed again on failure unless it belongs to `core`.
   static func open(
-    _ opening: (target: AttachTarget, host: Host), over translation: any Translation, joining core: DomainCore? = nil,
+    _ opening: (target: AttachTarget, host: Host), over chosen: ChosenTranslation, joining core: DomainCore? = nil,
     reason: String
   ) throws(DMAError) -> OpenedDevice {
-    let kernel = opening.host.kernel
+    let kernel = opening.host.kernel, translation = chosen.translation
     let attachment: Attachment
     if let core, !core.join() { throw core.failed(.closed, "open").on(opening.target.address.description) }
     do throws(DMAError) {
@@ -101,8 +115,8 @@ struct OpenedDevice {
         joined = try AddressSpaceSetup.makeCore(kernel, translation, space, attachment.target, opening.host)
       }
       return OpenedDevice(
-        kernel: kernel, core: joined, attachment: attachment, handle: handle, info: info, config: config, reason: reason
-      )
+        kernel: kernel, core: joined, attachment: attachment, handle: handle, info: info, config: config,
+        reason: reason, translation: chosen.use)
     } catch {
       giveUp(attachment, translation, core)
       throw error.on(attachment.target.address.description)

@@ -25,7 +25,7 @@ extension DMADomain {
   ///
   /// In strict mode every unmap has seen to that, and this makes no system call.
   ///
-  /// - Throws: `.forked`; `.system` and `.mismatch` when the kernel refuses to unmap: then the ranges stay queued.
+  /// - Throws: `.forked`; `.system` and `.mismatch` when the kernel refuses to unmap or to invalidate: then the ranges stay queued.
   public func drain() throws(DMAError) {
     guard ProcessGuard.isOwner else { throw core.failed(.forked, "drain").on(deviceName) }
     // A closed domain is out of reach as a whole, or soon: an unmap on it waits for that.

@@ -22,7 +22,8 @@ extension DomainCore {
     let number = queue.started.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
     let since = queue.cover(before: number)
     var systemCalls: UInt64 = 0
-    let failure = unmapQueued(before: number, &systemCalls)
+    let failure =
+      if let processOwned { invalidateAll(processOwned) } else { unmapQueued(before: number, &systemCalls) }
     let now = coarseNow()
     let window = since == 0 || now < since ? 0 : now - since
     if failure == nil {
@@ -40,6 +41,12 @@ extension DomainCore {
       }
     }
     return failure.map { .failed($0) } ?? .done
+  }
+
+  /// On tables of this process, whose entries were cleared before they were queued: one invalidation for all of them.
+  private func invalidateAll(_ processOwned: any ProcessOwnedTranslation) -> MapFailure? {
+    do throws(Errno) { try processOwned.invalidateAll() } catch { return .system(error) }
+    return nil
   }
 
   /// On tables that the kernel owns, one ioctl a contiguous run; the last failure.

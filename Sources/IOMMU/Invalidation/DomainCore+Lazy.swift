@@ -7,7 +7,7 @@ extension DomainCore {
   /// Queues a range whose mapping ends now; the number that ``FlushQueue/finished`` has reached when it is out of reach.
   ///
   /// `memory` of the streaming arena is freed then. A range that finds no room, while another thread flushes or a switch
-  /// is under way, is unmapped on the spot: the answer is 0, and the memory is the caller's to free.
+  /// is under way, is taken out of reach on the spot: the answer is 0, and the memory is the caller's to free.
   @inline(never)
   func unmapLazily(_ iova: IOVA, length: UInt64, memory: UnsafeMutableRawPointer?) -> Result<UInt64, MapFailure> {
     guard enter() else {
@@ -45,14 +45,34 @@ extension DomainCore {
 
   /// Queues a range that is retired, or unmaps it on the spot where there is no room.
   private func queueOrUnmap(_ entry: FlushQueue.Entry) -> Result<UInt64, MapFailure> {
+    // Before the entry is numbered: a flush that starts afterwards leaves nothing of the range behind.
+    if processOwned != nil, let failure = clear(entry) { return stuck(failure, entry.byteCount) }
     if let number = enqueue(entry) { return .success(number) }
+    return unmapOnTheSpot(entry)
+  }
+
+  /// There is no room in the ring while another thread flushes, or a switch is under way: this does not wait for them.
+  @inline(never)
+  private func unmapOnTheSpot(_ entry: FlushQueue.Entry) -> Result<UInt64, MapFailure> {
     do throws(Errno) {
-      let done = try translation.unmap(iova: entry.iova, byteCount: entry.byteCount)
-      if done != entry.byteCount - entry.gapByteCount { return stuck(.mismatch(done), entry.byteCount) }
+      if let processOwned {
+        try processOwned.invalidate(iova: entry.iova, byteCount: entry.byteCount)
+      } else {
+        let done = try translation.unmap(iova: entry.iova, byteCount: entry.byteCount)
+        if done != entry.byteCount - entry.gapByteCount { return stuck(.mismatch(done), entry.byteCount) }
+      }
     } catch { return stuck(.system(error), entry.byteCount) }
-    locked { $0.statistics.systemCalls += 1 }
+    locked { $0.statistics.systemCalls += callsEach }
     releaseAddresses(of: entry)
     return .success(0)
+  }
+
+  /// On tables of this process the entry goes at once: what is cached of it is all that a device still has.
+  private func clear(_ entry: FlushQueue.Entry) -> MapFailure? {
+    do throws(Errno) {
+      let done = try processOwned!.clear(iova: entry.iova, byteCount: entry.byteCount)
+      return done == entry.byteCount - entry.gapByteCount ? nil : .mismatch(done)
+    } catch { return .system(error) }
   }
 
   /// The range stays where it is, and its address taken.

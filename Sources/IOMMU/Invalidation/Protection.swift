@@ -16,6 +16,9 @@ public enum Protection: Hashable, Sendable {
   /// was freed is kept out of use. Memory of the caller's must not be put to a use that the device may not see or change
   /// before ``DMADomain/drain()``.
   ///
+  /// Where this process owns the page tables, an unmap clears the entry at once, without a system call, and what waits is the
+  /// invalidation of what devices have cached of it: a flush makes one of everything, for all that is queued.
+  ///
   /// On tables that the kernel owns it is the unmap itself that waits, and the flush unmaps each contiguous run with one
   /// ioctl. That saves system calls and no invalidation, of which the kernel makes one for each area, and the window is
   /// wider than that of the kernel's own lazy mode: the translation stays valid, not only what is cached of it. A list

@@ -25,8 +25,45 @@ package protocol KernelIOMMUFD: AnyObject, Sendable {
   func ioasUnmap(_ iommufd: Int32, ioas: UInt32, iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64
   /// A page table of its own for a device; filled with what the IOAS maps. The corresponding ioctl is `IOMMU_HWPT_ALLOC`.
   func hwptAllocate(_ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32) throws(Errno) -> UInt32
+  /// A nested page table: stage 1 in the process's hands, described by `data`, over the nest parent `pageTable`.
+  /// EOPNOTSUPP where the hardware does not nest or does not know the format. The corresponding ioctl is `IOMMU_HWPT_ALLOC`.
+  func hwptAllocate(
+    _ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32, data: HWPTData
+  ) throws(Errno) -> UInt32
+  /// Sends invalidation commands for a nested page table, `byteCount` bytes each in the format of `type`; on return they are
+  /// done. Returns how many were handled. The corresponding ioctl is `IOMMU_HWPT_INVALIDATE`.
+  func hwptInvalidate(
+    _ iommufd: Int32, pageTable: UInt32, type: UInt32, entries: UnsafeRawBufferPointer, byteCount: Int
+  ) throws(Errno) -> Int
   /// The corresponding ioctl is `IOMMU_GET_HW_INFO`.
   func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo
+  /// Whether nested page tables may have the flat format, ``FlatFormat``, which exists in simulation only.
+  var hasFlatFormat: Bool { get }
+}
+
+extension KernelIOMMUFD {
+  package func hwptAllocate(
+    _ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32, data: HWPTData
+  ) throws(Errno) -> UInt32 { throw .notSupported }
+  package func hwptInvalidate(
+    _ iommufd: Int32, pageTable: UInt32, type: UInt32, entries: UnsafeRawBufferPointer, byteCount: Int
+  ) throws(Errno) -> Int { throw .notSupported }
+  package var hasFlatFormat: Bool { false }
+}
+
+/// What describes a nested page table to `IOMMU_HWPT_ALLOC`.
+package struct HWPTData: Hashable, Sendable {
+  /// `IOMMU_HWPT_DATA_*`: 1 VT-d first stage, 2 SMMUv3; ``FlatFormat/dataType`` in simulation.
+  package var type: UInt32
+  /// The type's structure.
+  package var bytes: [UInt8]
+  package init(type: UInt32, bytes: [UInt8]) { (self.type, self.bytes) = (type, bytes) }
+}
+
+/// Flags of `IOMMU_HWPT_ALLOC`.
+package enum HWPTFlags {
+  /// Other page tables may be nested over this one.
+  package static let nestParent: UInt32 = 1
 }
 
 /// Flags of `IOMMU_IOAS_MAP`.

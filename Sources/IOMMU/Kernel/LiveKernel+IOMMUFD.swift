@@ -91,6 +91,35 @@ extension LiveKernel {
     return argument.out_hwpt_id
   }
 
+  package func hwptAllocate(
+    _ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32, data: HWPTData
+  ) throws(Errno) -> UInt32 {
+    // The flat format names an object of this process, which no hardware can read.
+    if data.type == FlatFormat.dataType { throw .notSupported }
+    var argument = ci_iommu_hwpt_alloc()
+    (argument.flags, argument.dev_id, argument.pt_id) = (flags, device, pageTable)
+    (argument.data_type, argument.data_len) = (data.type, UInt32(data.bytes.count))
+    try check(
+      unsafe data.bytes.withUnsafeBytes { bytes in
+        argument.data_uptr = UInt64(UInt(bitPattern: bytes.baseAddress))
+        return unsafe ci_iommu_hwpt_alloc(iommufd, &argument)
+      })
+    return argument.out_hwpt_id
+  }
+
+  package func hwptInvalidate(
+    _ iommufd: Int32, pageTable: UInt32, type: UInt32, entries: UnsafeRawBufferPointer, byteCount: Int
+  ) throws(Errno) -> Int {
+    if type == FlatFormat.dataType { throw .notSupported }
+    guard byteCount > 0 else { throw .invalidArgument }
+    var argument = ci_iommu_hwpt_invalidate()
+    (argument.hwpt_id, argument.data_type) = (pageTable, type)
+    argument.data_uptr = UInt64(UInt(bitPattern: entries.baseAddress))
+    (argument.entry_len, argument.entry_num) = (UInt32(byteCount), UInt32(entries.count / byteCount))
+    try check(unsafe ci_iommu_hwpt_invalidate(iommufd, &argument))
+    return Int(argument.entry_num)
+  }
+
   package func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo {
     var data = [UInt8](repeating: 0, count: 256)
     var argument = ci_iommu_hw_info()

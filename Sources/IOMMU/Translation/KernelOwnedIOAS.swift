@@ -8,6 +8,7 @@ import Synchronization
 package final class KernelOwnedIOAS: Translation {
   package let interface = Interface.iommufd
   private let kernel: any Kernel
+  private let descriptor: IOMMUFDDescriptor
   /// The iommufd descriptor.
   package let iommufd: Int32
   /// The id of the address space.
@@ -28,22 +29,11 @@ package final class KernelOwnedIOAS: Translation {
 
   /// Opens `/dev/iommu`, or takes over `descriptor`, and makes an address space.
   package init(kernel: any Kernel, descriptor: Int32? = nil) throws(DMAError) {
-    let number: Int32
-    if let descriptor {
-      number = descriptor
-    } else {
-      do throws(Errno) { number = try kernel.open(Self.path) } catch { throw .opening(Self.path, error, kernel) }
-    }
-    do throws(Errno) {
-      ioas = try kernel.ioasAllocate(number)
-    } catch {
-      kernel.close(number)
-      throw DMAError(.system, "IOMMU_IOAS_ALLOC", errno: error, device: Self.path)
-    }
+    let opened = try IOMMUFDDescriptor(kernel: kernel, descriptor: descriptor)
     self.kernel = kernel
-    iommufd = number
+    (self.descriptor, iommufd, ioas) = (opened, opened.iommufd, opened.ioas)
   }
-  package static let path = "/dev/iommu"
+  package static let path = IOMMUFDDescriptor.path
 
   deinit { close() }
 
@@ -110,9 +100,9 @@ package final class KernelOwnedIOAS: Translation {
 extension KernelOwnedIOAS {
   package func attach(_ target: AttachTarget) throws(DMAError) -> Attachment {
     let name = target.address.description
-    let descriptor = try open(target)
+    let descriptor = try self.descriptor.open(target)
     do throws(DMAError) {
-      let device = try bind(descriptor, target)
+      let device = try self.descriptor.bind(descriptor, target)
       try attach(descriptor, device: device, target)
       return Attachment(target: target, descriptor: descriptor, deviceID: device)
     } catch {
@@ -121,23 +111,6 @@ extension KernelOwnedIOAS {
       error.device = error.device ?? name
       throw error
     }
-  }
-
-  private func open(_ target: AttachTarget) throws(DMAError) -> Int32 {
-    if let descriptor = target.descriptor { return descriptor }
-    guard let node = target.node else {
-      throw DMAError(
-        .notSupported, "open", device: target.address.description,
-        detail: "The device has no node below /dev/vfio/devices",
-        remedy: "Use a kernel with CONFIG_VFIO_DEVICE_CDEV, or the type1 interface")
-    }
-    do throws(Errno) { return try kernel.open(node) } catch { throw .opening(node, error, kernel) }
-  }
-
-  private func bind(_ descriptor: Int32, _ target: AttachTarget) throws(DMAError) -> UInt32 {
-    do throws(Errno) {
-      return try kernel.vfioBind(descriptor, iommufd: iommufd, token: target.token)
-    } catch { throw .binding("VFIO_DEVICE_BIND_IOMMUFD", error, target) }
   }
 
   /// Joins a table of the same physical IOMMU, or makes one: a table of another IOMMU answers EINVAL.

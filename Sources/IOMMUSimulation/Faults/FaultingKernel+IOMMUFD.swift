@@ -52,7 +52,7 @@ extension FaultingKernel {
     try pass { () throws(Errno) in
       let key = FaultPlan.MapKey(descriptor: iommufd, ioas: ioas)
       let last = byteCount == .max ? UInt64.max : iova &+ (byteCount &- 1)
-      let swallowed = plan.withLock { $0.swallows() ? $0.unmapped(key, iova: iova, last: last) : nil }
+      let swallowed = plan.withLock { $0.unmaps.swallows() ? $0.unmapped(key, iova: iova, last: last) : nil }
       if let swallowed { return swallowed }
       let done = try base.ioasUnmap(iommufd, ioas: ioas, iova: iova, byteCount: byteCount)
       _ = plan.withLock { $0.unmapped(key, iova: iova, last: last) }
@@ -67,6 +67,26 @@ extension FaultingKernel {
       try base.hwptAllocate(iommufd, flags: flags, device: device, pageTable: pageTable)
     }
   }
+
+  package func hwptAllocate(
+    _ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32, data: HWPTData
+  ) throws(Errno) -> UInt32 {
+    try pass { () throws(Errno) in
+      try base.hwptAllocate(iommufd, flags: flags, device: device, pageTable: pageTable, data: data)
+    }
+  }
+
+  package func hwptInvalidate(
+    _ iommufd: Int32, pageTable: UInt32, type: UInt32, entries: UnsafeRawBufferPointer, byteCount: Int
+  ) throws(Errno) -> Int {
+    try pass { () throws(Errno) in
+      if plan.withLock({ $0.invalidations.swallows() }) { return byteCount > 0 ? entries.count / byteCount : 0 }
+      return try unsafe base.hwptInvalidate(
+        iommufd, pageTable: pageTable, type: type, entries: entries, byteCount: byteCount)
+    }
+  }
+
+  package var hasFlatFormat: Bool { base.hasFlatFormat }
 
   package func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo {
     try pass { () throws(Errno) in try base.hardwareInfo(iommufd, device: device) }

@@ -96,7 +96,7 @@ extension FaultingKernel {
     try pass { () throws(Errno) in
       let key = FaultPlan.MapKey(descriptor: container, ioas: 0)
       let last = flags & 2 != 0 ? UInt64.max : iova &+ (byteCount &- 1)
-      let swallowed = plan.withLock { $0.swallows() ? $0.unmapped(key, iova: iova, last: last) : nil }
+      let swallowed = plan.withLock { $0.unmaps.swallows() ? $0.unmapped(key, iova: iova, last: last) : nil }
       if let swallowed { return swallowed }
       let done = try base.vfioUnmap(container, flags: flags, iova: iova, byteCount: byteCount)
       _ = plan.withLock { $0.unmapped(key, iova: iova, last: last) }

@@ -38,7 +38,11 @@ extension FaultingKernel {
   }
 
   /// Reports the n-th unmap from now, or every one when `n` is nil, as done in full, and does not do it.
-  package func swallowUnmap(_ n: Int? = nil) { plan.withLock { $0.swallowing = .some(n ?? 0) } }
+  package func swallowUnmap(_ n: Int? = nil) { plan.withLock { $0.unmaps.left = .some(n ?? 0) } }
+
+  /// Reports the n-th invalidation that the process sends from now, or every one when `n` is nil, as done, and does not send
+  /// it: all the commands of that call.
+  package func swallowInvalidation(_ n: Int? = nil) { plan.withLock { $0.invalidations.left = .some(n ?? 0) } }
 
   /// Calls a function when the next call of a name comes in, before it is passed on or failed: what another thread
   /// might do at that moment. Once.
@@ -50,7 +54,7 @@ extension FaultingKernel {
   package func passAll() {
     plan.withLock {
       $0.failure = nil
-      $0.swallowing = nil
+      ($0.unmaps.left, $0.invalidations.left) = (nil, nil)
       $0.interjection = nil
     }
   }
@@ -58,7 +62,8 @@ extension FaultingKernel {
   /// Forgets counts and names.
   package func resetCounts() {
     plan.withLock {
-      ($0.counts, $0.names, $0.fallible, $0.failed, $0.swallowed) = ([:], [], 0, 0, 0)
+      ($0.counts, $0.names, $0.fallible, $0.failed) = ([:], [], 0, 0)
+      ($0.unmaps.done, $0.invalidations.done) = (0, 0)
       $0.failedName = nil
     }
   }
@@ -70,7 +75,9 @@ extension FaultingKernel {
   /// Calls that could fail, since the counts began.
   package var callCount: Int { plan.withLock { $0.fallible } }
   /// Unmaps that were reported and not done.
-  package var swallowedCount: Int { plan.withLock { $0.swallowed } }
+  package var swallowedCount: Int { plan.withLock { $0.unmaps.done } }
+  /// Invalidations that were reported and not done.
+  package var swallowedInvalidationCount: Int { plan.withLock { $0.invalidations.done } }
   /// Calls by name, those that cannot fail included.
   package func count(of name: String) -> Int { plan.withLock { $0.counts[name] ?? 0 } }
   /// The names of all calls in order; the latest hundred thousand.
@@ -104,13 +111,31 @@ struct FaultPlan {
     let isForever: Bool
   }
 
+  /// Which calls of a kind are to be swallowed, and how many were.
+  struct Swallowing {
+    /// nil: none; 0: all of them; n: the n-th from now.
+    var left: Int?
+    var done = 0
+
+    /// Whether this call is to be swallowed.
+    mutating func swallows() -> Bool {
+      guard let left else { return false }
+      if left > 1 {
+        self.left = left - 1
+        return false
+      }
+      if left == 1 { self.left = nil }
+      done += 1
+      return true
+    }
+  }
+
   var failure: Failure?
-  /// nil: no unmap; 0: all of them; n: the n-th from now.
-  var swallowing: Int?
+  var unmaps = Swallowing(), invalidations = Swallowing()
   var interjection: (name: String, body: @Sendable () -> Void)?
   var counts: [String: Int] = [:]
   var names: [String] = []
-  var fallible = 0, failed = 0, swallowed = 0
+  var fallible = 0, failed = 0
   var failedName: String?
   /// What callers believe to be mapped, to answer a swallowed unmap.
   var areas: [MapKey: AreaMap<Void>] = [:]
@@ -145,18 +170,6 @@ struct FaultPlan {
     guard let body = interjection?.body, interjection?.name == Self.baseName(function) else { return nil }
     interjection = nil
     return body
-  }
-
-  /// Whether this unmap is to be swallowed.
-  mutating func swallows() -> Bool {
-    guard let left = swallowing else { return false }
-    if left > 1 {
-      swallowing = left - 1
-      return false
-    }
-    if left == 1 { swallowing = nil }
-    swallowed += 1
-    return true
   }
 
   /// `ioasMap(_:ioas:…)` without its labels.

@@ -34,18 +34,29 @@ public struct SimulatedFault: Hashable, Sendable, CustomStringConvertible {
 /// What the simulated IOMMU did, counted since the machine began.
 ///
 /// The figures follow what a real kernel's driver does: one invalidation for each area that is unmapped while a
-/// device is attached, one when the last device leaves a domain, none when no device is attached.
+/// device is attached, one when the last device leaves a domain, none when no device is attached. Where the process owns the
+/// page tables, its own commands are counted apart, and unmapping an area of stage 2 takes the kernel two.
 public struct SimulatedCounters: Hashable, Sendable {
   /// Areas mapped, one for each page table that they were entered into.
   public internal(set) var maps = 0
   /// Areas unmapped.
   public internal(set) var unmaps = 0
-  /// Translation-cache invalidations, each with its own wait: `TLBI` and `CMD_SYNC`, or an IOTLB descriptor.
+  /// Pages of these areas, mapped or unmapped, of the memory's own size.
+  public internal(set) var pages = 0
+  /// Translation-cache invalidations by the kernel, each with its own wait: `TLBI` and `CMD_SYNC`, or an IOTLB descriptor.
   public internal(set) var invalidations = 0
+  /// Invalidation commands that the process sent for page tables of its own.
+  public internal(set) var processInvalidations = 0
+  /// Waits for those: one for each call, however many commands it had.
+  public internal(set) var processSyncs = 0
+  /// Pages of requests that the IOTLB had, and that took a walk, where the process owns the page tables.
+  public internal(set) var cacheHits = 0, cacheMisses = 0
   /// Flushes that caching mode asks for when something is mapped; not among ``invalidations``.
   public internal(set) var flushesOnMap = 0
   /// Invalidations of a device's context, PASID or stream-table entry, by attaching and detaching.
   public internal(set) var configurationInvalidations = 0
+  /// System calls that the clock was charged for; see ``CostTable``.
+  public internal(set) var systemCalls = 0
   /// Requests refused.
   public internal(set) var faults = 0
   /// Bytes that devices read from and wrote to memory.

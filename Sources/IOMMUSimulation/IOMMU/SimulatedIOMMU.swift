@@ -2,9 +2,9 @@ import IOMMU
 
 /// The IOMMU of a simulated machine: domains, which device is in which, translation, and what it had to invalidate.
 ///
-/// Everything above it (iommufd, type1) speaks of domains and never of how they translate. Today a domain is a
-/// flat map that the kernel owns; tables that the process owns, an IOTLB and the real formats go behind the same
-/// five verbs: make, map, unmap, attach, translate.
+/// Everything above it (iommufd, type1) speaks of domains and never of how they translate. A domain is a flat map that
+/// the kernel owns and that translates at once, or a table of the process's over such a map, with an IOTLB in front; the real
+/// formats go behind the same five verbs: make, map, unmap, attach, translate.
 struct SimulatedIOMMU {
   /// One translation context: the page table of a HWPT or of a type1 container.
   struct DomainID: Hashable { let number: Int }
@@ -27,7 +27,7 @@ struct SimulatedIOMMU {
     let iova: UInt64
   }
 
-  private struct Mapping {
+  struct Mapping {
     /// Address in this process.
     let host: UInt
     let permissions: Permissions
@@ -35,8 +35,12 @@ struct SimulatedIOMMU {
     let pageByteCount: UInt64
   }
 
-  private struct Domain {
+  struct Domain {
     var table = AreaMap<Mapping>()
+    /// Stage 1 over another domain; nil where the table above is all there is.
+    var nesting: Nesting?
+    /// Domains that have this one as stage 2.
+    var children: Set<DomainID> = []
     var members: Set<PCIAddress> = []
   }
 
@@ -46,13 +50,18 @@ struct SimulatedIOMMU {
   /// First-stage tables have no write-only pages: what may be written may be read.
   private let writeImpliesRead: Bool
   private(set) var counters = SimulatedCounters()
-  private var domains: [DomainID: Domain] = [:]
+  var domains: [DomainID: Domain] = [:]
   private var domainOf: [PCIAddress: DomainID] = [:]
   private var nextDomain = 1
+  var iotlb: IOTLB
+  /// The bits of an address within a page.
+  let pageShift: Int
 
   init(_ machine: SimulatedMachine, _ kind: SimulatedMachine.IOMMUKind) {
     self.kind = kind
     cachingMode = machine.cachingMode
+    iotlb = IOTLB(capacity: machine.iotlbEntryCount)
+    pageShift = max(machine.pageSizes.trailingZeroBitCount, 12)
     let isFirstStage = kind == .vtd && machine.usesFirstStage
     writeImpliesRead = kind == .smmuv3 || isFirstStage
     // The upper half of a first-stage table is for addresses with the sign extended, which the kernel does not use.
@@ -81,6 +90,7 @@ extension SimulatedIOMMU {
   /// Frees a domain that no device is in; its table goes without a command, since no tag is live.
   mutating func destroy(_ id: DomainID) {
     assert(domains[id]?.members.isEmpty == true)
+    if let parent = domains[id]?.nesting?.parent { domains[parent]?.children.remove(id) }
     domains[id] = nil
   }
 
@@ -104,11 +114,17 @@ extension SimulatedIOMMU {
   private mutating func leave(_ device: PCIAddress) {
     guard let id = domainOf.removeValue(forKey: device) else { return }
     domains[id]!.members.remove(device)
-    if domains[id]!.members.isEmpty { counters.invalidations += 1 }
+    guard domains[id]!.members.isEmpty else { return }
+    iotlb.invalidate(id)
+    counters.invalidations += 1
   }
 
   func domain(of device: PCIAddress) -> DomainID? { domainOf[device] }
-  func isAttached(_ id: DomainID) -> Bool { domains[id]?.members.isEmpty == false }
+  /// Whether a device is in a domain, or in one that has it as stage 2.
+  func isAttached(_ id: DomainID) -> Bool {
+    guard let domain = domains[id] else { return false }
+    return !domain.members.isEmpty || domain.children.contains { domains[$0]?.members.isEmpty == false }
+  }
 }
 
 // MARK: - Maps
@@ -123,18 +139,21 @@ extension SimulatedIOMMU {
     let mapping = Mapping(host: host, permissions: effective, pageByteCount: pageByteCount)
     domains[id]!.table.insert(span.start, through: span.last, mapping)
     counters.maps += 1
-    if cachingMode && isAttached(id) {
-      counters.flushesOnMap += Int(clamping: (span.last - span.start) / pageByteCount + 1)
-    }
+    let pages = Int(clamping: (span.last - span.start) / pageByteCount + 1)
+    counters.pages += pages
+    if cachingMode && isAttached(id) { counters.flushesOnMap += pages }
   }
 
   /// Unmaps one area as mapped. While a device is in the domain that is one invalidation; an SMMU adds one for each
-  /// table of base pages that an iommufd unmap frees, because its driver unmaps 2 MiB at a time and flushes the walk.
+  /// table of base pages that an iommufd unmap frees, because its driver unmaps 2 MiB at a time and flushes the walk. Over a
+  /// stage 2 one more flushes what is cached of both stages.
   mutating func unmap(_ id: DomainID, startingAt start: UInt64, freesTables: Bool) {
     guard let area = domains[id]!.table.remove(startingAt: start) else { return }
     counters.unmaps += 1
+    counters.pages += Int(clamping: (area.last - area.start) / area.value.pageByteCount + 1)
     guard isAttached(id) else { return }
     counters.invalidations += 1
+    invalidateChildren(of: id)
     guard kind == .smmuv3, freesTables, area.value.pageByteCount < Self.blockByteCount else { return }
     let first = (area.start + (Self.blockByteCount - 1)) & ~(Self.blockByteCount - 1)
     guard first >= area.start, first <= area.last else { return }
@@ -148,13 +167,14 @@ extension SimulatedIOMMU {
 
 extension SimulatedIOMMU {
   /// Translates a request as a whole: every byte of it, or a refusal. O(log n + areas touched).
-  func translate(
+  mutating func translate(
     _ device: PCIAddress, _ iova: UInt64, byteCount: Int, _ access: Permissions
   ) throws(Refusal) -> [Segment] {
     guard byteCount > 0 else { return [] }
     guard let id = domainOf[device], let domain = domains[id] else {
       throw Refusal(reason: .blocked, iova: iova)
     }
+    if let nesting = domain.nesting { return try translate(id, nesting, iova, byteCount: byteCount, access) }
     var segments: [Segment] = []
     var (address, left) = (iova, UInt64(byteCount))
     while left > 0 {

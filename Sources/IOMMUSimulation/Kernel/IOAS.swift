@@ -72,8 +72,12 @@ final class HWPageTable {
   let domain: SimulatedIOMMU.DomainID
   /// Made by an attach to an IOAS; goes with its last device.
   let isAutomatic: Bool
+  /// Whether others may be nested over it.
+  var isNestParent = false
+  /// The table below, of a nested one; that one's IOAS is this one's too, though it does not fill it.
+  var parent: HWPageTable?
   var id: UInt32 = 0
-  /// Devices in it.
+  /// Devices in it, and tables nested over it.
   var users = 0
 
   init(_ ioas: IOAS, _ domain: SimulatedIOMMU.DomainID, isAutomatic: Bool) {

@@ -13,7 +13,8 @@ struct KernelLog {
   }
 }
 
-/// The simulated machine's clock: the real one, and how far it jumped ahead because somebody waited for a device.
+/// The simulated machine's clock: the real one, and how far it jumped ahead because somebody waited for a device, or was
+/// charged for work of kernel and hardware.
 struct VirtualClock {
   private struct Timer {
     let time: UInt64
@@ -21,6 +22,8 @@ struct VirtualClock {
   }
 
   private var offset: UInt64 = 0
+  /// All that was charged, in nanoseconds.
+  private(set) var charged: UInt64 = 0
   private var timers: [Timer] = []
 
   var now: UInt64 { HostSystem.nanoseconds() + offset }
@@ -37,6 +40,12 @@ struct VirtualClock {
   mutating func advance(to time: UInt64) {
     let now = now
     if time > now { offset += time - now }
+  }
+
+  /// Moves time forward by what some work takes.
+  mutating func charge(_ nanoseconds: UInt64) {
+    offset += nanoseconds
+    charged += nanoseconds
   }
 
   /// Takes the devices whose time has come, in order.

@@ -121,7 +121,8 @@ extension KernelState {
     context.references -= 1
     guard context.references == 0 else { return }
     let objects = context.objects.values
-    for case .pageTable(let table) in objects { destroy(table, in: context) }
+    for case .pageTable(let table) in objects where table.parent != nil { destroy(table, in: context) }
+    for case .pageTable(let table) in objects where table.parent == nil { destroy(table, in: context) }
     for case .ioas(let ioas) in objects { destroy(ioas, in: context) }
   }
 }

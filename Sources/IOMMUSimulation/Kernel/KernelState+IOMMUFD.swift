@@ -45,6 +45,7 @@ extension KernelState {
 
   /// Frees a page table that no device is in: its areas stay in the IOAS, unpinned when it was the last one.
   func destroy(_ table: HWPageTable, in context: IOMMUFDContext) {
+    if let parent = table.parent { return destroy(nested: table, over: parent, in: context) }
     let ioas = table.ioas
     ioas.pageTables.removeAll { $0 === table }
     for area in ioas.areas.areas {
@@ -106,20 +107,6 @@ extension KernelState {
   func enter(_ area: IOAS.Area, _ span: Span64, in table: HWPageTable) {
     iommu!.map(
       table.domain, span, to: area.memory.address, area.permissions, pageByteCount: area.memory.pageByteCount)
-  }
-
-  func hwptAllocate(
-    _ descriptor: Int32, flags: UInt32, device: UInt32, pageTable: UInt32
-  ) throws(Errno) -> UInt32 {
-    let context = try iommufdContext(descriptor)
-    // 4 is FAULT_ID_VALID, which is only looked at with a fault id; 8 is PASID.
-    guard flags & ~0xf == 0 else { throw .notSupported }
-    guard case .device? = context.objects[device] else { throw .noEntry }
-    guard let object = context.objects[pageTable] else { throw .invalidArgument }
-    guard case .ioas(let ioas) = object else { throw .invalidArgument }
-    // Nesting, dirty tracking, faults and PASIDs are not simulated: as on hardware that has none.
-    guard flags == 0 else { throw .notSupported }
-    return try makePageTable(for: ioas, isAutomatic: false, in: context).id
   }
 
   func hardwareInfo(_ descriptor: Int32, device: UInt32) throws(Errno) -> HardwareInfo {

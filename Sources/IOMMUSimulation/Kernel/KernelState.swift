@@ -19,6 +19,8 @@ final class KernelState {
   var faults: [SimulatedFault] = []
   /// Objects alive, for the census.
   var areaCount = 0, ioasCount = 0, pageTableCount = 0
+  /// System calls that the clock was charged for.
+  var systemCalls = 0
 
   /// How many faults are kept; more are counted only.
   static let faultLimit = 4096

@@ -60,9 +60,9 @@ extension KernelState {
     }
     let bits = device.identity.addressBits
     let driven = bits == 64 ? iova : iova & ((1 << UInt64(bits)) - 1)
-    guard let iommu else { return .failure(.refused) }
+    guard iommu != nil else { return .failure(.refused) }
     do throws(SimulatedIOMMU.Refusal) {
-      return .success(try iommu.translate(address, driven, byteCount: byteCount, access))
+      return .success(try iommu!.translate(address, driven, byteCount: byteCount, access))
     } catch {
       record(
         SimulatedFault(

@@ -46,7 +46,7 @@ extension SimulatedKernel {
       }
       return HostSystem.close(descriptor)
     }
-    locked { $0.close(descriptor) }?.reset()
+    systemCall { $0.close(descriptor) }?.reset()
   }
 
   package func pread(

@@ -3,25 +3,25 @@ package import IOMMU
 
 extension SimulatedKernel {
   package func iommufdDestroy(_ iommufd: Int32, id: UInt32) throws(Errno) {
-    try locked { (state) throws(Errno) in try state.iommufdDestroy(iommufd, id) }
+    try systemCall { (state) throws(Errno) in try state.iommufdDestroy(iommufd, id) }
   }
 
   package func ioasAllocate(_ iommufd: Int32) throws(Errno) -> UInt32 {
-    try locked { (state) throws(Errno) in try state.ioasAllocate(iommufd) }
+    try systemCall { (state) throws(Errno) in try state.ioasAllocate(iommufd) }
   }
 
   package func ioasRanges(_ iommufd: Int32, ioas: UInt32) throws(Errno) -> IOASRanges {
-    try locked { (state) throws(Errno) in try state.ioasRanges(iommufd, ioas: ioas) }
+    try systemCall { (state) throws(Errno) in try state.ioasRanges(iommufd, ioas: ioas) }
   }
 
   package func ioasAllow(_ iommufd: Int32, ioas: UInt32, ranges: [IOVARange]) throws(Errno) {
-    try locked { (state) throws(Errno) in try state.ioasAllow(iommufd, ioas: ioas, ranges: ranges) }
+    try systemCall { (state) throws(Errno) in try state.ioasAllow(iommufd, ioas: ioas, ranges: ranges) }
   }
 
   package func ioasMap(
     _ iommufd: Int32, ioas: UInt32, flags: UInt32, address: UInt64, byteCount: UInt64, iova: UInt64
   ) throws(Errno) -> UInt64 {
-    try locked { (state) throws(Errno) in
+    try systemCall { (state) throws(Errno) in
       try state.ioasMap(
         iommufd, ioas: ioas, flags: flags, address: address, byteCount: byteCount, iova: iova)
     }
@@ -31,7 +31,7 @@ extension SimulatedKernel {
     _ iommufd: Int32, ioas: UInt32, flags: UInt32, file: Int32, start: UInt64, byteCount: UInt64,
     iova: UInt64
   ) throws(Errno) -> UInt64 {
-    try locked { (state) throws(Errno) in
+    try systemCall { (state) throws(Errno) in
       try state.ioasMapFile(
         iommufd, ioas: ioas, flags: flags, file: file, start: start, byteCount: byteCount, iova: iova)
     }
@@ -40,7 +40,7 @@ extension SimulatedKernel {
   package func ioasUnmap(
     _ iommufd: Int32, ioas: UInt32, iova: UInt64, byteCount: UInt64
   ) throws(Errno) -> UInt64 {
-    try locked { (state) throws(Errno) in
+    try systemCall { (state) throws(Errno) in
       try state.ioasUnmap(iommufd, ioas: ioas, iova: iova, byteCount: byteCount)
     }
   }
@@ -48,12 +48,36 @@ extension SimulatedKernel {
   package func hwptAllocate(
     _ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32
   ) throws(Errno) -> UInt32 {
-    try locked { (state) throws(Errno) in
-      try state.hwptAllocate(iommufd, flags: flags, device: device, pageTable: pageTable)
+    try systemCall { (state) throws(Errno) in
+      try state.hwptAllocate(iommufd, flags: flags, device: device, pageTable: pageTable, data: nil)
     }
   }
 
+  package func hwptAllocate(
+    _ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32, data: HWPTData
+  ) throws(Errno) -> UInt32 {
+    try systemCall { (state) throws(Errno) in
+      try state.hwptAllocate(iommufd, flags: flags, device: device, pageTable: pageTable, data: data)
+    }
+  }
+
+  package func hwptInvalidate(
+    _ iommufd: Int32, pageTable: UInt32, type: UInt32, entries: UnsafeRawBufferPointer, byteCount: Int
+  ) throws(Errno) -> Int {
+    typealias Command = FlatFormat.Command
+    let size = MemoryLayout<Command>.size
+    guard byteCount == size, entries.count % size == 0 else { throw .invalidArgument }
+    let commands = stride(from: 0, to: entries.count, by: size).map {
+      unsafe entries.loadUnaligned(fromByteOffset: $0, as: Command.self)
+    }
+    return try systemCall { (state) throws(Errno) in
+      try state.hwptInvalidate(iommufd, pageTable, type: type, commands)
+    }
+  }
+
+  package var hasFlatFormat: Bool { locked { $0.machine.nests } }
+
   package func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo {
-    try locked { (state) throws(Errno) in try state.hardwareInfo(iommufd, device: device) }
+    try systemCall { (state) throws(Errno) in try state.hardwareInfo(iommufd, device: device) }
   }
 }

@@ -8,7 +8,7 @@ public import IOMMU
 /// let device = try Device("0000:03:00.0", on: machine.host)
 /// // … let the driver work …
 /// #expect(machine.faults.isEmpty)
-/// #expect(machine.counters.invalidations == 1)
+/// #expect(machine.counters.processInvalidations == 1)
 /// ```
 public final class SimulatedHost: Sendable {
   /// What a `Device` is opened on.
@@ -30,7 +30,16 @@ public final class SimulatedHost: Sendable {
   public var faults: [SimulatedFault] { kernel.locked { $0.faults } }
 
   /// What the IOMMU did since the machine began.
-  public var counters: SimulatedCounters { kernel.locked { $0.iommu?.counters ?? SimulatedCounters() } }
+  public var counters: SimulatedCounters {
+    kernel.locked { state in
+      var counters = state.iommu?.counters ?? SimulatedCounters()
+      counters.systemCalls = state.systemCalls
+      return counters
+    }
+  }
+
+  /// What the machine's clock was charged since it began, by its ``CostTable``: the same however fast the real machine is.
+  public var chargedTime: Duration { kernel.locked { .nanoseconds(Int64($0.clock.charged)) } }
 
   /// Whether nothing is left of what drivers opened, mapped and pinned.
   ///

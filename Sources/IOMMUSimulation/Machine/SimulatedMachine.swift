@@ -35,6 +35,14 @@ public struct SimulatedMachine: Sendable {
   /// the addresses only, and what may be written may be read.
   public var usesFirstStage = false
 
+  /// Whether the process may own page tables: nested translation, in a format of the simulation's own. It takes iommufd.
+  public var hasNestedTranslation = true
+  /// How many pages the IOTLB holds; the one that was filled first goes first. 128 is what a network adapter's throughput
+  /// tells of Intel's.
+  public var iotlbEntryCount = 128
+  /// What the clock charges for system calls and invalidations; nil takes the table that fits the IOMMU.
+  public var costs: CostTable?
+
   // The kernel
 
   /// The ways to a device that the kernel was built with. Without `.iommufd` there is no `/dev/iommu`, without
@@ -77,6 +85,9 @@ public struct SimulatedMachine: Sendable {
 }
 
 extension SimulatedMachine {
+  /// Whether the kernel can nest page tables.
+  var nests: Bool { hasNestedTranslation && iommu != nil && interfaces.contains(.iommufd) }
+
   /// Intel VT-d, 48 address bits.
   public static var vtd: SimulatedMachine { SimulatedMachine() }
   /// Intel VT-d as an emulator presents it: caching mode on, so that each map costs a flush.

@@ -5,6 +5,7 @@ import IOMMUSimulation
 struct RunReport {
   let device: PCIAddress
   let interface: String
+  let translation: TranslationInUse
   var faults: [Hit] = []
   var counters: [(String, JSON)] = []
 
@@ -26,11 +27,12 @@ struct RunReport {
   /// Counts up to now; what the hardware did is known of the simulated one alone.
   mutating func count(_ domain: DMADomain, _ machine: Machine) {
     let statistics = domain.statistics, hardware = machine.simulated?.counters
-    // On the simulated hardware each invalidation has a wait of its own.
+    // Each of the kernel's invalidations has a wait of its own on the simulated hardware.
     counters = [
       ("system_calls", JSON(statistics.systemCalls)), ("maps", JSON(statistics.maps)),
-      ("unmaps", JSON(statistics.unmaps)), ("invalidations", JSON(hardware?.invalidations)),
-      ("syncs", JSON(hardware?.invalidations)),
+      ("unmaps", JSON(statistics.unmaps)),
+      ("invalidations", JSON(hardware.map { $0.invalidations + $0.processInvalidations })),
+      ("syncs", JSON(hardware.map { $0.invalidations + $0.processSyncs })),
     ]
   }
 
@@ -41,7 +43,7 @@ struct RunReport {
     if context.isJSON {
       context.document([
         ("device", .string(device.description)), ("interface", .string(interface)),
-        ("translation", "kernel"),
+        ("translation", .string(translation.owner.rawValue)),
         (
           "cases",
           .array(
@@ -63,6 +65,14 @@ struct RunReport {
       )
     }
     return recorder.failures == 0 ? .fine : .refused
+  }
+}
+
+extension RunReport {
+  /// What the first case says of a device that was opened: over what, whose the page tables are, and why.
+  static func opening(_ device: Device, _ machine: Machine) -> String {
+    let way = "\(device.address) over \(machine.name(device.interface)). \(device.interfaceReason)"
+    return "\(way). The page tables are the \(device.translation.owner.rawValue)'s: \(device.translation.reason)"
   }
 }
 

@@ -57,11 +57,17 @@ extension SelfTestRun {
   private func afterUnmap(_ report: inout RunReport) throws -> String {
     let edu = try EduDriver(device, machine.host)
     var log = FaultWatch(machine.host, found.address)
-    let mapping = try dma.map(try dma.buffer(byteCount: page), .bidirectional)
+    let before = pattern(page, seed: 0x55)
+    var buffer = try dma.buffer(byteCount: page)
+    buffer.fill(before)
+    let mapping = try dma.map(buffer, .bidirectional)
     let address = mapping.address
     // Through the address once, so that a stale entry would be there to be used.
     try edu.write(to: address, byteCount: 16)
-    var buffer = try mapping.unmap()
+    buffer = try mapping.unmap()
+    try require(
+      buffer.difference(from: Array(before[..<16])) != nil,
+      "What the device wrote went elsewhere: an earlier mapping's entry is in use")
     let secret = pattern(page, seed: 0x77)
     buffer.fill(secret)
     try edu.write(to: address, byteCount: 16)

@@ -90,9 +90,9 @@ struct SelfTestRun {
 
   private func mapAndUnmap(_ byteCount: Int) throws -> String {
     let before = dma.statistics
-    let buffer = try dma.buffer(byteCount: byteCount)
     let address: IOVA
     do {
+      let buffer = try dma.buffer(byteCount: byteCount)
       let mapping = try dma.map(buffer, .bidirectional)
       address = mapping.address
       try require(dma.statistics.liveMappings == before.liveMappings + 1, "The mapping is not counted")

@@ -11,6 +11,7 @@ struct Demo: Subcommand {
   @OptionGroup var global: GlobalOptions
   @Argument(help: "An edu device that is bound to vfio-pci.") var device: PCIAddress?
   @Option(help: "Insist on an interface.") var interface: Interface?
+  @Option(help: "Insist on who writes the page tables.") var translation = TranslationChoice.automatic
 
   func perform(_ context: Context) throws(Failure) -> Outcome {
     let isSimulated = global.simulated || (device == nil && global.root == nil)
@@ -36,11 +37,12 @@ struct Demo: Subcommand {
     _ address: PCIAddress, _ machine: Machine, _ recorder: Recorder
   ) throws(Failure) -> RunReport {
     let device = try library { () throws(DMAError) in
-      try Device(address.description, on: machine.host, interface: interface)
+      try Device(address.description, on: machine.host, interface: interface, translation: translation)
     }
     defer { device.close() }
-    var report = RunReport(device: address, interface: machine.name(device.interface))
-    recorder.add("open", .pass, "\(address) over \(report.interface). \(device.interfaceReason)")
+    var report = RunReport(
+      device: address, interface: machine.name(device.interface), translation: device.translation)
+    recorder.add("open", .pass, RunReport.opening(device, machine))
     DemoRun(device: device, machine: machine, recorder: recorder).perform(&report)
     report.count(device.dma, machine)
     return report

@@ -14,6 +14,7 @@ struct SelfTest: Subcommand {
   @OptionGroup var global: GlobalOptions
   @Argument(help: "A device that is bound to vfio-pci.") var device: PCIAddress
   @Option(help: "Insist on an interface.") var interface: Interface?
+  @Option(help: "Insist on who writes the page tables.") var translation = TranslationChoice.automatic
 
   func perform(_ context: Context) throws(Failure) -> Outcome {
     let machine = try context.machineToDrive(global)
@@ -29,11 +30,12 @@ struct SelfTest: Subcommand {
     _ found: PCIDevice, _ machine: Machine, _ recorder: Recorder
   ) throws(Failure) -> RunReport {
     let opened = try library { () throws(DMAError) in
-      try Device(device.description, on: machine.host, interface: interface)
+      try Device(device.description, on: machine.host, interface: interface, translation: translation)
     }
     defer { opened.close() }
-    var report = RunReport(device: device, interface: machine.name(opened.interface))
-    recorder.add("open", .pass, "\(device) over \(report.interface). \(opened.interfaceReason)")
+    var report = RunReport(
+      device: device, interface: machine.name(opened.interface), translation: opened.translation)
+    recorder.add("open", .pass, RunReport.opening(opened, machine))
     let run = SelfTestRun(device: opened, found: found, machine: machine, recorder: recorder)
     run.testDevice()
     run.testMapping()

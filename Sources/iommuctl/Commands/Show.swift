@@ -20,8 +20,8 @@ struct Show: Subcommand {
     let found = try library { () throws(DMAError) in try machine.host.device(device) }
     let reserved = try reservedRegions(found, machine)
     let reach = reach(found, machine)
-    let candidates = TranslationCandidate.all(for: found)
-    let chosen = candidates.first { $0.isPossible == true }?.name
+    let candidates = TranslationCandidate.all(for: found, machine, reach.interface)
+    let chosen = reach.translation?.rawValue ?? candidates.last { $0.isPossible == true }?.name
     if context.isJSON {
       context.document(
         found.keys + [
@@ -61,34 +61,36 @@ struct Show: Subcommand {
   }
 
   /// How the device is reached, and what it can use; nil where only opening it would tell.
-  private typealias Reach = (interface: Interface?, reason: String, usable: IOVARanges?)
+  private typealias Reach = (
+    interface: Interface?, reason: String, usable: IOVARanges?, translation: TranslationInUse.Owner?
+  )
 
   private func reach(_ found: PCIDevice, _ machine: Machine) -> Reach {
     guard open, !machine.host.isCaptured, found.status == .ready else { return expected(found, machine) }
     do throws(DMAError) {
       let device = try Device(device.description, on: machine.host, interface: interface)
       defer { device.close() }
-      return (device.interface, device.interfaceReason, device.dma.usableRanges)
+      return (device.interface, device.interfaceReason, device.dma.usableRanges, device.translation.owner)
     } catch {
       let expected = expected(found, machine)
-      return (expected.interface, "\(expected.reason). It could not be opened: \(error)", nil)
+      return (expected.interface, "\(expected.reason). It could not be opened: \(error)", nil, nil)
     }
   }
 
   /// What opening it would choose, by the files that are there.
   private func expected(_ found: PCIDevice, _ machine: Machine) -> Reach {
-    if let interface { return (interface, "Asked for", nil) }
+    if let interface { return (interface, "Asked for", nil, nil) }
     guard found.isBoundToVFIO else {
       // What binding a device takes besides is its status's to say; only what forbids it decides this.
       let isBindable = found.status == .bindable
-      return (nil, (isBindable ? nil : found.reason) ?? "Chosen once the device is bound to vfio-pci", nil)
+      return (nil, (isBindable ? nil : found.reason) ?? "Chosen once the device is bound to vfio-pci", nil, nil)
     }
     let hasIOMMUFD = (try? machine.host.kernel.status("/dev/iommu")) != nil
     if hasIOMMUFD, found.cdev != nil {
-      return (.iommufd, "The kernel has iommufd and a node for the device", nil)
+      return (.iommufd, "The kernel has iommufd and a node for the device", nil, nil)
     }
     let lack = hasIOMMUFD ? "a node for the device" : "iommufd"
-    return (.type1, "The kernel does not have \(lack)", nil)
+    return (.type1, "The kernel does not have \(lack)", nil, nil)
   }
 }
 
@@ -99,7 +101,8 @@ private struct TranslationCandidate {
   let isPossible: Bool?
   let reason: String
 
-  static func all(for device: PCIDevice) -> [Self] {
+  /// In the order of preference, the best last.
+  static func all(for device: PCIDevice, _ machine: Machine, _ interface: Interface?) -> [Self] {
     let kernel: Self
     if let unit = device.unit ?? device.group.map({ "group \($0)" }) {
       kernel = Self(name: "kernel", isPossible: true, reason: "The kernel keeps the page tables of \(unit)")
@@ -108,9 +111,12 @@ private struct TranslationCandidate {
     } else {
       kernel = Self(name: "kernel", isPossible: false, reason: "No IOMMU translates for the device")
     }
+    let refusal =
+      TranslationInUse.processRefusal(on: machine.host.kernel, interface)
+      ?? (kernel.isPossible == true ? nil : kernel.reason)
     let process = Self(
-      name: "process", isPossible: false,
-      reason: "It comes with nested translation, which this version does not have")
+      name: "process", isPossible: refusal == nil,
+      reason: refusal ?? "The kernel nests tables of this process over its own")
     return [kernel, process]
   }
 

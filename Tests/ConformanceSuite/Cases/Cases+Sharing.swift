@@ -54,7 +54,8 @@ extension Cases {
         let node = try kernel.open("/dev/vfio/devices/\(details.cdev ?? "")"),
           iommufd = try kernel.open("/dev/iommu")
         device = try Device(
-          environment.devices.edu, characterDevice: node, iommufd: iommufd, on: environment.host)
+          environment.devices.edu, characterDevice: node, iommufd: iommufd, on: environment.host,
+          translation: environment.translation)
       case .type1:
         let group = try kernel.open("/dev/vfio/\(details.group ?? -1)"),
           container = try kernel.open("/dev/vfio/vfio")

@@ -53,7 +53,7 @@ extension Environment {
   ///
   /// - Parameter unprivileged: The process is an ordinary user's, as for ``Suite/unprivileged``.
   public static func simulated(
-    _ name: String, interface: Interface, unprivileged: Bool = false
+    _ name: String, interface: Interface, translation: TranslationChoice = .kernel, unprivileged: Bool = false
   ) -> Environment {
     var machine =
       name.hasPrefix("smmuv3") ? SimulatedMachine.smmuv3 : name == "vtd-caching" ? .vtdCaching : .vtd
@@ -76,7 +76,8 @@ extension Environment {
         devices.narrowEdu: EduModel(addressBits: 28), devices.nvme: NVMeModel(),
       ])
     return Environment(
-      host: host.host, interface: interface, machine: name, simulated: host, devices: devices)
+      host: host.host, interface: interface, translation: translation, machine: name, simulated: host,
+      devices: devices)
   }
 }
 

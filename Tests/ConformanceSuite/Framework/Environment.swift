@@ -7,6 +7,8 @@ public struct Environment: Sendable {
   public let host: Host
   /// The interface that this row is about.
   public let interface: Interface
+  /// Who writes the page tables of the devices that the library opens.
+  public let translation: TranslationChoice
   /// The machine's name, as the guest runner has it.
   public let machine: String
   /// The window into a simulated machine, nil for a real one.
@@ -34,9 +36,10 @@ public struct Environment: Sendable {
 
   /// An environment on a running machine.
   public init(
-    host: Host, interface: Interface, machine: String, simulated: SimulatedHost? = nil, devices: Devices
+    host: Host, interface: Interface, translation: TranslationChoice = .kernel, machine: String,
+    simulated: SimulatedHost? = nil, devices: Devices
   ) {
-    (self.host, self.interface, self.machine) = (host, interface, machine)
+    (self.host, self.interface, self.translation, self.machine) = (host, interface, translation, machine)
     (self.simulated, self.devices) = (simulated, devices)
   }
 
@@ -56,15 +59,15 @@ public struct Environment: Sendable {
   /// The same machine asked through another kernel, such as one that fails on purpose.
   func asking(_ kernel: any Kernel) -> Environment {
     var copy = Environment(
-      host: Host(kernel: kernel), interface: interface, machine: machine, simulated: simulated,
-      devices: devices)
+      host: Host(kernel: kernel), interface: interface, translation: translation, machine: machine,
+      simulated: simulated, devices: devices)
     copy.say = say
     return copy
   }
 
   /// Opens a device through this row's interface.
   func open(_ address: String, sharing domain: DMADomain? = nil) throws(DMAError) -> Device {
-    try Device(address, on: host, interface: interface, sharing: domain)
+    try Device(address, on: host, interface: interface, translation: translation, sharing: domain)
   }
 
   /// What sysfs says of a device.

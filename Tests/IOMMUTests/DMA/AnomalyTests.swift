@@ -7,6 +7,9 @@ import Testing
 /// complete, and nothing is left behind.
 @Suite struct AnomalyTests {
   private static let address = "0000:00:02.0"
+  private static let ways: [(Interface, TranslationChoice)] = [
+    (.iommufd, .process), (.iommufd, .kernel), (.type1, .kernel),
+  ]
 
   /// What a driver does in its life. Errors go to `failures`; what can go on goes on.
   private static func drive(_ device: Device, _ failures: inout [DMAError]) {
@@ -45,8 +48,9 @@ import Testing
     attempt { () throws(DMAError) in _ = try device.registers(bar: 0)[0] }
   }
 
-  @Test(arguments: Interface.allCases, [Errno.noMemory, .noDevice])
-  func nothingIsLeftBehind(_ interface: Interface, _ errno: Errno) throws {
+  @Test(arguments: ways, [Errno.noMemory, .noDevice])
+  func nothingIsLeftBehind(_ way: (Interface, TranslationChoice), _ errno: Errno) throws {
+    let (interface, translation) = way
     var n = 0
     while true {
       n += 1
@@ -55,7 +59,7 @@ import Testing
       var failures: [DMAError] = [], leaked: UInt64 = 0
       kernel.fail(n, with: errno)
       do throws(DMAError) {
-        let device = try Device(Self.address, on: Host(kernel: kernel), interface: interface)
+        let device = try Device(Self.address, on: Host(kernel: kernel), interface: interface, translation: translation)
         Self.drive(device, &failures)
         let statistics = device.dma.statistics
         leaked = statistics.leakedBytes

@@ -14,7 +14,7 @@ import Testing
     let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
     let kernel = FaultingKernel(machine.kernel)
     do {
-      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface)
+      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface, translation: .kernel)
       let length = 4 * Self.area + 4096
       let base = unsafe try kernel.mapMemory(byteCount: length, descriptor: -1, offset: 0)
       try unsafe body(kernel, device.dma, UnsafeRawBufferPointer(start: base, count: length))

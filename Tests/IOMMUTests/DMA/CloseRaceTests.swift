@@ -25,7 +25,8 @@ import Testing
     let kernel = FaultingKernel(machine.kernel)
     let isClosed = Shared(false)
     do {
-      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface), dma = device.dma
+      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface, translation: .kernel)
+      let dma = device.dma
       let other = try dma.map(try dma.buffer(byteCount: 4096), .toDevice)
       kernel.interject(before: interface == .iommufd ? "ioasMap" : "vfioMap") {
         inThread {
@@ -59,7 +60,8 @@ import Testing
     let kernel = FaultingKernel(machine.kernel)
     let isDetaching = Shared(false), isBack = Shared(false), isClosed = Shared(false), isEarly = Shared(false)
     do {
-      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface), dma = device.dma
+      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface, translation: .kernel)
+      let dma = device.dma
       let mapping = try dma.map(try dma.buffer(byteCount: 100), .bidirectional)
       kernel.interject(before: interface == .iommufd ? "vfioDetach" : "vfioUnsetContainer") {
         isDetaching.change { $0 = true }

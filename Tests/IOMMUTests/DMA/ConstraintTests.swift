@@ -124,7 +124,8 @@ import Testing
     let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
     let kernel = FaultingKernel(machine.kernel)
     do {
-      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: .iommufd), dma = device.dma
+      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: .iommufd, translation: .kernel)
+      let dma = device.dma
       try dma.setConstraints(DMAConstraints(boundary: PageSize(shift: 14)))
       func list() throws -> ScatterList {
         var list = ScatterList()

@@ -48,6 +48,7 @@ struct EndToEndTests {
   func closingCostsOneInvalidation(_ interface: Interface) throws {
     let machine = SimulatedHost(.vtd, devices: ["0000:00:02.0": EduModel()])
     let device = try Device("0000:00:02.0", on: machine.host, interface: interface)
+    // Of the kernel's or of the process's page tables: the flush of the tag.
     var list = ScatterList()
     for _ in 0..<64 { list.append(try device.dma.buffer(byteCount: 4096)) }
     let mapped = try device.dma.map(list, .fromDevice)

@@ -28,7 +28,7 @@ import Testing
     let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
     let kernel = FaultingKernel(machine.kernel)
     do {
-      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface)
+      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface, translation: .kernel)
       var between = ScatterList(), parts = try apart(device.dma, 3, &between)
       let memory = (0..<3).map { parts.withBuffer(at: $0) { TranslateTests.start($0) } }
       // The third map and all calls after it: the unmap of the first two among them.
@@ -56,7 +56,8 @@ import Testing
   func neighboursAreMappedByOneCall(_ interface: Interface) throws {
     let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
     do {
-      let device = try Device("0000:00:02.0", on: machine.host, interface: interface), dma = device.dma
+      let device = try Device("0000:00:02.0", on: machine.host, interface: interface, translation: .kernel)
+      let dma = device.dma
       let mapped = try dma.map(try list(dma, 16), .bidirectional)
       #expect(dma.statistics.systemCalls == 1 && dma.statistics.maps == 16 && dma.statistics.liveMappings == 16)
       #expect(mapped.segmentCount == 1 && mapped.segments[0].address == mapped.address)
@@ -87,7 +88,8 @@ import Testing
     let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
     let kernel = FaultingKernel(machine.kernel), unmap = interface == .iommufd ? "ioasUnmap" : "vfioUnmap"
     do {
-      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface), dma = device.dma
+      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface, translation: .kernel)
+      let dma = device.dma
       func long() throws -> ScatterList {
         var list = ScatterList()
         for megabytes in [20, 20, 40, 8] { list.append(try dma.buffer(byteCount: megabytes << 20)) }
@@ -116,7 +118,8 @@ import Testing
     let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 3 * 4096, alignment: 4096)
     defer { unsafe page.deallocate() }
     do {
-      let device = try Device("0000:00:02.0", on: machine.host, interface: interface), dma = device.dma
+      let device = try Device("0000:00:02.0", on: machine.host, interface: interface, translation: .kernel)
+      let dma = device.dma
       var refused = ScatterList()
       unsafe refused.append(unsafe: UnsafeRawBufferPointer(rebasing: page[100..<4096]))
       do throws(DMAError) {

@@ -9,7 +9,7 @@ import Testing
     let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
     let kernel = FaultingKernel(machine.kernel)
     do {
-      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface)
+      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface, translation: .kernel)
       try body(kernel, device.dma)
       #expect(device.dma.statistics.liveMappings == 0 && device.dma.statistics.liveBytes == 0)
       #expect(device.dma.statistics.leakedBytes == 0)
@@ -195,7 +195,8 @@ import Testing
     let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
     let kernel = FaultingKernel(machine.kernel), unmap = interface == .iommufd ? "ioasUnmap" : "vfioUnmap"
     do {
-      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface), dma = device.dma
+      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface, translation: .kernel)
+      let dma = device.dma
       var reservation = try dma.reserve(byteCount: 8 * 4096)
       for page in [0, 2, 4] { try reservation.link(try dma.buffer(byteCount: 4096), at: page * 4096, .toDevice) }
       kernel.fail(2, of: unmap, with: .inputOutput)

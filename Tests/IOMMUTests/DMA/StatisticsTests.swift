@@ -11,7 +11,7 @@ import Testing
     let machine = SimulatedHost(devices: [Self.address: EduModel(addressBits: 64)])
     let kernel = FaultingKernel(machine.kernel)
     do {
-      let device = try Device(Self.address, on: Host(kernel: kernel), interface: interface)
+      let device = try Device(Self.address, on: Host(kernel: kernel), interface: interface, translation: .kernel)
       try body(kernel, device.dma)
       device.close()
     }

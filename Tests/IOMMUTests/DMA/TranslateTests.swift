@@ -33,7 +33,7 @@ import Testing
     let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
     let kernel = FaultingKernel(machine.kernel)
     do {
-      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: .iommufd)
+      let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: .iommufd, translation: .kernel)
       let dma = device.dma
       let buffer = try dma.buffer(byteCount: 4096)
       let start = Self.start(buffer)

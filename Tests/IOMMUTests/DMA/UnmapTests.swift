@@ -9,7 +9,7 @@ import Testing
   func memoryOfAFailedUnmapIsKept(_ interface: Interface) throws {
     let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
     let kernel = FaultingKernel(machine.kernel)
-    let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface)
+    let device = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface, translation: .kernel)
     let dma = device.dma, unmap = interface == .iommufd ? "ioasUnmap" : "vfioUnmap"
     let buffer = try dma.buffer(byteCount: 5000), start = TranslateTests.start(buffer)
     let mapping = try dma.map(buffer, .bidirectional), address = mapping.address

@@ -36,9 +36,9 @@ import Testing
   }
 
   /// A list of many areas with gaps between them is one entry of the ring, and its flush one call.
-  @Test(arguments: Interface.allCases)
-  func aListWaitsAsOne(_ interface: Interface) throws {
-    try LazyTests.withDomain(interface, Self.options(depth: 4)) { kernel, dma, machine in
+  @Test(arguments: LazyTests.Tables.allCases)
+  func aListWaitsAsOne(_ tables: LazyTests.Tables) throws {
+    try LazyTests.withDomain(tables, Self.options(depth: 4)) { kernel, dma, machine in
       try dma.setConstraints(Self.gaps)
       kernel.resetCounts()
       var seen: Set<IOVA> = [], kept = ScatterList()
@@ -51,21 +51,23 @@ import Testing
         #expect(dma.statistics.queuedBytes == UInt64(number * 15 * 4096) && dma.statistics.liveBytes == 0)
         unsafe #expect(dma.translate(first) == nil, "it is not mapped any more for the driver")
       }
-      #expect(kernel.count(of: interface == .iommufd ? "ioasMap" : "vfioMap") == 24, "no two are neighbours")
+      let isProcess = tables == .process
+      #expect(kernel.count(of: tables.mapCall) == (isProcess ? 0 : 24), "no two are neighbours")
       #expect(dma.statistics.unmaps == 24 && dma.statistics.flushes == 0, "three entries")
       let calls = dma.statistics.systemCalls
       try dma.drain()
-      #expect(kernel.count(of: LazyTests.unmapCall(interface)) == 3 && dma.statistics.systemCalls == calls + 3)
-      #expect(dma.statistics.queuedBytes == 0 && machine.kernel.census.pinnedBytes == 0)
+      #expect(kernel.count(of: tables.flushCall) == (isProcess ? 1 : 3))
+      #expect(dma.statistics.systemCalls == calls + (isProcess ? 1 : 3))
+      #expect(dma.statistics.queuedBytes == 0 && (isProcess || machine.kernel.census.pinnedBytes == 0))
       let again = try dma.map(try Self.list(dma, 8), .toDevice)
       #expect(seen.contains(again.address), "free again")
     }
   }
 
   /// Nobody gets an address of it before the flush, in a gap neither; who asks for one there has it flushed.
-  @Test(arguments: Interface.allCases)
-  func gapsWaitToo(_ interface: Interface) throws {
-    try LazyTests.withDomain(interface, Self.options()) { kernel, dma, machine in
+  @Test(arguments: LazyTests.Tables.kernelOwned)
+  func gapsWaitToo(_ tables: LazyTests.Tables) throws {
+    try LazyTests.withDomain(tables, Self.options()) { kernel, dma, machine in
       try dma.setConstraints(Self.gaps)
       let mapped = try dma.map(try Self.list(dma, 8), .bidirectional)
       let range = IOVARange(start: mapped.address, byteCount: UInt64(mapped.byteCount))!
@@ -84,7 +86,7 @@ import Testing
   /// The memory of each buffer is kept until the flush: of those that came back and were dropped, and of a dropped list.
   @Test(arguments: ["taken apart", "dropped", "dropped while mapped"])
   func everyBufferHasTheTicket(_ way: String) throws {
-    try LazyTests.withDomain(.iommufd, Self.options()) { kernel, dma, machine in
+    try LazyTests.withDomain(.ioas, Self.options()) { kernel, dma, machine in
       var list = try Self.list(dma, 5)
       let memory = Self.starts(&list)
       let mapped = try dma.map(list, .fromDevice)
@@ -105,7 +107,7 @@ import Testing
   /// A buffer that is still within reach from an earlier mapping stays so in a list or reservation that is unmapped at once.
   @Test(arguments: ["list", "reservation"])
   func anOlderTicketIsNotLost(_ way: String) throws {
-    try LazyTests.withDomain(.iommufd, Self.options()) { kernel, dma, machine in
+    try LazyTests.withDomain(.ioas, Self.options()) { kernel, dma, machine in
       let first = try dma.map(try dma.buffer(byteCount: 4096), .fromDevice)
       let buffer = try first.unmap(), memory = TranslateTests.start(buffer)
       if way == "list" {
@@ -126,35 +128,35 @@ import Testing
   }
 
   /// What takes more than one call, and what is unlinked, whose addresses may be linked anew, does not wait.
-  @Test(arguments: Interface.allCases)
-  func whatDoesNotWait(_ interface: Interface) throws {
-    try LazyTests.withDomain(interface, Self.options()) { kernel, dma, machine in
+  @Test(arguments: LazyTests.Tables.kernelOwned)
+  func whatDoesNotWait(_ tables: LazyTests.Tables) throws {
+    try LazyTests.withDomain(tables, Self.options()) { kernel, dma, machine in
       for length in [32 << 20, (32 << 20) + 4096] {
         var list = ScatterList()
         list.append(try dma.buffer(byteCount: length - 4096))
         list.append(try dma.buffer(byteCount: 4096))
         kernel.resetCounts()
         _ = try dma.map(list, .toDevice).unmap()
-        #expect(kernel.count(of: LazyTests.unmapCall(interface)) == (length == 32 << 20 ? 0 : 2))
+        #expect(kernel.count(of: tables.flushCall) == (length == 32 << 20 ? 0 : 2))
       }
       #expect(dma.statistics.queuedBytes == 32 << 20)
       var reservation = try dma.reserve(byteCount: 8192)
       try reservation.link(try dma.buffer(byteCount: 4096), at: 4096, .toDevice)
       kernel.resetCounts()
       _ = try reservation.unlink(0..<8192)
-      #expect(kernel.count(of: LazyTests.unmapCall(interface)) == 1)
+      #expect(kernel.count(of: tables.flushCall) == 1)
     }
   }
 
   /// A flush that the kernel refuses keeps the list and its memory, and the next one frees both.
-  @Test(arguments: Interface.allCases)
-  func aFlushThatFails(_ interface: Interface) throws {
-    try LazyTests.withDomain(interface, Self.options()) { kernel, dma, machine in
+  @Test(arguments: LazyTests.Tables.kernelOwned)
+  func aFlushThatFails(_ tables: LazyTests.Tables) throws {
+    try LazyTests.withDomain(tables, Self.options()) { kernel, dma, machine in
       try dma.setConstraints(Self.gaps)
       var list = try Self.list(dma, 3)
       let memory = Self.starts(&list)
       _ = try dma.map(list, .toDevice).unmap()
-      kernel.fail(1, of: LazyTests.unmapCall(interface), with: .inputOutput)
+      kernel.fail(1, of: tables.flushCall, with: .inputOutput)
       #expect(throws: DMAError.self) { try dma.drain() }
       #expect(dma.statistics.queuedBytes == 5 * 4096)
       #expect(try Self.memory(dma, 20).isDisjoint(with: memory))
@@ -165,14 +167,14 @@ import Testing
   }
 
   /// The ring is full and cannot be flushed: the list is unmapped on the spot, and if that fails as well it is leaked.
-  @Test(arguments: Interface.allCases, [false, true])
-  func noRoomInTheRing(_ interface: Interface, _ fails: Bool) throws {
-    try LazyTests.withDomain(interface, Self.options(depth: 2), leaks: fails) { kernel, dma, machine in
+  @Test(arguments: LazyTests.Tables.kernelOwned, [false, true])
+  func noRoomInTheRing(_ tables: LazyTests.Tables, _ fails: Bool) throws {
+    try LazyTests.withDomain(tables, Self.options(depth: 2), leaks: fails) { kernel, dma, machine in
       _ = try dma.map(try dma.buffer(byteCount: 64), .toDevice).unmap()
       try dma.setConstraints(Self.gaps)
       var list = try Self.list(dma, 3)
       let memory = Self.starts(&list), mapped = try dma.map(list, .toDevice)
-      kernel.fail(1, of: LazyTests.unmapCall(interface), with: .inputOutput)
+      kernel.fail(1, of: tables.flushCall, with: .inputOutput)
       if fails { kernel.failFrom(1, with: .inputOutput) }
       do throws(DMAError) {
         _ = try mapped.unmap()
@@ -187,9 +189,9 @@ import Testing
   }
 
   /// Where what waits is all that is in the way, it is flushed: for a list, a reservation, memory in areas, an arena.
-  @Test(arguments: Interface.allCases, ["list", "reserve", "bulk", "bulk at", "arena"])
-  func whatWaitsIsNotInTheWay(_ interface: Interface, _ way: String) throws {
-    try LazyTests.withDomain(interface, Self.options()) { kernel, dma, machine in
+  @Test(arguments: LazyTests.Tables.kernelOwned, ["list", "reserve", "bulk", "bulk at", "arena"])
+  func whatWaitsIsNotInTheWay(_ tables: LazyTests.Tables, _ way: String) throws {
+    try LazyTests.withDomain(tables, Self.options()) { kernel, dma, machine in
       try dma.setMask(.bits(19))  // 128 pages, of which page 0 is never given out
       let mapped = try dma.map(try Self.list(dma, 64), .toDevice), address = mapped.address
       #expect(address == IOVA(0x40000))
@@ -210,7 +212,7 @@ import Testing
 
   /// A request that no flush can help makes none.
   @Test func whatCannotBeFlushesNothing() throws {
-    try LazyTests.withDomain(.iommufd, Self.options()) { kernel, dma, machine in
+    try LazyTests.withDomain(.ioas, Self.options()) { kernel, dma, machine in
       try dma.setMask(.bits(32))
       _ = try dma.map(try Self.list(dma, 2), .toDevice).unmap()
       try unsafe Self.memory(byteCount: 4096) { page in

@@ -4,21 +4,41 @@ import IOMMU
 import IOMMUSimulation
 import Testing
 
-/// Unmaps that wait for a flush, on tables that the kernel owns.
+/// Unmaps that wait for a flush, whoever owns the page tables.
 @Suite struct LazyTests {
   static let address = "0000:00:02.0"
   /// A timeout that no test waits for.
   static let patient = Duration.seconds(1000)
 
+  /// Whose the page tables are, and how they are reached.
+  enum Tables: CaseIterable {
+    case process, ioas, container
+
+    var interface: Interface { self == .container ? .type1 : .iommufd }
+    static let kernelOwned: [Tables] = [.ioas, .container]
+    var choice: TranslationChoice { self == .process ? .process : .kernel }
+    /// The call that a map makes of memory that is not registered.
+    var mapCall: String { self == .container ? "vfioMap" : "ioasMap" }
+    /// The call that a flush makes.
+    var flushCall: String {
+      switch self {
+      case .process: "hwptInvalidate"
+      case .ioas: "ioasUnmap"
+      case .container: "vfioUnmap"
+      }
+    }
+  }
+
   /// A domain in a lazy mode; the machine is clean afterwards, but for memory that is leaked.
   static func withDomain(
-    _ interface: Interface = .iommufd, _ options: FlushQueueOptions?, leaks: Bool = false,
+    _ tables: Tables, _ options: FlushQueueOptions?, leaks: Bool = false,
     _ body: (FaultingKernel, DMADomain, SimulatedHost) throws -> Void
   ) throws {
     let machine = SimulatedHost(devices: [address: EduModel(addressBits: 64)])
     let kernel = FaultingKernel(machine.kernel)
     do {
-      let device = try Device(address, on: Host(kernel: kernel), interface: interface)
+      let device = try Device(
+        address, on: Host(kernel: kernel), interface: tables.interface, translation: tables.choice)
       if let options { try device.dma.switchProtection(to: .lazy(options)) }
       try body(kernel, device.dma, machine)
       device.close()
@@ -26,9 +46,7 @@ import Testing
     #expect(leaks ? machine.kernel.census.pinnedBytes == 0 : machine.isClean)
   }
 
-  static func unmapCall(_ interface: Interface) -> String { interface == .iommufd ? "ioasUnmap" : "vfioUnmap" }
-
-  private static func mapAndUnmap(_ dma: DMADomain) throws -> IOVA {
+  static func mapAndUnmap(_ dma: DMADomain) throws -> IOVA {
     let mapping = try dma.map(try dma.buffer(byteCount: 64), .bidirectional)
     let address = mapping.address
     _ = try mapping.unmap()
@@ -36,19 +54,19 @@ import Testing
   }
 
   /// An unmap makes no system call, and its address is not given out again before the flush.
-  @Test(arguments: Interface.allCases, FlushQueueOptions.Topology.allCases)
-  func addressesWaitForTheFlush(_ interface: Interface, _ topology: FlushQueueOptions.Topology) throws {
-    try Self.withDomain(interface, FlushQueueOptions(topology, depth: 64, timeout: Self.patient)) {
+  @Test(arguments: Tables.allCases, FlushQueueOptions.Topology.allCases)
+  func addressesWaitForTheFlush(_ tables: Tables, _ topology: FlushQueueOptions.Topology) throws {
+    try Self.withDomain(tables, FlushQueueOptions(topology, depth: 64, timeout: Self.patient)) {
       kernel, dma, machine in
       kernel.resetCounts()
       var seen: Set<IOVA> = []
       for _ in 0..<63 { seen.insert(try Self.mapAndUnmap(dma)) }
       #expect(seen.count == 63, "no address twice")
-      #expect(kernel.count(of: Self.unmapCall(interface)) == 0)
+      #expect(kernel.count(of: tables.flushCall) == 0)
       #expect(dma.statistics.queuedBytes == 63 * 4096 && dma.statistics.liveMappings == 0)
       unsafe #expect(dma.translate(seen.first!) == nil, "it is not mapped any more for the driver")
       try dma.drain()
-      #expect(kernel.count(of: Self.unmapCall(interface)) == 1, "one contiguous run, one call")
+      #expect(kernel.count(of: tables.flushCall) == 1, "one contiguous run, one call, and one invalidation")
       #expect(dma.statistics.queuedBytes == 0 && dma.statistics.flushes == 1)
       #expect(seen.contains(try Self.mapAndUnmap(dma)), "free again")
     }
@@ -56,7 +74,7 @@ import Testing
 
   /// Of a ring's entries one stays unused, as the kernel's; the full ring is flushed by whoever comes next.
   @Test func aFullRingIsFlushed() throws {
-    try Self.withDomain(.iommufd, FlushQueueOptions(.single, depth: 256, timeout: Self.patient)) {
+    try Self.withDomain(.process, FlushQueueOptions(.single, depth: 256, timeout: Self.patient)) {
       kernel, dma, machine in
       for number in 1...1020 {
         _ = try Self.mapAndUnmap(dma)
@@ -65,23 +83,35 @@ import Testing
     }
   }
 
-  /// What a device reaches: everything until the flush, nothing after.
-  @Test(arguments: Interface.allCases)
-  func theWindowIsWhatItSays(_ interface: Interface) throws {
-    try Self.withDomain(interface, FlushQueueOptions(.perCPU, timeout: Self.patient)) { kernel, dma, machine in
-      let mapping = try dma.map(try dma.buffer(byteCount: 64), .bidirectional)
-      let address = mapping.address.rawValue
-      _ = try mapping.unmap()
-      #expect(machine.kernel.census.pinnedBytes > 0)
-      _ = address
+  /// Memory of the caller's stays pinned for the device until the flush.
+  @Test(arguments: Tables.allCases)
+  func memoryStaysPinnedUntilTheFlush(_ tables: Tables) throws {
+    try Self.withDomain(tables, FlushQueueOptions(.perCPU, timeout: Self.patient)) { kernel, dma, machine in
+      let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 8192, alignment: 4096)
+      defer { unsafe page.deallocate() }
+      try unsafe dma.map(unsafe: UnsafeRawBufferPointer(page), .toDevice).unmap()
+      #expect(machine.kernel.census.pinnedBytes == 8192)
       try dma.drain()
       #expect(machine.kernel.census.pinnedBytes == 0)
     }
   }
 
+  /// What is unmapped while a flush is under way waits for the next: that flush may have begun before.
+  @Test(arguments: Tables.allCases)
+  func theNextFlushIsForWhatComesDuringOne(_ tables: Tables) throws {
+    try Self.withDomain(tables, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
+      _ = try Self.mapAndUnmap(dma)
+      kernel.interject(before: tables.flushCall) { _ = try? Self.mapAndUnmap(dma) }
+      try dma.drain()
+      #expect(dma.statistics.unmaps == 2 && dma.statistics.queuedBytes == 4096 && dma.statistics.flushes == 1)
+      try dma.drain()
+      #expect(dma.statistics.queuedBytes == 0 && dma.statistics.flushes == 2)
+    }
+  }
+
   /// The timer flushes when the time is up, and then there is no timer.
   @Test func theTimerFlushes() throws {
-    try Self.withDomain(.iommufd, FlushQueueOptions(.perCPU, timeout: .milliseconds(10))) { kernel, dma, machine in
+    try Self.withDomain(.process, FlushQueueOptions(.perCPU, timeout: .milliseconds(10))) { kernel, dma, machine in
       _ = try Self.mapAndUnmap(dma)
       #expect(FlushTimer.isRunning(for: kernel))
       for _ in 0..<500 where dma.statistics.queuedBytes > 0 { usleep(10_000) }
@@ -96,7 +126,8 @@ import Testing
   /// After the process was stopped, whatever is overdue goes before the next operation; the statistics tell how long.
   @Test(arguments: ["map", "unmap", "map(list)", "unmap(list)", "link"])
   func overdueEntriesGoFirst(_ operation: String) throws {
-    try Self.withDomain(.iommufd, FlushQueueOptions(.single, timeout: .milliseconds(500))) { kernel, dma, machine in
+    try Self.withDomain(.process, FlushQueueOptions(.single, timeout: .milliseconds(500))) { kernel, dma, machine in
+      Self.withoutTimer(kernel)
       let later = try dma.map(try dma.buffer(byteCount: 64), .toDevice)
       let buffer = try dma.buffer(byteCount: 64)
       var list = ScatterList()
@@ -104,7 +135,7 @@ import Testing
       let laterList = try dma.map(list, .toDevice)
       var reservation = try dma.reserve(byteCount: 4096)
       _ = try Self.mapAndUnmap(dma)
-      kernel.sleep(.seconds(3))  // the clock jumps, and the timer's thread does not know yet
+      kernel.sleep(.seconds(3))  // the clock jumps
       #expect(dma.statistics.flushes == 0)
       switch operation {
       case "map":
@@ -132,12 +163,13 @@ import Testing
   }
 
   /// The window is that of the range that waited longest, also where the first flush failed and more was queued meanwhile.
-  @Test func theLongestWindowIsTold() throws {
-    try Self.withDomain(.iommufd, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
+  @Test(arguments: Tables.allCases)
+  func theLongestWindowIsTold(_ tables: Tables) throws {
+    try Self.withDomain(tables, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
       _ = try Self.mapAndUnmap(dma)
       kernel.sleep(.seconds(2))
-      kernel.interject(before: "ioasUnmap") { _ = try? Self.mapAndUnmap(dma) }
-      kernel.fail(1, of: "ioasUnmap", with: .inputOutput)
+      kernel.interject(before: tables.flushCall) { _ = try? Self.mapAndUnmap(dma) }
+      kernel.fail(1, of: tables.flushCall, with: .inputOutput)
       #expect(throws: DMAError.self) { try dma.drain() }
       kernel.sleep(.seconds(2))
       try dma.drain()
@@ -149,9 +181,15 @@ import Testing
     }
   }
 
+  /// As good as stopped: the timer's thread cannot be had.
+  private static func withoutTimer(_ kernel: FaultingKernel) {
+    kernel.failFrom(1, of: "createEvent", with: .tooManyDescriptors)
+  }
+
   /// What was queued before a flush is not overdue after it: the clock's jump flushes nothing twice.
   @Test func whatWasFlushedIsNotOverdue() throws {
-    try Self.withDomain(.iommufd, FlushQueueOptions(.single, timeout: .milliseconds(500))) { kernel, dma, machine in
+    try Self.withDomain(.process, FlushQueueOptions(.single, timeout: .milliseconds(500))) { kernel, dma, machine in
+      Self.withoutTimer(kernel)
       _ = try Self.mapAndUnmap(dma)
       try dma.drain()
       kernel.sleep(.seconds(3))
@@ -174,9 +212,9 @@ import Testing
   }
 
   /// Where addresses that wait are all that is in the way, they are flushed: a fixed one, and a space that is full.
-  @Test(arguments: Interface.allCases)
-  func whatWaitsIsNotInTheWay(_ interface: Interface) throws {
-    try Self.withDomain(interface, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
+  @Test(arguments: Tables.allCases)
+  func whatWaitsIsNotInTheWay(_ tables: Tables) throws {
+    try Self.withDomain(tables, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
       let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
       defer { unsafe page.deallocate() }
       let memory = UnsafeRawBufferPointer(page)
@@ -196,7 +234,7 @@ import Testing
 
   /// What can never succeed flushes nothing.
   @Test func wrongArgumentsDoNotFlush() throws {
-    try Self.withDomain(.iommufd, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
+    try Self.withDomain(.process, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
       _ = try Self.mapAndUnmap(dma)
       let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
       defer { unsafe page.deallocate() }

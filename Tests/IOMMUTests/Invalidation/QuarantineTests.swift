@@ -18,7 +18,7 @@ import Testing
   /// A buffer that was unmapped and dropped, or whose mapping was dropped: no new buffer has its memory before a flush.
   @Test(arguments: [false, true])
   func freedMemoryIsKept(_ dropsMapping: Bool) throws {
-    try LazyTests.withDomain(.iommufd, Self.options) { kernel, dma, machine in
+    try LazyTests.withDomain(.process, Self.options) { kernel, dma, machine in
       let mapping = try dma.map(try dma.buffer(byteCount: 64), .fromDevice)
       let memory = unsafe UInt(bitPattern: dma.translate(mapping.address))
       if dropsMapping { _ = consume mapping } else { _ = try mapping.unmap() }
@@ -30,7 +30,7 @@ import Testing
 
   /// A buffer that the driver keeps is its own at once, and clean after the flush.
   @Test func aBufferThatIsKeptCanGoOn() throws {
-    try LazyTests.withDomain(.iommufd, Self.options) { kernel, dma, machine in
+    try LazyTests.withDomain(.process, Self.options) { kernel, dma, machine in
       var buffer = try dma.buffer(byteCount: 64)
       let memory = unsafe buffer.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
       for number in 0..<5 {
@@ -47,7 +47,7 @@ import Testing
   /// Dropped after the switch to strict mode, which has flushed; and dropped after the close.
   @Test(arguments: ["switch", "close"])
   func nothingIsLeft(_ way: String) throws {
-    try LazyTests.withDomain(.iommufd, Self.options) { kernel, dma, machine in
+    try LazyTests.withDomain(.process, Self.options) { kernel, dma, machine in
       let first = try dma.map(try dma.buffer(byteCount: 64), .fromDevice)
       let buffer = try first.unmap()
       let second = try dma.map(try dma.buffer(byteCount: 64), .fromDevice)
@@ -66,15 +66,15 @@ import Testing
 
   /// Memory of which an unmap waits is mapped again, and unmapped on the spot as the ring is full and just being flushed:
   /// the first unmap still waits, and the memory with it.
-  @Test(arguments: [false, true])
-  func anEarlierUnmapIsNotForgotten(_ dropsMapping: Bool) throws {
+  @Test(arguments: LazyTests.Tables.allCases, [false, true])
+  func anEarlierUnmapIsNotForgotten(_ tables: LazyTests.Tables, _ dropsMapping: Bool) throws {
     let options = FlushQueueOptions(.single, depth: 2, timeout: .seconds(1000))
-    try LazyTests.withDomain(.iommufd, options) { kernel, dma, machine in
+    try LazyTests.withDomain(tables, options) { kernel, dma, machine in
       let first = try dma.map(try dma.buffer(byteCount: 64), .fromDevice)
       let memory = unsafe UInt(bitPattern: dma.translate(first.address))
       let box = Box(try dma.map(try first.unmap(), .fromDevice))
       kernel.resetCounts()
-      kernel.interject(before: "ioasUnmap") {
+      kernel.interject(before: tables.flushCall) {
         guard let mapping = box.mapping.withLock({ $0.take() }) else { return }
         if dropsMapping { _ = consume mapping } else { _ = try? mapping.unmap() }
         let isReused = (try? Self.place(dma)) == memory
@@ -84,30 +84,30 @@ import Testing
       try dma.drain()
       let wasThere = box.wasThere.load(ordering: .relaxed)
       #expect(wasThere)
-      #expect(kernel.count(of: "ioasUnmap") == 2, "the second had no place in the ring")
+      #expect(kernel.count(of: tables.flushCall) == 2, "the second had no place in the ring")
       #expect(try Self.place(dma) == memory)
       #expect(dma.statistics.queuedBytes == 0 && dma.statistics.leakedBytes == 0)
     }
   }
 
   /// A flush that the kernel refuses lets nothing go; the next one does.
-  @Test(arguments: Interface.allCases, [1, 2])
-  func aFlushThatFails(_ interface: Interface, _ which: Int) throws {
-    try LazyTests.withDomain(interface, Self.options) { kernel, dma, machine in
+  @Test(arguments: [(LazyTests.Tables.process, 1), (.ioas, 1), (.ioas, 2), (.container, 1), (.container, 2)])
+  func aFlushThatFails(_ tables: LazyTests.Tables, _ which: Int) throws {
+    try LazyTests.withDomain(tables, Self.options) { kernel, dma, machine in
       let mapping = try dma.map(try dma.buffer(byteCount: 64), .fromDevice), address = mapping.address
       let memory = unsafe UInt(bitPattern: dma.translate(address))
       let far = try Self.farMapping(dma)
       _ = consume mapping
       try far.unmap()
       kernel.resetCounts()
-      kernel.fail(which, of: LazyTests.unmapCall(interface), with: .inputOutput)
+      kernel.fail(which, of: tables.flushCall, with: .inputOutput)
       #expect { try dma.drain() } throws: { ($0 as? DMAError)?.errno == .inputOutput }
       #expect(dma.statistics.failedFlushes == 1 && dma.statistics.flushes == 0)
       #expect(dma.statistics.queuedBytes > 0)
       #expect(try Self.place(dma) != memory)
       kernel.resetCounts()
       try dma.drain()
-      #expect(kernel.count(of: LazyTests.unmapCall(interface)) == 1, "only what was refused is tried again")
+      #expect(kernel.count(of: tables.flushCall) == 1, "only what was refused is tried again")
       #expect(dma.statistics.queuedBytes == 0 && dma.statistics.flushes == 1)
       #expect(try Self.place(dma) == memory)
     }

@@ -1,0 +1,252 @@
+package import AddressSpace
+import Synchronization
+
+/// Page tables that this process owns, in the flat format of simulated machines, over a stage 2 that the kernel owns.
+///
+/// Stage 2 is an IOAS in which memory is registered (pinned) at IPAs of the library's choice; stage 1 leads from IOVAs to IPAs
+/// and is one ``FlatTable`` for all physical IOMMUs, each with a nest parent and a nested HWPT of its own. Devices are
+/// attached to the nested HWPT only, never to the parent or the IOAS.
+package final class ProcessOwnedFlat: ProcessOwnedTranslation {
+  package let interface = Interface.iommufd
+  /// Registration knows files; what is mapped is registered memory.
+  package let canMapFiles = false
+  package var directCalls: DirectCalls? { nil }
+  let descriptor: IOMMUFDDescriptor
+  let table: FlatTable
+  let memory: RegisteredMemory
+  let state = Mutex(State())
+  private let tags = Mutex(Tags())
+  private let filesRefused = Atomic<Bool>(false)
+  private let counts = Counts()
+
+  struct State {
+    var tables: [Table] = []
+    var isClosed = false
+  }
+  /// The tables for one physical IOMMU, and the attached devices that use them.
+  struct Table {
+    var nested: UInt32, parent: UInt32
+    var unit: String?
+    var devices: [UInt32]
+  }
+  /// The nested HWPTs, each a tag to invalidate: a copy of what ``State`` has, which is had without reference counts.
+  private struct Tags {
+    var ids = InlineArray<8, UInt32>(repeating: 0)
+    var count = 0
+  }
+  private struct Counts: ~Copyable {
+    let systemCalls = Atomic<UInt64>(0), invalidations = Atomic<UInt64>(0), implicit = Atomic<UInt64>(0)
+  }
+
+  /// Opens `/dev/iommu`, or takes over `descriptor`, and makes an address space for stage 2 and an empty stage 1.
+  package init(kernel: any Kernel, descriptor: Int32? = nil) throws(DMAError) {
+    self.descriptor = try IOMMUFDDescriptor(kernel: kernel, descriptor: descriptor)
+    do throws(RangeStoreFailure) {
+      table = try FlatTable(granule: .fourKiB)
+      memory = try RegisteredMemory()
+    } catch {
+      kernel.close(self.descriptor.iommufd)
+      throw DMAError(.outOfMemory, "open", detail: "\(error)")
+    }
+  }
+
+  deinit { close() }
+
+  var kernel: any Kernel { descriptor.kernel }
+
+  package func pageSizes() throws(Errno) -> PageSizes {
+    let ranges = try kernel.ioasRanges(descriptor.iommufd, ioas: descriptor.ioas)
+    return PageSizes(rawValue: max(ranges.alignment, 4096))
+  }
+
+  /// The IOVA space. The flat format has as many input bits as the stage 2 below it, and what is reserved for a device is
+  /// reserved at both stages: so IOVA_RANGES, which is about IPAs, tells of IOVAs too.
+  package func usableRanges() throws(Errno) -> IOVARanges {
+    IOVARanges(try kernel.ioasRanges(descriptor.iommufd, ioas: descriptor.ioas).ranges)
+  }
+
+  package var invalidations: UInt64 { counts.invalidations.load(ordering: .relaxed) }
+  /// The kernel waits once for each call, and each call is one command here.
+  package var syncs: UInt64 { invalidations }
+  package var systemCalls: UInt64 { counts.systemCalls.load(ordering: .relaxed) }
+  package var implicitRegistrations: UInt64 { counts.implicit.load(ordering: .relaxed) }
+}
+
+// MARK: - The data path
+
+extension ProcessOwnedFlat {
+  package func map(iova: UInt64, address: UInt64, byteCount: UInt64, access: DMAAccess) throws(Errno) {
+    guard let ipa = memory.ipa(of: address, byteCount: byteCount) else {
+      return try mapUnregistered(iova, address, byteCount, access)
+    }
+    guard table.insert(.init(iova: iova, byteCount: byteCount, ipa: ipa, access: access)) else { throw .exists }
+  }
+
+  package func map(iova: UInt64, file: Int32, start: UInt64, byteCount: UInt64, access: DMAAccess) throws(Errno) {
+    throw .notTypewriter
+  }
+
+  /// Registers memory for the mapping's life, with no more access than the mapping has.
+  @inline(never)
+  private func mapUnregistered(_ iova: UInt64, _ address: UInt64, _ byteCount: UInt64, _ access: DMAAccess)
+    throws(Errno)
+  {
+    let ipa = try memory.allocate(byteCount: byteCount)
+    counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
+    do throws(Errno) {
+      try enter(address, byteCount, at: ipa, flags: KernelOwnedIOAS.flags(access))
+    } catch {
+      memory.free(ipa)
+      throw error
+    }
+    let entry = FlatTable.Entry(iova: iova, byteCount: byteCount, ipa: ipa, access: access, ownsMemory: true)
+    guard table.insert(entry) else {
+      leave(ipa, byteCount, orRetireFor: entry.range)
+      throw .exists
+    }
+    counts.implicit.wrappingAdd(1, ordering: .relaxed)
+  }
+
+  package func clear(iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64 {
+    guard let range = IOVARange(start: IOVA(iova), byteCount: byteCount) else { throw .overflow }
+    var cleared: UInt64 = 0
+    while let entry = try table.removeFirst(in: range) {
+      cleared += entry.byteCount
+      if entry.ownsMemory { memory.retire(.init(iova: entry.range, ipa: entry.ipa)) }
+    }
+    return cleared
+  }
+
+  package func unmap(iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64 {
+    let cleared = try clear(iova: iova, byteCount: byteCount)
+    if cleared > 0 { try invalidate(iova: iova, byteCount: byteCount) }
+    return cleared
+  }
+
+  package func invalidate(iova: UInt64, byteCount: UInt64) throws(Errno) {
+    guard let range = IOVARange(start: IOVA(iova), byteCount: byteCount) else { throw .overflow }
+    let first = iova >> 12, last = range.last.rawValue >> 12
+    try invalidate(.init(address: first << 12, pageCount: last - first + 1), range)
+  }
+
+  package func invalidateAll() throws(Errno) { try invalidate(.everything, nil) }
+
+  /// What was retired before the command began is unreachable when it is done, and unregistered then.
+  private func invalidate(_ command: FlatFormat.Command, _ range: IOVARange?) throws(Errno) {
+    let retired = memory.takeRetired(range)
+    do throws(Errno) { try send(command) } catch {
+      for item in retired { memory.retire(item) }
+      throw error
+    }
+    for item in retired {
+      counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
+      leave(item.ipa, item.iova.byteCount, orRetireFor: item.iova)
+    }
+  }
+
+  /// One command for each physical IOMMU, each by a call that waits for it.
+  private func send(_ command: FlatFormat.Command) throws(Errno) {
+    let tags = tags.withLock { $0 }
+    for index in 0..<tags.count {
+      counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
+      do throws(Errno) {
+        let done = try unsafe withUnsafeBytes(of: command) { bytes throws(Errno) in
+          try unsafe kernel.hwptInvalidate(
+            descriptor.iommufd, pageTable: tags.ids[index], type: FlatFormat.dataType, entries: bytes,
+            byteCount: bytes.count)
+        }
+        if done != 1 { throw .inputOutput }
+        counts.invalidations.wrappingAdd(1, ordering: .relaxed)
+      } catch {
+        // Gone since, with its last device: the kernel has flushed it then.
+        if !isTag(tags.ids[index]) { continue }
+        throw error
+      }
+    }
+  }
+
+  private func isTag(_ id: UInt32) -> Bool {
+    tags.withLock { tags in (0..<tags.count).contains { tags.ids[$0] == id } }
+  }
+
+  /// Takes over the tags of the tables there are; false when there are more than a domain can have.
+  func setTags(_ tables: [Table]) -> Bool {
+    tags.withLock { tags in
+      guard tables.count <= tags.ids.count else { return false }
+      tags.count = tables.count
+      for (index, table) in tables.enumerated() { tags.ids[index] = table.nested }
+      return true
+    }
+  }
+}
+
+extension FlatTable.Entry {
+  var range: IOVARange { IOVARange(start: IOVA(iova), byteCount: byteCount)! }
+}
+
+// MARK: - Registration
+
+extension ProcessOwnedFlat {
+  package func register(
+    address: UInt64, byteCount: UInt64, file: Int32?, areaByteCount: UInt64
+  ) throws(Errno) -> (areas: Int, fileAreas: Int) {
+    let ipa = try memory.allocate(byteCount: byteCount)
+    var done: UInt64 = 0
+    var count = (areas: 0, fileAreas: 0)
+    do throws(Errno) {
+      while done < byteCount {
+        let part = min(areaByteCount, byteCount - done)
+        if try enterFile(file, done, part, at: ipa + done) {
+          count.fileAreas += 1
+        } else {
+          try enter(address + done, part, at: ipa + done, flags: KernelOwnedIOAS.flags(.readWrite))
+        }
+        count.areas += 1
+        done += part
+      }
+      if !memory.add(address, byteCount: byteCount, ipa: ipa) { throw .exists }
+    } catch {
+      if done == 0 { memory.free(ipa) } else { leave(ipa, done, orRetireFor: nil) }
+      throw error
+    }
+    return count
+  }
+
+  package func unregister(address: UInt64) {
+    guard let (ipa, byteCount) = memory.remove(address) else { return }
+    leave(ipa, byteCount, orRetireFor: nil)
+  }
+
+  private func enter(_ address: UInt64, _ byteCount: UInt64, at ipa: UInt64, flags: UInt32) throws(Errno) {
+    let placed = try kernel.ioasMap(
+      descriptor.iommufd, ioas: descriptor.ioas, flags: flags, address: address, byteCount: byteCount, iova: ipa)
+    if placed != ipa { throw .inputOutput }
+  }
+
+  /// By the file, which pins whole folios at a time; false on a kernel that cannot.
+  private func enterFile(_ file: Int32?, _ start: UInt64, _ byteCount: UInt64, at ipa: UInt64) throws(Errno) -> Bool {
+    guard let file, !filesRefused.load(ordering: .relaxed) else { return false }
+    do throws(Errno) {
+      let placed = try kernel.ioasMapFile(
+        descriptor.iommufd, ioas: descriptor.ioas, flags: KernelOwnedIOAS.flags(.readWrite), file: file, start: start,
+        byteCount: byteCount, iova: ipa)
+      if placed != ipa { throw .inputOutput }
+      return true
+    } catch {
+      if error != .notTypewriter { throw error }
+      filesRefused.store(true, ordering: .relaxed)
+      return false
+    }
+  }
+
+  /// Takes memory out of stage 2. If the kernel will not, it stays pinned, out of reach for want of a stage 1 entry, and its
+  /// IPA is not used again; what was a mapping's own is tried again with the next invalidation.
+  private func leave(_ ipa: UInt64, _ byteCount: UInt64, orRetireFor iova: IOVARange?) {
+    let done = try? kernel.ioasUnmap(descriptor.iommufd, ioas: descriptor.ioas, iova: ipa, byteCount: byteCount)
+    if done == byteCount {
+      memory.free(ipa)
+    } else if let iova {
+      memory.retire(.init(iova: iova, ipa: ipa))
+    }
+  }
+}

@@ -1,0 +1,35 @@
+/// A translation whose stage 1 the process writes: what a domain needs beyond ``Translation``.
+///
+/// An unmap is ``clear(iova:byteCount:)`` and ``invalidate(iova:byteCount:)``; who puts invalidations off calls the first
+/// at once, and one ``invalidateAll()`` for many of them later. Until then devices may reach what was cleared.
+///
+/// Memory must be *registered* before it can be mapped without a system call: the kernel pins it and enters it into stage 2.
+/// A map of memory that nobody registered registers it for the mapping's life.
+package protocol ProcessOwnedTranslation: Translation {
+  /// Clears the entries of whole mappings, without an invalidation and without a system call; returns the bytes that were
+  /// mapped. ENOENT for a mapping that the range cuts; those before stay cleared. O(mappings · log n).
+  func clear(iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64
+  /// Invalidates what is cached of a range; on return devices reach it no more. The kernel call behind it is one
+  /// `IOMMU_HWPT_INVALIDATE` for each physical IOMMU; then memory is unregistered that only mappings there had registered.
+  func invalidate(iova: UInt64, byteCount: UInt64) throws(Errno)
+  /// Invalidates the whole tag, with one command for each physical IOMMU; on return devices reach nothing of what was
+  /// cleared before the call. The kernel call behind it is `IOMMU_HWPT_INVALIDATE`.
+  func invalidateAll() throws(Errno)
+
+  /// Pins memory and enters it into stage 2, in areas of at most `areaByteCount`; by its file where there is one and the kernel can. Maps of it
+  /// or of parts of it cost no system call then. Returns the areas, and how many of them went by file. The kernel calls behind
+  /// it are `IOMMU_IOAS_MAP_FILE` and `IOMMU_IOAS_MAP`.
+  func register(
+    address: UInt64, byteCount: UInt64, file: Int32?, areaByteCount: UInt64
+  ) throws(Errno) -> (areas: Int, fileAreas: Int)
+  /// Ends the registration of the memory that begins at an address. Nothing of it may be mapped.
+  func unregister(address: UInt64)
+
+  /// Invalidation commands that this process sent, and waits for their completion: one for each `IOMMU_HWPT_INVALIDATE`.
+  var invalidations: UInt64 { get }
+  var syncs: UInt64 { get }
+  /// System calls made by maps, unmaps, registrations and invalidations; not those of opening and closing.
+  var systemCalls: UInt64 { get }
+  /// Maps of memory that was not registered.
+  var implicitRegistrations: UInt64 { get }
+}

@@ -1,0 +1,117 @@
+import AddressSpace
+import Synchronization
+
+/// The IPA space of a process-owned translation: which memory is in stage 2, and where.
+///
+/// The library chooses IPAs; no device ever sees one. A registration is found by host address while it lasts, and only then:
+/// memory that a single mapping registered for itself is not among those, and goes with that mapping.
+final class RegisteredMemory: Sendable {
+  /// Memory that a mapping had registered for itself, and that waits for the invalidation of that mapping.
+  struct Retired {
+    let iova: IOVARange
+    let ipa: UInt64
+  }
+
+  private let state: Mutex<State>
+  /// How many are retired: nothing needs the lock where there are none.
+  private let retiredCount = Atomic<Int>(0)
+
+  private struct State: ~Copyable {
+    /// IPAs in use; nil until the first device tells what there is.
+    var space: RangeStore?
+    var usable = IOVARanges([])
+    /// Keyed by host address; the tag is the IPA.
+    let registrations: RangeStore
+    var retired: [Retired] = []
+
+    init(registrations: consuming RangeStore) { self.registrations = registrations }
+  }
+
+  init() throws(RangeStoreFailure) {
+    state = Mutex(State(registrations: try RangeStore(usable: [.full], granule: .fourKiB)))
+  }
+}
+
+// MARK: - The IPA space
+
+extension RegisteredMemory {
+  /// Takes what the kernel offers for the devices attached now: all of it the first time, and less later on.
+  func limit(to ranges: IOVARanges, granule: PageSize) throws(RangeStoreFailure) {
+    try state.withLock { state throws(RangeStoreFailure) in
+      let usable = ranges.trimmed(to: granule)
+      if state.space == nil {
+        state.space = try RangeStore(usable: usable, granule: granule)
+        state.usable = usable
+        return
+      }
+      // The kernel has refused a device whose reserved regions hold registered memory; so these are free.
+      for lost in state.usable.subtracting(usable) { try state.space?.reserve(lost) }
+      state.usable = state.usable.intersection(usable)
+    }
+  }
+
+  /// Takes a range of IPAs; ENOSPC when there is none.
+  func allocate(byteCount: UInt64) throws(Errno) -> UInt64 {
+    let found = state.withLock { state -> IOVA? in
+      let request = RangeStore.Request(byteCount: byteCount, alignment: DomainCore.alignment(byteCount), limit: .max)
+      return try? state.space?.allocate(request)
+    }
+    guard let found else { throw .noSpace }
+    return found.rawValue
+  }
+
+  func free(_ ipa: UInt64) { state.withLock { state in _ = state.space?.remove(IOVA(ipa)) } }
+}
+
+// MARK: - Registrations
+
+extension RegisteredMemory {
+  /// Where registered memory lies, if all of it does in one registration. O(log n).
+  @inline(__always)
+  func ipa(of address: UInt64, byteCount: UInt64) -> UInt64? {
+    guard let range = IOVARange(start: IOVA(address), byteCount: byteCount) else { return nil }
+    return state.withLock { state in
+      guard let node = state.registrations.find(containing: range.start), node.range.contains(range) else { return nil }
+      return node.tag + (address - node.start.rawValue)
+    }
+  }
+
+  /// Enters a registration; false when part of the memory is registered already.
+  func add(_ address: UInt64, byteCount: UInt64, ipa: UInt64) -> Bool {
+    guard let range = IOVARange(start: IOVA(address), byteCount: byteCount) else { return false }
+    return state.withLock { state in
+      (try? state.registrations.insert(RangeStore.Node(range: range, kind: .fixed, tag: ipa))) != nil
+    }
+  }
+
+  /// Takes out the registration that begins at an address: its IPA and its length.
+  func remove(_ address: UInt64) -> (ipa: UInt64, byteCount: UInt64)? {
+    state.withLock { state in state.registrations.remove(IOVA(address)).map { ($0.tag, $0.byteCount) } }
+  }
+}
+
+// MARK: - Memory of single mappings
+
+extension RegisteredMemory {
+  /// Keeps memory until the invalidation of the mapping that had registered it.
+  func retire(_ retired: Retired) {
+    state.withLock { $0.retired.append(retired) }
+    retiredCount.wrappingAdd(1, ordering: .releasing)
+  }
+
+  /// Takes out what waits for an invalidation of a range, nil for everything; nothing in most cases.
+  func takeRetired(_ range: IOVARange?) -> [Retired] {
+    if retiredCount.load(ordering: .acquiring) == 0 { return [] }
+    let taken = state.withLock { state in
+      var taken: [Retired] = []
+      state.retired.removeAll { item in
+        guard range?.contains(item.iova) ?? true else { return false }
+        taken.append(item)
+        return true
+      }
+      return taken
+    }
+    retiredCount.wrappingSubtract(taken.count, ordering: .relaxed)
+    return taken
+  }
+}
