@@ -57,7 +57,7 @@ struct BenchReport {
       return "\(tenths / 10).\(tenths % 10)"
     }
     let options = run.options, part = result.sum
-    let seconds = decimal(Double(result.elapsed) / 1e9, 1)
+    let seconds = decimal(Double(result.elapsed) / 1e9, 2)
     let dir = run.trace == nil ? " dir:\(options.direction.kernelName) granule:\(options.granule)" : ""
     return [
       "dma mapping benchmark: threads:\(run.trace?.threads ?? options.threads) seconds:\(seconds)\(dir)",

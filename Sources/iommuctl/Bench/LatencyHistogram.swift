@@ -8,18 +8,20 @@ package struct LatencyHistogram: Sendable {
   /// Anything longer counts as this, 18 minutes.
   package static let longest: UInt64 = (1 << 40) - 1
 
-  private var counts: [UInt64]
+  /// Empty before the first.
+  private var counts: [UInt64] = []
   /// How many were recorded.
   package private(set) var count: UInt64 = 0
   /// The longest.
   package private(set) var maximum: UInt64 = 0
   private var sum = 0.0, squares = 0.0
 
-  package init() { counts = Array(repeating: 0, count: Self.bucket(Self.longest) + 1) }
+  package init() {}
 
   /// Counts one latency. O(1).
   @inline(__always)
   package mutating func record(_ nanoseconds: UInt64) {
+    if counts.isEmpty { reserve() }
     let value = min(nanoseconds, Self.longest)
     counts[Self.bucket(value)] += 1
     count += 1
@@ -30,12 +32,17 @@ package struct LatencyHistogram: Sendable {
 
   /// Counts all that another one counted.
   package mutating func add(_ other: LatencyHistogram) {
+    if other.count == 0 { return }
+    if counts.isEmpty { reserve() }
     for index in counts.indices { counts[index] += other.counts[index] }
     count += other.count
     maximum = max(maximum, other.maximum)
     sum += other.sum
     squares += other.squares
   }
+
+  @inline(never)
+  private mutating func reserve() { counts = Array(repeating: 0, count: Self.bucket(Self.longest) + 1) }
 
   /// The mean, exact; 0 of none.
   package var mean: Double { count == 0 ? 0 : sum / Double(count) }

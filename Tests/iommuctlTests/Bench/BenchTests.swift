@@ -108,7 +108,7 @@ import iommuctl
     let lines = result.out.split(separator: "\n")
     #expect(lines[0].contains("simulated machine"))
     #expect(
-      lines[2].wholeMatch(of: /dma mapping benchmark: threads:1 seconds:\d+(\.\d)? dir:TO_DEVICE granule:2/) != nil)
+      lines[2].wholeMatch(of: /dma mapping benchmark: threads:1 seconds:\d+(\.\d+)? dir:TO_DEVICE granule:2/) != nil)
     #expect(lines[3].wholeMatch(of: /average map latency\(us\):\d+\.\d standard deviation:\d+\.\d/) != nil)
     #expect(lines[4].wholeMatch(of: /average unmap latency\(us\):\d+\.\d standard deviation:\d+\.\d/) != nil)
     #expect(lines[5].hasPrefix("map ns: mean "))
@@ -133,7 +133,7 @@ import iommuctl
       ($0.nodeGroup, $0.nodeMode) = (36, 0o660)
     }
     for line in [
-      "--threads 4 --granule 1024", "--threads 2 --workload W8 --operations 300", "--workload W1 --operations 99",
+      "--threads 4 --granule 1024", "--threads 2 --workload W2 --operations 300", "--workload W1 --operations 99",
     ] {
       let result = Invocation("--json --simulated bench map --translation kernel \(line)", simulation: simulation)
       #expect(result.status == .failed && result.out.isEmpty, "\(result.out)")

@@ -23,10 +23,10 @@ import iommuctl
   @Test(arguments: Workload.allCases, ["map", "alloc", "map --protection lazy-per-cpu --threads 4"])
   func workloadsRun(_ workload: Workload, _ line: String) throws {
     if workload == .w5, line != "alloc" { return }
-    let document = try document("\(line) --workload \(workload.rawValue) --operations 150 --dma-bits 28")
-    #expect(document["operations"].number == 150)
-    #expect(document["trace"]["name"].text == workload.rawValue && document["trace"]["mappings"].number == 150)
-    #expect(document["phases"].list.reduce(0) { $0 + ($1["operations"].number ?? 0) } == 150)
+    let document = try document("\(line) --workload \(workload.rawValue) --operations 75 --dma-bits 28")
+    #expect(document["operations"].number == 75)
+    #expect(document["trace"]["name"].text == workload.rawValue && document["trace"]["mappings"].number == 75)
+    #expect(document["phases"].list.reduce(0) { $0 + ($1["operations"].number ?? 0) } == 75)
     if workload == .w8 { #expect(document["phases"][4]["name"].text == "2 threads, 8 pages") }
     for phase in document["phases"].list { #expect(phase[line == "alloc" ? "pair_ns" : "map_ns"]["p50"].number != nil) }
   }
@@ -54,7 +54,10 @@ import iommuctl
     try withFile { path in
       let first = try document("map --translation kernel \(line) --trace-out \(path)")
       let again = try document("map --translation kernel --trace-in \(path)")
-      #expect(first["trace"].description == again["trace"].description)
+      for key in ["name", "digest"] { #expect(first["trace"][key].text == again["trace"][key].text) }
+      for key in ["seed", "mappings", "peak_bytes"] {
+        #expect(first["trace"][key].number == again["trace"][key].number)
+      }
       for key in ["operations", "threads"] { #expect(first[key].number == again[key].number) }
       for key in ["system_calls_per_operation", "invalidations_per_operation"] {
         #expect(first[key].real != nil && first[key].real == again[key].real)

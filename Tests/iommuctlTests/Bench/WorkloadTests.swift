@@ -5,13 +5,13 @@ import iommuctl
 @Suite struct WorkloadTests {
   @Test(arguments: Workload.allCases)
   func mapsAndUnmapsAreAsManyAsAskedFor(_ workload: Workload) throws {
-    for operations in Array(1...20) + [257, 3000] {
+    for operations in Array(1...12) + [257, 1500] {
       let trace = workload.trace(.init(operations: operations, threads: 3, addressBits: 24), seed: 3)
       let all = trace.phases.flatMap(\.operations)
       #expect(trace.mapCount == operations)
       #expect(all.count == 2 * operations)
       #expect(all.allSatisfy { Int($0.thread) < trace.threads && Int($0.slot) < trace.slotCount })
-      if operations < 3000 { #expect(try TraceText.parse(TraceText.text(of: trace)) == trace) }
+      if operations < 1500 { #expect(try TraceText.parse(TraceText.text(of: trace)) == trace) }
     }
   }
 
@@ -20,8 +20,8 @@ import iommuctl
     arguments: zip(
       Workload.allCases,
       [
-        "", "", "", "",
-        "", "", "", "",
+        "16b5c21135029bca", "a6ec8bc0cb43a9ba", "230f325cd61c2dfb", "c433a28184b8a725",
+        "cc651003088032a7", "b1a6c09658619906", "38e07a79e1cac859", "9440602f51144b95",
       ]))
   func theSeedDecides(_ workload: Workload, _ digest: String) {
     func trace(_ seed: UInt64) -> Trace { workload.trace(.init(operations: 1000, threads: 2), seed: seed) }
