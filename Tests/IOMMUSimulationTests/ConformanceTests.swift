@@ -15,10 +15,14 @@ import Testing
 
   static let machines = ["vtd-legacy", "vtd-caching", "smmuv3"]
 
+  /// 65,535 maps to a limit that the simulated container has whatever IOMMU is behind it: for one machine.
+  private static let limits: Set<String> = ["type1/entry-limit", "type1/entry-limit-error"]
+
   static let items = machines.flatMap { machine in
     Interface.allCases.flatMap { interface in
-      ConformanceSuite.Suite.allCases.flatMap(\.cases).map {
-        Item(machine: machine, interface: interface, item: $0)
+      ConformanceSuite.Suite.allCases.flatMap(\.cases).compactMap {
+        limits.contains($0.name) && machine != machines[0]
+          ? nil : Item(machine: machine, interface: interface, item: $0)
       }
     }
   }

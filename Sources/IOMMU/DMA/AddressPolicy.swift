@@ -30,9 +30,6 @@ struct AddressLimits: BitwiseCopyable {
   var first: UInt64
   var last: UInt64
 
-  /// No second try.
-  init(_ limit: UInt64) { (first, last) = (limit, limit) }
-  init(first: UInt64, last: UInt64) { (self.first, self.last) = (first, last) }
 }
 
 /// One device's mask and policy: two words that the data path reads, and what is told when a second try was needed.
@@ -104,6 +101,6 @@ extension DMADomain {
 
   /// Replaces what is called with a notice; nil for nothing, which is the default.
   ///
-  /// It is called by the thread whose map gave rise to the notice, before that map returns: do not map there.
+  /// It is called by the thread whose map gave rise to the notice, before that map returns.
   public func onNotice(_ handler: (@Sendable (DMANotice) -> Void)?) { addressing.onNotice(handler) }
 }

@@ -128,8 +128,10 @@ extension DomainCore {
     let iova: IOVA
     do throws(RangeStoreFailure) {
       let host = unsafe UInt64(UInt(bitPattern: memory.base))
-      iova = try locked { state throws(RangeStoreFailure) in
-        try state.store.allocate(length, alignment: Self.alignment(length), limits, kind: .fixed, tag: host)
+      iova = try afterDrain { () throws(RangeStoreFailure) in
+        try locked { state throws(RangeStoreFailure) in
+          try state.store.allocate(length, alignment: Self.alignment(length), limits, kind: .fixed, tag: host)
+        }
       }
     } catch { throw failed(.space(error), "allocate", byteCount: memory.byteCount) }
     let area = memory.isHuge ? Limits.hugeAreaByteCount : Limits.areaByteCount

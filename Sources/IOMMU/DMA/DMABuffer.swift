@@ -58,8 +58,9 @@ public struct DMABuffer: ~Copyable, @unchecked Sendable {
   }
 
   /// Hands the memory and the reference to the caller.
-  consuming func take() -> (core: Unmanaged<DomainCore>, base: UnsafeMutableRawPointer, byteCount: Int) {
-    let parts = unsafe (core, base, byteCount)
+  @inline(__always)
+  consuming func take() -> (core: Unmanaged<DomainCore>, base: UnsafeMutableRawPointer) {
+    let parts = unsafe (core, base)
     discard self
     return unsafe parts
   }

@@ -39,7 +39,10 @@ extension DMADomain {
       }
       do throws(DMAError) {
         if try core.growCoherent(byteCount: byteCount, limits) { tripped() }
-      } catch { throw error.on(deviceName) }
+      } catch {
+        if error.code == .noSpace, limits.first < limits.last { tripped() }
+        throw error.on(deviceName)
+      }
     }
   }
 
@@ -88,8 +91,13 @@ extension DomainCore {
   }
 
   /// A mapping was dropped: unmap, then the memory goes back. If that fails the memory is leaked and counted.
-  static func drop(_ core: Unmanaged<DomainCore>, _ base: UnsafeMutableRawPointer, _ byteCount: Int, at address: IOVA) {
+  static func drop(
+    _ core: Unmanaged<DomainCore>, _ base: UnsafeMutableRawPointer, _ byteCount: Int, at address: IOVA,
+    after earlier: UInt64
+  ) {
     switch unsafe core._withUnsafeGuaranteedRef({ unsafe $0.unmap(address, byteCount: byteCount, freeing: base) }) {
+    // Unmapped on the spot: then the memory waits only for what was unmapped of it before.
+    case .success(0): unsafe freeBuffer(core, base, byteCount, after: earlier)
     case .success: unsafe core.release()
     case .failure(let failure): _ = unsafe leak(core, failure, "unmap", address, byteCount)
     }

@@ -17,6 +17,7 @@ extension DMADomain {
     let limits = addressing.limits
     switch core.map(list, byteCount: total, limits: limits, access: direction.access) {
     case .failure(let failure):
+      noteFailure(failure, limits)
       // What the device may still reach must not be used again.
       if case .stuck = failure { _ = list.take() }
       throw core.failed(failure, "map(list)", byteCount: Int(total), limit: limits.last).on(deviceName)

@@ -10,27 +10,25 @@ extension DMADomain {
   /// - Throws: `.memoryLock`, `.noSpace`, `.tooManyMappings`, `.closed`, `.forked`, `.invalidArgument` for a buffer of
   ///   another domain, `.system`.
   public func map(_ buffer: consuming DMABuffer, _ direction: DMADirection) throws(DMAError) -> Mapping {
-    guard isOurs(buffer) else { throw refuse(buffer, nil) }
+    guard isOurs(buffer) else { throw refuse(buffer) }
     let limits = addressing.limits
     switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
     case .success(let address):
       if address.rawValue > limits.first { tripped() }
-      let (core, base, byteCount) = unsafe buffer.take()
-      return unsafe Mapping(core: core, base: base, address: address, byteCount: byteCount)
-    case .failure(let failure): throw refuse(buffer, failure)
+      return Mapping(buffer, at: address)
+    case .failure(let failure): throw refuse(buffer, failure, limits)
     }
   }
 
   /// As ``map(_:_:)-(DMABuffer,_)``, but a buffer that cannot be mapped comes back with the error.
   public func tryMap(_ buffer: consuming DMABuffer, _ direction: DMADirection) -> MapResult {
-    guard isOurs(buffer) else { return giveBack(buffer, nil) }
+    guard isOurs(buffer) else { return giveBack(buffer) }
     let limits = addressing.limits
     switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
     case .success(let address):
       if address.rawValue > limits.first { tripped() }
-      let (core, base, byteCount) = unsafe buffer.take()
-      return unsafe .mapped(Mapping(core: core, base: base, address: address, byteCount: byteCount))
-    case .failure(let failure): return giveBack(buffer, failure)
+      return .mapped(Mapping(buffer, at: address))
+    case .failure(let failure): return giveBack(buffer, failure, limits)
     }
   }
 
@@ -40,30 +38,41 @@ extension DMADomain {
     if addressing.trip(deviceName) { core.locked { $0.statistics.addressPolicyTrips += 1 } }
   }
 
+  /// No room at all: so the first try has failed too, where there were two.
+  func noteFailure(_ failure: MapFailure, _ limits: AddressLimits) {
+    guard limits.first < limits.last, case .space(let reason) = failure else { return }
+    if reason == .noSpace || reason == .fragmented { tripped() }
+  }
+
   @inline(__always)
   private func isOurs(_ buffer: borrowing DMABuffer) -> Bool {
     unsafe buffer.core.toOpaque() == Unmanaged.passUnretained(core).toOpaque()
   }
 
-  /// Frees a buffer that was not mapped and says why; nil stands for another domain's. Never inlined, as making an error
-  /// retains and allocates: the path of a map that succeeds stays free of both.
+  /// Frees a buffer that was not mapped and says why. Never inlined, as making an error retains and allocates: the path
+  /// of a map that succeeds stays free of both.
   @inline(never)
-  private func refuse(_ buffer: consuming DMABuffer, _ failure: MapFailure?) -> DMAError {
-    error("map", failure, byteCount: buffer.byteCount)
+  private func refuse(_ buffer: consuming DMABuffer, _ failure: MapFailure, _ limits: AddressLimits) -> DMAError {
+    error("map", failure, limits, byteCount: buffer.byteCount)
   }
 
   @inline(never)
-  private func giveBack(_ buffer: consuming DMABuffer, _ failure: MapFailure?) -> MapResult {
-    let error = error("tryMap", failure, byteCount: buffer.byteCount)
+  private func refuse(_ buffer: consuming DMABuffer) -> DMAError { foreignBuffer("map") }
+
+  @inline(never)
+  private func giveBack(_ buffer: consuming DMABuffer, _ failure: MapFailure, _ limits: AddressLimits) -> MapResult {
+    let error = error("tryMap", failure, limits, byteCount: buffer.byteCount)
     return .failed(buffer, error)
   }
 
-  private func error(_ operation: String, _ failure: MapFailure?, byteCount: Int) -> DMAError {
-    if let failure {
-      if case .space(.noSpace) = failure { tripped() }
-      return core.failed(failure, operation, byteCount: byteCount, limit: addressing.limit).on(deviceName)
-    }
-    return foreignBuffer(operation)
+  @inline(never)
+  private func giveBack(_ buffer: consuming DMABuffer) -> MapResult { .failed(buffer, foreignBuffer("tryMap")) }
+
+  private func error(
+    _ operation: String, _ failure: MapFailure, _ limits: AddressLimits, byteCount: Int
+  ) -> DMAError {
+    noteFailure(failure, limits)
+    return core.failed(failure, operation, byteCount: byteCount, limit: limits.last).on(deviceName)
   }
 
   func foreignBuffer(_ operation: String) -> DMAError {
@@ -104,6 +113,7 @@ extension DMADomain {
         core: .passRetained(core), pages: (iova, pages.byteCount),
         address: IOVA(iova.rawValue + UInt64(pages.offset)), byteCount: memory.count)
     case .failure(let failure):
+      if address == nil { noteFailure(failure, limits) }
       throw core.failed(
         failure, "map(unsafe:)", address, host: pages.host, byteCount: pages.byteCount, limit: limits.last
       )

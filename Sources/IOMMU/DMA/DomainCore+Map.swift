@@ -49,7 +49,8 @@ extension DomainCore {
   }
 
   /// Unmaps what ``map`` mapped. On success the device cannot reach it any more and the IOVA is free, or in a lazy mode
-  /// will be when ``FlushQueue/finished`` has reached the number that is the answer; then `memory` is freed as well.
+  /// will be when ``FlushQueue/finished`` has reached the number that is the answer; then `memory` is freed as well. With
+  /// 0 for an answer nothing waits, and `memory` is the caller's to free.
   @inline(__always)
   func unmap(
     _ iova: IOVA, byteCount: Int, freeing memory: UnsafeMutableRawPointer? = nil
@@ -57,9 +58,7 @@ extension DomainCore {
     guard isOwner else { return .failure(.forked) }
     let length = padded(byteCount)
     if lazyMode.load(ordering: .relaxed) != .strict { return unsafe unmapLazily(iova, length: length, memory: memory) }
-    let result = unmapNow(iova, length)
-    if let memory = unsafe memory, case .success = result { unsafe streaming.free(memory) }
-    return result
+    return unmapNow(iova, length)
   }
 
   @inline(__always)
@@ -88,7 +87,7 @@ extension DomainCore {
   @inline(__always)
   func afterDrain(_ body: () throws(RangeStoreFailure) -> IOVA) throws(RangeStoreFailure) -> IOVA {
     do throws(RangeStoreFailure) { return try body() } catch {
-      guard lazyMode.load(ordering: .relaxed) != .strict, drain() == nil else { throw error }
+      guard error.mayPass, lazyMode.load(ordering: .relaxed) != .strict, drain() == nil else { throw error }
     }
     return try body()
   }
@@ -184,5 +183,15 @@ extension DomainState {
     statistics.systemCalls &+= systemCalls
     statistics.liveMappings &-= 1
     statistics.liveBytes &-= byteCount
+  }
+}
+
+extension RangeStoreFailure {
+  /// Whether another answer is possible when fewer addresses are taken.
+  fileprivate var mayPass: Bool {
+    switch self {
+    case .noSpace, .fragmented, .occupied: true
+    default: false
+    }
   }
 }

@@ -113,6 +113,7 @@ final class DomainCore: @unchecked Sendable {
     guard ProcessGuard.isOwner else { return }
     if queue.isTimerArmed.load(ordering: .acquiring) { FlushTimer.disarm(self) }
     translation.close()
+    locked { $0.statistics.queuedBytes = 0 }
     isEmptied.store(true, ordering: .releasing)
   }
 

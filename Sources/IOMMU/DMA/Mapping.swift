@@ -19,15 +19,19 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   public let address: IOVA
   /// The buffer's length in bytes; the device reaches no further than the end of its last page.
   public let byteCount: Int
+  /// As the buffer's: an earlier unmap of the same memory may still wait for its flush.
+  private let reachableUntil: UInt64
 
-  init(core: Unmanaged<DomainCore>, base: UnsafeMutableRawPointer, address: IOVA, byteCount: Int) {
-    unsafe self.core = core
-    unsafe self.base = base
+  /// Takes over a buffer that was mapped at an address.
+  @inline(__always)
+  init(_ buffer: consuming DMABuffer, at address: IOVA) {
     self.address = address
-    self.byteCount = byteCount
+    byteCount = buffer.byteCount
+    reachableUntil = buffer.reachableUntil
+    unsafe (core, base) = buffer.take()
   }
 
-  deinit { unsafe DomainCore.drop(core, base, byteCount, at: address) }
+  deinit { unsafe DomainCore.drop(core, base, byteCount, at: address, after: reachableUntil) }
 
   /// Takes the buffer back from the device: on return the device cannot reach it any more, or with a lazy
   /// ``Protection`` from the next flush on.
@@ -38,7 +42,7 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   ///
   /// - Throws: `.system` with the kernel's errno, `.mismatch`, `.forked`.
   public consuming func unmap() throws(DMAError) -> DMABuffer {
-    let (core, base, byteCount, address) = unsafe (core, base, byteCount, address)
+    let (core, base, byteCount, address, earlier) = unsafe (core, base, byteCount, address, reachableUntil)
     discard self
     // A function, since a closure of this size would be called.
     @inline(__always) func unmap(_ core: DomainCore) -> Result<UInt64, MapFailure> {
@@ -46,7 +50,7 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
     }
     switch unsafe core._withUnsafeGuaranteedRef(unmap) {
     case .success(let number):
-      return unsafe DMABuffer(core: core, base: base, byteCount: byteCount, reachableUntil: number)
+      return unsafe DMABuffer(core: core, base: base, byteCount: byteCount, reachableUntil: max(number, earlier))
     case .failure(let failure): throw unsafe DomainCore.leak(core, failure, "unmap", address, byteCount)
     }
   }

@@ -46,7 +46,10 @@ extension DomainCore {
   /// Flushes until a flush that started after this call has finished.
   @inline(never)
   func drain() -> MapFailure? {
-    if queue.count == 0 { return nil }
+    if queue.count == 0 {
+      queue.waitForReleases(kernel)
+      return nil
+    }
     let number = queue.started.load(ordering: .sequentiallyConsistent) + 1
     while queue.finished.load(ordering: .acquiring) < number {
       switch flush() {
@@ -57,6 +60,7 @@ extension DomainCore {
       }
     }
     reclaimAll()
+    queue.waitForReleases(kernel)
     if queue.count == 0 { disarmTimer() }
     return nil
   }

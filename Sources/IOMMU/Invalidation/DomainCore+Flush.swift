@@ -19,17 +19,17 @@ extension DomainCore {
       return .busy
     }
     defer { queue.isFlushing.store(false, ordering: .releasing) }
-    // Before the number is taken: what is queued in between is covered, and tells its time once too often.
-    let since = queue.oldest.exchange(0, ordering: .acquiringAndReleasing)
     let number = queue.started.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
+    let since = queue.cover(before: number)
     var systemCalls: UInt64 = 0
     let failure = unmapQueued(before: number, &systemCalls)
-    let window = since == 0 ? 0 : coarseNow() &- since
+    let now = coarseNow()
+    let window = since == 0 || now < since ? 0 : now - since
     if failure == nil {
+      queue.setCovered()
       queue.finished.store(number, ordering: .releasing)
-    } else if since != 0 {
-      _ = queue.oldest.compareExchange(expected: 0, desired: since, ordering: .relaxed)
     }
+    queue.refreshOldest()
     locked { state in
       state.statistics.systemCalls += systemCalls
       if failure == nil {

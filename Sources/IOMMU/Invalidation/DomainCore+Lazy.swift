@@ -7,13 +7,12 @@ extension DomainCore {
   /// Queues a range whose mapping ends now; the number that ``FlushQueue/finished`` has reached when it is out of reach.
   ///
   /// `memory` of the streaming arena is freed then. A range that finds no room, while another thread flushes or a switch
-  /// is under way, is unmapped on the spot: the answer is 0, and the memory is free.
+  /// is under way, is unmapped on the spot: the answer is 0, and the memory is the caller's to free.
   @inline(never)
   func unmapLazily(_ iova: IOVA, length: UInt64, memory: UnsafeMutableRawPointer?) -> Result<UInt64, MapFailure> {
     guard enter() else {
       waitUntilEmptied()
       locked { $0.unmapped(iova, byteCount: length, systemCalls: 0) }
-      if let memory = unsafe memory { unsafe streaming.free(memory) }
       return .success(0)
     }
     defer { leave() }
@@ -25,8 +24,10 @@ extension DomainCore {
       let done = try translation.unmap(iova: iova.rawValue, byteCount: length)
       if done != length { return stuck(.mismatch(done), length) }
     } catch { return stuck(.system(error), length) }
-    locked { $0.statistics.systemCalls += 1 }
-    release(entry)
+    locked { state in
+      state.statistics.systemCalls += 1
+      state.releaseRetired(iova, byteCount: length)
+    }
     return .success(0)
   }
 
@@ -37,14 +38,17 @@ extension DomainCore {
   }
 
   /// nil when the entry has to be dealt with at once.
-  private func enqueue(_ entry: FlushQueue.Entry) -> UInt64? {
+  private func enqueue(_ new: FlushQueue.Entry) -> UInt64? {
+    var entry = new
+    entry.time = max(coarseNow(), 1)
     while true {
       let mode = lazyMode.load(ordering: .acquiring)
       if mode == .strict { return nil }
       let ring = unsafe queue.ring(mode)
       switch unsafe queue.append(entry, to: ring) {
       case .queued(let number):
-        noteQueued()
+        queue.noteQueued(at: entry.time)
+        if !queue.isTimerArmed.load(ordering: .relaxed) { armTimer() }
         unsafe reclaim(ring, all: false)
         return number
       case .full:
@@ -65,6 +69,7 @@ extension DomainCore {
     while true {
       let count = unsafe queue.take(from: ring, &batch)
       for index in 0..<count { release(batch[index]) }
+      if count > 0 { unsafe ring.pointee.releasing.wrappingSubtract(1, ordering: .releasing) }
       if !all || count < FlushQueue.Batch.count { return }
     }
   }
@@ -79,19 +84,23 @@ extension DomainCore {
     if let memory = unsafe UnsafeMutableRawPointer(bitPattern: entry.memory) { unsafe streaming.free(memory) }
   }
 
-  /// Starts the clock of the window, and the timer.
-  private func noteQueued() {
-    if queue.oldest.load(ordering: .relaxed) == 0 {
-      _ = queue.oldest.compareExchange(expected: 0, desired: max(coarseNow(), 1), ordering: .relaxed)
-    }
-    if !queue.isTimerArmed.load(ordering: .relaxed) { armTimer() }
-  }
-
   /// Whatever has waited longer than it may, since the process was stopped, goes before anything else is done.
+  @inline(__always)
   func flushOverdue() {
     let oldest = queue.oldest.load(ordering: .relaxed)
-    guard oldest != 0, coarseNow() &- oldest > queue.timeout.load(ordering: .relaxed) &+ Limits.overdue else { return }
-    if case .done = flush() { reclaimAll() }
+    if oldest != 0, isOverdue(oldest) { flushIfOverdue() }
+  }
+
+  /// The hint may be of an entry that was flushed while its thread was about to give the hint.
+  @inline(never)
+  private func flushIfOverdue() {
+    let oldest = queue.refreshOldest()
+    if oldest != 0, isOverdue(oldest), case .done = flush() { reclaimAll() }
+  }
+
+  private func isOverdue(_ time: UInt64) -> Bool {
+    let now = coarseNow()
+    return now > time && now - time > queue.timeout.load(ordering: .relaxed) &+ Limits.overdue
   }
 
   /// A clock that is cheap to read, a few milliseconds behind.

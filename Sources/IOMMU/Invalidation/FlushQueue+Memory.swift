@@ -36,13 +36,15 @@ extension FlushQueue {
   func open(_ storage: Storage, timeout: Duration) {
     self.timeout.store(timeout.saturatedNanoseconds, ordering: .relaxed)
     for index in 0..<storage.ringCount {
-      let entries = unsafe storage.base.assumingMemoryBound(to: Entry.self) + index * storage.depth
-      unsafe entries.initialize(repeating: Entry(), count: storage.depth)
+      // Fresh memory of the kernel's: zeros are entries, and pages that no entry ever reaches are never touched.
+      let first = unsafe storage.base + index * storage.depth * MemoryLayout<Entry>.stride
+      let entries = unsafe first.bindMemory(to: Entry.self, capacity: storage.depth)
       let ring = unsafe rings! + index
       unsafe ring.pointee.lock.lock()
       assert(unsafe !ring.pointee.isOpen && ring.pointee.head == ring.pointee.tail)
       unsafe ring.pointee.entries = entries
       unsafe (ring.pointee.head, ring.pointee.tail) = (0, 0)
+      unsafe (ring.pointee.covered, ring.pointee.covering) = (0, 0)
       unsafe ring.pointee.mask = storage.depth - 1
       unsafe ring.pointee.isOpen = true
       unsafe ring.pointee.lock.unlock()

@@ -20,6 +20,8 @@ final class FlushQueue: @unchecked Sendable {
     var memory: UInt = 0
     /// ``FlushQueue/started`` when it was queued.
     var counter: UInt64 = 0
+    /// When it was queued, in nanoseconds.
+    var time: UInt64 = 0
     /// On tables that the kernel owns: the flush under way has unmapped it.
     var isUnmapped = false
   }
@@ -31,11 +33,15 @@ final class FlushQueue: @unchecked Sendable {
     var isOpen = false
     /// Of the next entry to go and the next to come; they only grow.
     var head = 0, tail = 0
+    /// Of the first entry that no finished flush has covered, and where the flush under way ends.
+    var covered = 0, covering = 0
     /// The number of entries minus one.
     var mask = 0
     var entries: UnsafeMutablePointer<Entry>?
+    /// Threads that give back what they took out.
+    let releasing = Atomic<Int>(0)
     // Two rings on one cache line would slow each other down.
-    private var padding = InlineArray<9, UInt64>(repeating: 0)
+    private var padding = InlineArray<6, UInt64>(repeating: 0)
   }
 
   /// What came of queueing.
@@ -47,9 +53,10 @@ final class FlushQueue: @unchecked Sendable {
   }
 
   let started = Atomic<UInt64>(0), finished = Atomic<UInt64>(0)
-  /// Whether somebody flushes. Nobody waits for it but ``DMADomain/drain()``.
+  /// Whether somebody flushes. The data path waits for it only where memory must go and no ring has room.
   let isFlushing = Atomic<Bool>(false)
-  /// When the oldest entry was queued that no flush has begun for; 0 when there is none.
+  /// A hint when the oldest entry was queued that no flush has covered, never later than it was; 0 when there is none.
+  /// ``refreshOldest()`` makes it exact.
   let oldest = Atomic<UInt64>(0)
   let isTimerArmed = Atomic<Bool>(false)
   /// How long an entry may wait, in nanoseconds.
@@ -109,7 +116,8 @@ final class FlushQueue: @unchecked Sendable {
     return true
   }
 
-  /// Takes entries that may go out of a ring, as many as fit into `batch`; how many.
+  /// Takes entries that may go out of a ring, as many as fit into `batch`; how many. After giving them back, the caller
+  /// takes itself off ``Ring/releasing``.
   @inline(__always)
   func take(from ring: UnsafeMutablePointer<Ring>, _ batch: inout Batch) -> Int {
     let finished = finished.load(ordering: .acquiring)
@@ -123,6 +131,7 @@ final class FlushQueue: @unchecked Sendable {
       unsafe ring.pointee.head += 1
       count += 1
     }
+    if count > 0 { unsafe ring.pointee.releasing.wrappingAdd(1, ordering: .relaxed) }
     return count
   }
 

@@ -70,12 +70,13 @@ package final class FlushTimer: Sendable {
   private func run() {
     while true {
       let now = kernel.now()
-      let (ready, next) = state.withLock { state -> ([DomainCore], UInt64?) in
-        let ready = state.due.filter { $0.time <= now }.compactMap(\.core)
-        state.due.removeAll { $0.time <= now || $0.core == nil }
+      let (ready, next) = state.withLock { state -> ([Due], UInt64?) in
+        let ready = state.due.filter { $0.time <= now }
+        state.due.removeAll { $0.time <= now }
         return (ready, state.due.map(\.time).min())
       }
-      for core in ready { core.timerFired() }
+      // Without the lock: a reference taken here may turn out to be the last, and a domain that ends disarms its timer.
+      for due in ready { due.core?.timerFired() }
       if !ready.isEmpty { continue }
       let wait = next.map { $0 &- now } ?? Limits.timerLinger
       let isWoken = (try? kernel.waitReadable([wakeUp.descriptor], timeout: .nanoseconds(Int64(clamping: wait)))) ?? nil

@@ -14,6 +14,8 @@ final class KernelState {
   var log = KernelLog()
   var tree = SystemTree()
   var clock = VirtualClock()
+  /// Event counters of threads that wait until a device asks to be woken.
+  var timerWaiters: Set<Int32> = []
   var faults: [SimulatedFault] = []
   /// Objects alive, for the census.
   var areaCount = 0, ioasCount = 0, pageTableCount = 0

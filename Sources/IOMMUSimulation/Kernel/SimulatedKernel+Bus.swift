@@ -41,7 +41,10 @@ extension SimulatedKernel {
 
   func deviceWakes(_ address: PCIAddress, after delay: Duration) {
     let nanoseconds = delay.nanoseconds
-    locked { $0.clock.wake(address, after: nanoseconds) }
+    locked { state in
+      state.clock.wake(address, after: nanoseconds)
+      for waiter in state.timerWaiters { try? HostSystem.signalEvent(waiter) }
+    }
   }
 }
 

@@ -26,10 +26,35 @@ extension SimulatedKernel {
         locked { $0.clock.advance(to: wake) }
         continue
       }
-      // In slices, since another thread may have a device start something that takes time.
-      let slice = min(deadline.map { $0 - now } ?? .max, 20_000_000)
+      guard let deadline else {
+        if let ready = try waitForTimer(descriptors) { return ready }
+        continue
+      }
+      // In slices, since another thread may have a device start something that takes time, or move the clock.
+      let slice = min(deadline - now, Self.slice)
       if let ready = try HostSystem.wait(descriptors, nanoseconds: Int64(slice)) { return ready }
     }
+  }
+
+  /// How long a thread that waits lets another look at what a device has begun, before it moves the clock to its end.
+  private static let slice: UInt64 = 20_000_000
+
+  /// Waits until one is readable, or until a slice after a device asked to be woken: an idle machine wakes nobody.
+  private func waitForTimer(_ descriptors: [Int32]) throws(Errno) -> Int? {
+    let event = try HostSystem.createEvent()
+    defer {
+      // First out of sight, so that nobody signals another file of that number.
+      locked { state in _ = state.timerWaiters.remove(event) }
+      HostSystem.close(event)
+    }
+    let isIdle = locked { state in
+      state.timerWaiters.insert(event)
+      return state.clock.nextWake == nil
+    }
+    if isIdle, let ready = try HostSystem.wait(descriptors + [event], nanoseconds: -1), ready < descriptors.count {
+      return ready
+    }
+    return try HostSystem.wait(descriptors, nanoseconds: Int64(Self.slice))
   }
 
   package func now() -> UInt64 { locked { $0.clock.now } }

@@ -13,7 +13,7 @@ enum Main {
   static let usage = """
     usage: measure strict_vs_raw|arena_file|domain_fixed [--interface iommufd|type1]
            measure alloc_1|alloc_32|alloc_64|alloc_512|fifo_1024|fifo_65536|cross_thread|threads_2|threads_16
-           measure fail_524k|sac_free|sac_exhausted|held_ratio OPERATIONS|magazine_idle
+           measure fail_524k|sac_free|sac_exhausted|held_ratio OPERATIONS|magazine_idle|idle_wakeups
     """
 
   static func main() {
@@ -43,6 +43,7 @@ enum Main {
       case ["sac_free"]: say("sac_free", nil, try AllocatorSpaces.sac(isExhausted: false))
       case ["sac_exhausted"]: say("sac_exhausted", nil, try AllocatorSpaces.sac(isExhausted: true))
       case ["magazine_idle"]: say("magazine_idle", nil, try AllocatorSpaces.idle())
+      case ["idle_wakeups"]: say("idle_wakeups", nil, try IdleWakeups.run())
       case let words where words.count == 2 && words[0] == "held_ratio":
         say("held_ratio", nil, try AllocatorSpaces.held(operations: Int(words[1]) ?? 10_000_000))
       case let words where words.count == 2 && words[0] == "write_tree":

@@ -50,7 +50,7 @@ extension Cases {
         copy.replaceSubrange(range, with: bytes)
       } else {
         try controller.read(block: UInt64(block), count: count, into: address)
-        guard memory.bytes(offset..<offset + count * 512) == Array(copy[range]) else {
+        guard memory.holds(copy[range], at: offset) else {
           throw Failure("Operation \(number), seed \(seed): \(count) blocks at \(block) read otherwise")
         }
       }

@@ -53,7 +53,9 @@ public enum Suite: String, Sendable, CaseIterable {
 enum Cases {
   static let conformance =
     binding + attaching + registers + interrupts + mapping + limits + errors + sharing + library + leaks
-  static let dma = edu + nvme + reach + lazyModes
+  // A kernel reports few of the faults of five seconds: cases that look for one stand apart, and those that make faults
+  // and look for none come last.
+  static let dma = outOfReach + edu + nvme + outOfReachNVMe + lazyModes + afterUnmap
 }
 
 /// A case's verdict.

@@ -15,11 +15,11 @@ struct FaultOracle {
   /// Runs a transfer that must be refused, and waits for the report about a device and the page of an address.
   ///
   /// Drivers report a few faults in five seconds and drop the others: if there is no line, the transfer is made again
-  /// when that time is over.
+  /// until that time is over.
   func expectFault(_ device: String, _ address: IOVA, by transfer: () throws -> Void) throws {
     let page = String(address.rawValue & ~0xfff, radix: 16)
-    for attempt in 0..<2 {
-      if attempt > 0 { environment.kernel.sleep(.milliseconds(5500)) }
+    for attempt in 0..<8 {
+      if attempt > 0 { environment.kernel.sleep(.milliseconds(500)) }
       try transfer()
       for _ in 0..<20 {
         if try lines().contains(where: { reports($0, device, page) }) { return }

@@ -63,6 +63,56 @@ import Testing
     }
   }
 
+  /// A device that has only the space below 4 GiB has no second try, and nothing that could trip.
+  @Test(arguments: Interface.allCases)
+  func aSmallMaskDoesNotTrip(_ interface: Interface) throws {
+    try withDevices(interface, full: true) { device, _ in
+      let dma = device.dma, page = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
+      defer { unsafe page.deallocate() }
+      try dma.setMask(.bits(28))
+      try unsafe failAll(dma, UnsafeRawBufferPointer(page))
+      #expect(dma.addressPolicy == .sacFirst && dma.statistics.addressPolicyTrips == 0)
+    }
+  }
+
+  /// No room in either space: the first try has failed all the same, whatever asked.
+  @Test func aFailureTripsToo() throws {
+    try withDevices(.iommufd, full: true) { device, _ in
+      let dma = device.dma
+      try dma.setMask(.bits(33))
+      let base = unsafe mmap(nil, 4 << 30, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)!
+      defer { unsafe munmap(base, 4 << 30) }
+      let high = dma.usableRanges.intersection([IOVARange(start: IOVA(Self.fourGiB), byteCount: Self.fourGiB)!])
+      try unsafe taking(high.map(\.self), base, dma) {
+        var trips: UInt64 = 0
+        try unsafe failAll(dma, UnsafeRawBufferPointer(start: base, count: 4096)) {
+          trips += 1
+          #expect(dma.addressPolicy == .full && dma.statistics.addressPolicyTrips == trips)
+          dma.setAddressPolicy(.sacFirst)
+        }
+        #expect(trips == 4)
+      }
+    }
+  }
+
+  /// Every way to ask for an address, of which none succeeds; after each of them calls a function.
+  private func failAll(_ dma: DMADomain, _ page: UnsafeRawBufferPointer, _ then: () -> Void = {}) throws {
+    let ways: [() throws -> Void] = [
+      { _ = try dma.map(try dma.buffer(byteCount: 64), .toDevice) },
+      { _ = try unsafe dma.map(unsafe: page, .toDevice) },
+      { _ = try dma.allocate(UInt64.self, count: 8) },
+      {
+        var list = ScatterList()
+        list.append(try dma.buffer(byteCount: 64))
+        _ = try dma.map(list, .toDevice)
+      },
+    ]
+    for way in ways {
+      #expect { try way() } throws: { ($0 as? DMAError)?.code == .noSpace }
+      then()
+    }
+  }
+
   /// One failure, one notice, one count; then from the mask down, and never below again.
   @Test(arguments: Interface.allCases)
   func theFirstFailureIsTheLast(_ interface: Interface) throws {

@@ -114,6 +114,48 @@ import Testing
     }
   }
 
+  /// The window is that of the range that waited longest, also where the first flush failed and more was queued meanwhile.
+  @Test func theLongestWindowIsTold() throws {
+    try Self.withDomain(.iommufd, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
+      _ = try Self.mapAndUnmap(dma)
+      kernel.sleep(.seconds(2))
+      kernel.interject(before: "ioasUnmap") { _ = try? Self.mapAndUnmap(dma) }
+      kernel.fail(1, of: "ioasUnmap", with: .inputOutput)
+      #expect(throws: DMAError.self) { try dma.drain() }
+      kernel.sleep(.seconds(2))
+      try dma.drain()
+      #expect(4_000_000_000..<5_000_000_000 ~= dma.statistics.longestWindowNanoseconds)
+      _ = try Self.mapAndUnmap(dma)
+      try dma.drain()
+      #expect(dma.statistics.flushes == 2)
+      #expect(dma.statistics.longestWindowNanoseconds < 5_000_000_000)
+    }
+  }
+
+  /// What was queued before a flush is not overdue after it: the clock's jump flushes nothing twice.
+  @Test func whatWasFlushedIsNotOverdue() throws {
+    try Self.withDomain(.iommufd, FlushQueueOptions(.single, timeout: .milliseconds(500))) { kernel, dma, machine in
+      _ = try Self.mapAndUnmap(dma)
+      try dma.drain()
+      kernel.sleep(.seconds(3))
+      for _ in 0..<3 { _ = try Self.mapAndUnmap(dma) }
+      #expect(dma.statistics.flushes == 1 && dma.statistics.queuedBytes == 3 * 4096)
+    }
+  }
+
+  /// Domains that end while their timer is due: the thread that flushes may hold the last reference.
+  @Test func domainsEndUnderTheTimer() throws {
+    let machine = SimulatedHost(devices: [Self.address: EduModel(addressBits: 64)])
+    for round in 0..<200 {
+      let device = try Device(Self.address, on: machine.host)
+      try device.dma.switchProtection(to: .lazy(FlushQueueOptions(.single, depth: 8, timeout: .microseconds(round))))
+      _ = try Self.mapAndUnmap(device.dma)
+      usleep(UInt32(round % 50) * 4)
+    }
+    for _ in 0..<500 where !machine.isClean { usleep(10_000) }
+    #expect(machine.isClean)
+  }
+
   /// Where addresses that wait are all that is in the way, they are flushed: a fixed one, and a space that is full.
   @Test(arguments: Interface.allCases)
   func whatWaitsIsNotInTheWay(_ interface: Interface) throws {
@@ -126,6 +168,28 @@ import Testing
       try dma.setMask(.bits(13))  // one page: page 0 is never given out
       for _ in 0..<3 { #expect(try Self.mapAndUnmap(dma) == IOVA(0x1000)) }
       #expect(dma.statistics.flushes == 3)
+      try dma.setMask(.bits(22))
+      let large = UnsafeMutableRawBufferPointer.allocate(byteCount: (1 << 22) - 4096, alignment: 4096)
+      defer { unsafe large.deallocate() }
+      try unsafe dma.map(unsafe: UnsafeRawBufferPointer(large), .toDevice, at: IOVA(0x1000)).unmap()
+      #expect(try dma.allocate(UInt64.self, count: 8).count == 8, "nor in that of the coherent arena")
+      #expect(dma.statistics.flushes == 5, "one for the fixed address, one for the arena")
+    }
+  }
+
+  /// What can never succeed flushes nothing.
+  @Test func wrongArgumentsDoNotFlush() throws {
+    try Self.withDomain(.iommufd, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
+      _ = try Self.mapAndUnmap(dma)
+      let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
+      defer { unsafe page.deallocate() }
+      try dma.setMask(.bits(32))
+      for address in [1 << 33, 0xFEE0_0000, 12] as [UInt64] {
+        #expect(throws: DMAError.self) {
+          try unsafe dma.map(unsafe: UnsafeRawBufferPointer(page), .toDevice, at: IOVA(address)).unmap()
+        }
+      }
+      #expect(dma.statistics.flushes == 0)
     }
   }
 }

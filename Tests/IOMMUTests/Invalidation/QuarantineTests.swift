@@ -2,6 +2,7 @@ import AddressSpace
 import Glibc
 import IOMMU
 import IOMMUSimulation
+import Synchronization
 import Testing
 
 /// Memory that was freed while a device may still reach it.
@@ -54,6 +55,38 @@ import Testing
       _ = consume buffer
       _ = consume second
       #expect(dma.statistics.leakedBytes == 0)
+    }
+  }
+
+  private final class Box: Sendable {
+    let mapping: Mutex<Mapping?>
+    let wasThere = Atomic<Bool>(false)
+    init(_ mapping: consuming Mapping) { self.mapping = Mutex(mapping) }
+  }
+
+  /// Memory of which an unmap waits is mapped again, and unmapped on the spot as the ring is full and just being flushed:
+  /// the first unmap still waits, and the memory with it.
+  @Test(arguments: [false, true])
+  func anEarlierUnmapIsNotForgotten(_ dropsMapping: Bool) throws {
+    let options = FlushQueueOptions(.single, depth: 2, timeout: .seconds(1000))
+    try LazyTests.withDomain(.iommufd, options) { kernel, dma, machine in
+      let first = try dma.map(try dma.buffer(byteCount: 64), .fromDevice)
+      let memory = unsafe UInt(bitPattern: dma.translate(first.address))
+      let box = Box(try dma.map(try first.unmap(), .fromDevice))
+      kernel.resetCounts()
+      kernel.interject(before: "ioasUnmap") {
+        guard let mapping = box.mapping.withLock({ $0.take() }) else { return }
+        if dropsMapping { _ = consume mapping } else { _ = try? mapping.unmap() }
+        let isReused = (try? Self.place(dma)) == memory
+        #expect(!isReused, "the device still reaches it by its first address")
+        box.wasThere.store(true, ordering: .relaxed)
+      }
+      try dma.drain()
+      let wasThere = box.wasThere.load(ordering: .relaxed)
+      #expect(wasThere)
+      #expect(kernel.count(of: "ioasUnmap") == 2, "the second had no place in the ring")
+      #expect(try Self.place(dma) == memory)
+      #expect(dma.statistics.queuedBytes == 0 && dma.statistics.leakedBytes == 0)
     }
   }
 

@@ -96,8 +96,23 @@ import Testing
       device.close()
       #expect { try device.dma.switchProtection(to: .strict) } throws: { ($0 as? DMAError)?.code == .closed }
       try device.dma.drain()
+      #expect(device.dma.statistics.queuedBytes == 0)
     }
     #expect(machine.isClean)
+  }
+
+  /// Opening a queue of 2²⁰ entries touches none of their pages.
+  @Test func aLargeQueueTakesNoMemoryBeforeItIsUsed() throws {
+    try LazyTests.withDomain(.iommufd, nil) { kernel, dma, machine in
+      func faults() -> Int {
+        var usage = rusage()
+        unsafe getrusage(1, &usage)  // RUSAGE_THREAD, which needs _GNU_SOURCE
+        return usage.ru_minflt
+      }
+      let before = faults()
+      try dma.switchProtection(to: .lazy(FlushQueueOptions(.single, depth: 1 << 20)))
+      #expect(faults() - before < 1000)
+    }
   }
 
   /// Threads map and unmap while the protection changes all the time: nothing is lost, nothing is given out twice.
