@@ -47,7 +47,9 @@ struct BenchReport {
   }
 
   private func tell(_ part: BenchPart, _ name: String, _ context: Context) {
-    for latency in BenchResult.latencies(part, run.kind) { context.say(name + latency.line) }
+    for latency in BenchResult.latencies(part, run.kind) where latency.histogram.count > 0 {
+      context.say(name + latency.line)
+    }
   }
 
   /// As the kernel's benchmark prints them.
