@@ -18,4 +18,15 @@ func good(_ device: Device) throws(DMAError) {
   let mapped = try device.dma.map(list, .fromDevice)
   let returned = try mapped.unmap()
   _ = consume returned
+
+  var reservation = try device.dma.reserve(byteCount: 8192)
+  try reservation.link(try device.dma.buffer(byteCount: 64), at: 0, .toDevice)
+  var linked = try reservation.sync()
+  _ = linked.address
+  let unlinked = try linked.unlink(0..<4096)
+  _ = consume unlinked
+  reservation = linked.reopen()
+  try reservation.link(try device.dma.buffer(byteCount: 64), at: 4096, .toDevice)
+  let rest = try reservation.destroy()
+  _ = consume rest
 }

@@ -1,3 +1,4 @@
+import AddressSpace
 import Synchronization
 
 /// Where a device gets its addresses first, if its mask allows more than 32 bits.
@@ -30,6 +31,8 @@ struct AddressLimits: BitwiseCopyable {
   var first: UInt64
   var last: UInt64
 
+  /// Whether a range that was found needed the second try.
+  func isAboveFirst(_ range: IOVARange) -> Bool { range.last.rawValue > first }
 }
 
 /// One device's mask and policy: two words that the data path reads, and what is told when a second try was needed.

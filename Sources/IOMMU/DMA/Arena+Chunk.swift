@@ -58,7 +58,7 @@ extension Arena {
 
   /// Adds memory to the arena; `iova` where it is mapped.
   func add(_ memory: Memory, iova: IOVA?) throws(RangeStoreFailure) {
-    let start = unsafe IOVA(UInt64(UInt(bitPattern: memory.base)))
+    let start = unsafe iova ?? IOVA(UInt64(UInt(bitPattern: memory.base)))
     let range = IOVARange(start: start, byteCount: UInt64(memory.byteCount))!
     let store = try RangeStore(usable: [range], granule: PageSize(byteCount: UInt64(Limits.arenaUnit))!)
     unsafe add(Chunk(base: memory.base, byteCount: memory.byteCount, file: memory.file, iova: iova, store: store))
@@ -78,11 +78,12 @@ extension Arena {
 }
 
 extension DomainCore {
-  /// Grows the coherent arena by at least `byteCount` bytes within `limits`; whether above the first of them.
-  func growCoherent(byteCount: Int, _ limits: AddressLimits) throws(DMAError) -> Bool {
+  /// Grows the coherent arena by at least `byteCount` bytes within `limits`, from a multiple of `alignment` on; whether
+  /// above the first of them.
+  func growCoherent(byteCount: Int, alignment: PageSize, _ limits: AddressLimits) throws(DMAError) -> Bool {
     var isAbove = false
     try coherent.grow(byteCount: byteCount) { byteCount throws(DMAError) in
-      isAbove = try addCoherent(byteCount: byteCount, limits).rawValue > limits.first
+      isAbove = limits.isAboveFirst(try addCoherent(byteCount: byteCount, alignment: alignment, limits))
     }
     return isAbove
   }
@@ -93,17 +94,19 @@ extension DomainCore {
   }
 
   /// Makes a chunk of the coherent arena: memory, one IOVA range, areas of capped size.
-  private func addCoherent(byteCount: Int, _ limits: AddressLimits) throws(DMAError) -> IOVA {
+  private func addCoherent(
+    byteCount: Int, alignment: PageSize, _ limits: AddressLimits
+  ) throws(DMAError) -> IOVARange {
     let memory = try coherent.makeMemory(byteCount: byteCount)
     var mapped: IOVA?
     do throws(DMAError) {
-      let start = try mapArena(memory, limits)
+      let start = try mapArena(memory, alignment: alignment, limits)
       mapped = start
       do throws(RangeStoreFailure) {
         try coherent.add(memory, iova: mapped)
       } catch { throw DMAError(.outOfMemory, "allocate", byteCount: UInt64(byteCount)) }
       locked { $0.statistics.coherentArenaBytes += UInt64(memory.byteCount) }
-      return start
+      return IOVARange(start: start, byteCount: UInt64(memory.byteCount))!
     } catch {
       if let mapped { unmapArena(mapped, memory.byteCount) }
       unsafe coherent.release(memory.base, memory.byteCount, memory.file)
@@ -121,16 +124,19 @@ extension DomainCore {
     }
   }
 
-  private func mapArena(_ memory: Arena.Memory, _ limits: AddressLimits) throws(DMAError) -> IOVA {
+  private func mapArena(
+    _ memory: Arena.Memory, alignment: PageSize, _ limits: AddressLimits
+  ) throws(DMAError) -> IOVA {
     guard enter() else { throw failed(.closed, "allocate", byteCount: memory.byteCount) }
     defer { leave() }
     let length = UInt64(memory.byteCount)
     let iova: IOVA
     do throws(RangeStoreFailure) {
       let host = unsafe UInt64(UInt(bitPattern: memory.base))
+      let request = RangeStore.Request(byteCount: length, alignment: max(alignment, Self.alignment(length)))
       iova = try afterDrain { () throws(RangeStoreFailure) in
         try locked { state throws(RangeStoreFailure) in
-          try state.store.allocate(length, alignment: Self.alignment(length), limits, kind: .fixed, tag: host)
+          try state.store.allocate(request, limits, kind: .fixed, tag: host)
         }
       }
     } catch { throw failed(.space(error), "allocate", byteCount: memory.byteCount) }

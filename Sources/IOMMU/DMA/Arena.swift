@@ -15,8 +15,11 @@ final class Arena: Sendable {
     let file: Int32
     /// Where the chunk begins for the device; nil in the streaming arena.
     let iova: IOVA?
-    /// Keyed by host address, in units of ``Arena/unit``.
+    /// Keyed by the device's address, by the host's in the streaming arena, in units of ``Limits/arenaUnit``.
     var store: RangeStore
+
+    /// The key of the first byte.
+    var firstKey: UInt64 { unsafe iova?.rawValue ?? UInt64(UInt(bitPattern: base)) }
   }
 
   let kernel: any Kernel
@@ -53,12 +56,18 @@ final class Arena: Sendable {
   var byteCount: Int { chunks.withLock { $0.list.reduce(0) { $0 + $1.chunk.byteCount } } }
 
   /// Takes memory from a chunk that has room; nil when none has: then the caller makes one with ``addChunk``.
+  ///
+  /// The lowest place of the first chunk that has one: what is made one after the other follows each other in memory, and
+  /// goes together in a list. Which addresses a chunk has is the ``AddressPolicy``'s matter, when it is made.
+  ///
+  /// - Parameter alignment: Of the device's address; of the host's too, up to a page.
   func allocate(byteCount: Int, alignment: PageSize, limit: UInt64) -> (base: UnsafeMutableRawPointer, iova: IOVA?)? {
     let found = chunks.withLock { chunks -> UInt64? in
-      let request = RangeStore.Request(byteCount: rounded(byteCount), alignment: alignment)
+      let request = RangeStore.Request(byteCount: rounded(byteCount), alignment: alignment, direction: .bottomUp)
       for box in chunks.list {
         if let iova = box.chunk.iova, iova.rawValue + UInt64(box.chunk.byteCount - 1) > limit { continue }
-        if let address = try? box.chunk.store.allocate(request) { return address.rawValue }
+        guard let key = try? box.chunk.store.allocate(request) else { continue }
+        return unsafe UInt64(UInt(bitPattern: box.chunk.base)) + (key.rawValue - box.chunk.firstKey)
       }
       return nil
     }
@@ -70,7 +79,11 @@ final class Arena: Sendable {
   @inline(never)
   func free(_ base: UnsafeMutableRawPointer) {
     let address = UInt64(UInt(bitPattern: base))
-    chunks.withLock { chunks in _ = Self.chunk(of: address, chunks.list)?.chunk.store.remove(IOVA(address)) }
+    chunks.withLock { chunks in
+      guard let box = Self.chunk(of: address, chunks.list) else { return }
+      let offset = unsafe address - UInt64(UInt(bitPattern: box.chunk.base))
+      box.chunk.store.remove(IOVA(box.chunk.firstKey + offset))
+    }
   }
 
   /// Where memory of the coherent arena lies for the device. O(chunks).

@@ -7,8 +7,8 @@ public import AddressSpace
 /// between elements, and between them and registers, is the driver's to state: ``Registers`` stores come after earlier
 /// array stores; between two arrays use ``publish()`` and ``observe()``.
 ///
-/// No element straddles a page: if an array of more than one page has a stride that is not a power of two, ``stride`` is
-/// rounded up to one. The corresponding kernel call is `dma_alloc_coherent`.
+/// No element straddles a page, or a multiple of the boundary of the device's ``DMADomain/constraints``: if an array of more
+/// than one page has a stride that is not a power of two, ``stride`` is rounded up to one. The corresponding kernel call is `dma_alloc_coherent`.
 @safe
 public struct CoherentArray<Element: BitwiseCopyable>: ~Copyable, @unchecked Sendable {
   private let core: Unmanaged<DomainCore>
@@ -63,14 +63,22 @@ public struct CoherentArray<Element: BitwiseCopyable>: ~Copyable, @unchecked Sen
   /// The memory itself, for what elements cannot say. The device may change it at any time.
   public var unsafeBaseAddress: UnsafeMutableRawPointer { unsafe base }
 
-  /// The stride and alignment, in bytes, that keep elements of `natural` bytes off page ends.
-  static func layout(natural: Int, count: Int, page: Int) -> (stride: Int, alignment: Int) {
-    let power = natural <= 1 ? 1 : 1 << (Int.bitWidth - (natural - 1).leadingZeroBitCount)
-    let whole = natural * count
-    if whole <= page {
-      let alignment = whole <= 1 ? 1 : 1 << (Int.bitWidth - (whole - 1).leadingZeroBitCount)
-      return (natural, max(alignment, Limits.arenaUnit))
-    }
-    return (natural >= page ? natural : power, page)
+  /// The stride and alignment, in bytes, that keep elements of `natural` bytes off page ends and off multiples of a
+  /// boundary; nil when an element is longer than the boundary. An element that is longer than a page keeps off the
+  /// boundary alone.
+  ///
+  /// - Precondition: `natural * count` is at most a quarter of `Int.max`.
+  static func layout(natural: Int, count: Int, page: Int, boundary: PageSize?) -> (stride: Int, alignment: Int)? {
+    let border = boundary.flatMap { Int(exactly: $0.byteCount) } ?? .max
+    if natural > border { return nil }
+    let fence = natural > page ? border : min(page, border)
+    let stride = natural * count > fence ? power(natural) : natural, whole = stride * count
+    if whole <= page || (boundary != nil && whole <= border) { return (stride, max(power(whole), Limits.arenaUnit)) }
+    return (stride, boundary == nil ? page : max(power(natural), page))
+  }
+
+  /// The smallest power of two that is not less.
+  private static func power(_ value: Int) -> Int {
+    value <= 1 ? 1 : 1 << (Int.bitWidth - (value - 1).leadingZeroBitCount)
   }
 }

@@ -4,22 +4,34 @@ import Synchronization
 extension DMADomain {
   /// Coherent memory for `count` elements, zeroed; both sides see it until the array is dropped.
   ///
-  /// From the domain's coherent arena: a system call only when the arena has to grow.
+  /// From the domain's coherent arena: a system call only when the arena has to grow. No element straddles a page, nor a
+  /// multiple of the ``constraints``' boundary, and every element begins on a multiple of their alignment; the whole array
+  /// lies between two multiples of the boundary if it is no longer than that.
   ///
   /// The corresponding kernel call is `dma_alloc_coherent`.
-  /// - Throws: `.empty`, `.overflow`, `.outOfMemory`, `.memoryLock`, `.noSpace`, `.closed`, `.forked`.
+  /// - Throws: `.empty`, `.overflow`, `.outOfMemory`, `.memoryLock`, `.noSpace`, `.closed`, `.forked`; `.invalidArgument`
+  ///   when one element is longer than the boundary.
   public func allocate<Element: BitwiseCopyable>(
     _ type: Element.Type, count: Int
   ) throws(DMAError) -> CoherentArray<Element> {
     let page = Int(core.granuleMask) + 1
     guard count > 0 else { throw core.failed(.space(.empty), "allocate", byteCount: 0).on(deviceName) }
-    let natural = MemoryLayout<Element>.stride
-    guard natural <= Int.max / 4 / count else {
-      throw DMAError(.overflow, "allocate", device: deviceName, detail: "\(count) elements of \(natural) bytes")
+    let rules = constraints, element = MemoryLayout<Element>.stride
+    let natural = rules.alignment.alignedUp(UInt64(element)).flatMap { Int(exactly: $0) }
+    guard let natural, natural <= Int.max / 4 / count else {
+      throw DMAError(.overflow, "allocate", device: deviceName, detail: "\(count) elements of \(element) bytes")
     }
-    let (stride, alignment) = CoherentArray<Element>.layout(natural: natural, count: count, page: page)
+    guard
+      let (stride, alignment) = CoherentArray<Element>.layout(
+        natural: natural, count: count, page: page, boundary: rules.boundary)
+    else {
+      throw DMAError(
+        .invalidArgument, "allocate", byteCount: UInt64(natural), device: deviceName,
+        detail: "An element of \(natural) bytes crosses each multiple of \(rules.boundary!)")
+    }
     let memory = try unsafe allocateCoherent(
-      byteCount: stride * count, alignment: max(alignment, MemoryLayout<Element>.alignment))
+      byteCount: stride * count,
+      alignment: max(alignment, MemoryLayout<Element>.alignment, Int(rules.alignment.byteCount)))
     return unsafe CoherentArray(
       core: .passRetained(core), base: memory.base, address: memory.iova, count: count, stride: stride)
   }
@@ -38,7 +50,7 @@ extension DMADomain {
         return unsafe (base, iova!)
       }
       do throws(DMAError) {
-        if try core.growCoherent(byteCount: byteCount, limits) { tripped() }
+        if try core.growCoherent(byteCount: byteCount, alignment: size, limits) { tripped() }
       } catch {
         if error.code == .noSpace, limits.first < limits.last { tripped() }
         throw error.on(deviceName)

@@ -4,131 +4,89 @@ import Synchronization
 extension DMADomain {
   /// Gives a list of buffers to the device as one contiguous IOVA range, in order, each part on pages of its own.
   ///
-  /// The kernel calls behind it are one `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA` a buffer, and one unmap for the whole
-  /// list. If a part fails, those before it are unmapped and the list is freed; if they cannot be unmapped, the memory
-  /// of the list is leaked, counted in ``DMAStatistics/leakedBytes``, and never reused.
+  /// The range has as few segments as the device's ``constraints`` allow; gaps that they make necessary are kept free.
+  /// The kernel calls behind it are `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA`, one for buffers that follow each other in
+  /// this process's memory, 32 MiB at most, and one unmap for the whole list. Buffers that were made one after the other
+  /// usually do follow each other. If a call fails, those before it are taken back and the list is freed; what cannot be
+  /// unmapped then is leaked, counted in ``DMAStatistics/leakedBytes``, and never reused.
   ///
-  /// - Throws: As ``map(_:_:)-(DMABuffer,_)``; `.empty` for an empty list.
+  /// The corresponding kernel call is `dma_map_sgtable`.
+  /// - Throws: As ``map(_:_:)-(DMABuffer,_)`` and, for memory of the caller's, ``map(unsafe:_:at:widening:)``; `.empty` for
+  ///   an empty list, `.tooManySegments`, `.unaligned` for memory that begins on no multiple of the constraints' alignment.
   public func map(_ list: consuming ScatterList, _ direction: DMADirection) throws(DMAError) -> MappedList {
+    guard ProcessGuard.isOwner else { throw core.failed(.forked, "map(list)", byteCount: 0).on(deviceName) }
     guard list.count > 0 else { throw core.failed(.space(.empty), "map(list)", byteCount: 0).on(deviceName) }
     guard list.isAll(of: core) else { throw foreignBuffer("map(list)") }
-    var total: UInt64 = 0
-    for index in 0..<list.count { total += core.padded(list.byteCount(at: index)) }
+    let constraints = constraints
+    let layout = try place(&list, constraints)
+    guard layout.count <= constraints.maxSegmentCount else {
+      throw DMAError(
+        .tooManySegments, "map(list)", byteCount: layout.end, device: deviceName,
+        detail:
+          "\(list.count) buffers take \(layout.count) segments, and the device takes \(constraints.maxSegmentCount)",
+        remedy: "Map fewer buffers at once, or buffers whose lengths are multiples of \(granule), which join")
+    }
     let limits = addressing.limits
-    switch core.map(list, byteCount: total, limits: limits, access: direction.access) {
+    let request = constraints.request(byteCount: layout.end, alignment: DomainCore.alignment(layout.end))
+    switch core.map(list, request, limits, access: direction.access) {
     case .failure(let failure):
       noteFailure(failure, limits)
       // What the device may still reach must not be used again.
       if case .stuck = failure { _ = list.take() }
-      throw core.failed(failure, "map(list)", byteCount: Int(total), limit: limits.last).on(deviceName)
+      throw core.failed(failure, "map(list)", byteCount: Int(layout.end), limit: limits.last).on(deviceName)
     case .success(let address):
-      if address.rawValue > limits.first { tripped() }
+      if limits.isAboveFirst(IOVARange(start: address, byteCount: layout.end)!) { tripped() }
       return unsafe MappedList(
-        core: .passRetained(core), address: address, byteCount: Int(total), list: list)
+        core: .passRetained(core), address: address, byteCount: Int(layout.end), list: list, segmentCount: layout.count,
+        constraints: constraints)
+    }
+  }
+
+  /// Gives each part its place in the range.
+  private func place(_ list: inout ScatterList, _ constraints: DMAConstraints) throws(DMAError) -> ListLayout {
+    var layout = ListLayout(constraints, granuleMask: core.granuleMask)
+    for index in 0..<list.count {
+      let part = list[index]
+      if part.isUnsafe { try check(part, constraints) }
+      let placement = layout.add(
+        offset: part.host & core.granuleMask, byteCount: UInt64(part.byteCount), emit: { _, _ in })
+      guard let placement else { throw core.failed(.space(.overflow), "map(list)").on(deviceName) }
+      list.place(index, at: placement)
+    }
+    return layout
+  }
+
+  /// Refuses memory of the caller's that is none, or that shares its pages, or begins where no segment may.
+  private func check(_ part: MemoryPart, _ constraints: DMAConstraints) throws(DMAError) {
+    let memory = unsafe UnsafeRawBufferPointer(start: part.base, count: part.byteCount)
+    let pages = try unsafe pages(of: memory, widening: part.isWidened, "map(list)")
+    guard constraints.alignment.isAligned(UInt64(pages.offset)) else {
+      throw DMAError(
+        .unaligned, "map(list)", address: part.host, byteCount: UInt64(part.byteCount), device: deviceName,
+        detail: "The device takes segments on multiples of \(constraints.alignment)")
     }
   }
 }
 
 extension DomainCore {
-  /// Takes one range for all parts, then maps part by part.
-  func map(
-    _ list: borrowing ScatterList, byteCount: UInt64, limits: AddressLimits, access: DMAAccess
+  /// Takes one range for all parts, then maps them.
+  fileprivate func map(
+    _ list: borrowing ScatterList, _ request: RangeStore.Request, _ limits: AddressLimits, access: DMAAccess
   ) -> Result<IOVA, MapFailure> {
-    guard ProcessGuard.isOwner else { return .failure(.forked) }
     guard enter() else { return .failure(.closed) }
     defer { leave() }
+    let parts = list.parts
     let iova: IOVA
-    do throws(RangeStoreFailure) { iova = try place(list, byteCount, limits) } catch { return noSpace(error) }
-    var next = iova.rawValue
-    for index in 0..<list.count {
-      let length = padded(list.byteCount(at: index))
-      let host = unsafe UInt64(UInt(bitPattern: list.base(at: index)))
-      do throws(Errno) {
-        try translation.map(iova: next, address: host, byteCount: length, access: access)
-      } catch { return undo(list, iova, parts: index, mapped: next - iova.rawValue, error) }
-      locked { $0.mapped(IOVA(next), host: host, byteCount: length) }
-      next += length
+    do throws(RangeStoreFailure) {
+      iova = try afterDrain { () throws(RangeStoreFailure) in
+        try locked { state throws(RangeStoreFailure) in
+          try unsafe state.place(parts.base, count: parts.count, granuleMask: granuleMask, request, limits)
+        }
+      }
+    } catch { return noSpace(error) }
+    if let failure = unsafe mapParts(parts.base, count: parts.count, at: iova, access: access) {
+      return .failure(failure)
     }
     return .success(iova)
-  }
-
-  /// One contiguous range, with a node a part, so that each address finds its memory.
-  private func place(_ list: borrowing ScatterList, _ byteCount: UInt64, _ limits: AddressLimits)
-    throws(RangeStoreFailure) -> IOVA
-  {
-    unsafe state.pointee.lock.lock()
-    defer { unsafe state.pointee.lock.unlock() }
-    let iova = try unsafe state.pointee.store.allocate(
-      byteCount, alignment: Self.alignment(byteCount), limits, tag: 1)
-    _ = unsafe state.pointee.store.remove(iova)
-    var next = iova
-    for index in 0..<list.count {
-      let range = IOVARange(start: next, byteCount: padded(list.byteCount(at: index)))!
-      let host = unsafe UInt64(UInt(bitPattern: list.base(at: index)))
-      do throws(RangeStoreFailure) {
-        try unsafe state.pointee.store.insert(RangeStore.Node(range: range, kind: .allocation, tag: host))
-      } catch {
-        removeParts(iova, upTo: next)
-        throw error
-      }
-      next = IOVA(next.rawValue &+ range.byteCount)
-    }
-    return iova
-  }
-
-  /// With the lock held: frees the nodes of `[start, end)`.
-  private func removeParts(_ start: IOVA, upTo end: IOVA) {
-    var next = start
-    while next < end, let node = unsafe state.pointee.store.remove(next) {
-      next = IOVA(next.rawValue &+ node.byteCount)
-    }
-  }
-
-  /// Part of a list is mapped: one unmap takes it back. If that fails, those parts keep their addresses, and the list its
-  /// memory.
-  private func undo(
-    _ list: borrowing ScatterList, _ iova: IOVA, parts: Int, mapped: UInt64, _ error: Errno
-  ) -> Result<IOVA, MapFailure> {
-    let done = mapped == 0 ? 0 : try? translation.unmap(iova: iova.rawValue, byteCount: mapped)
-    let isStuck = done != mapped
-    var next = iova.rawValue
-    unsafe state.pointee.lock.lock()
-    defer { unsafe state.pointee.lock.unlock() }
-    for index in 0..<list.count {
-      let length = padded(list.byteCount(at: index))
-      if index >= parts {
-        unsafe state.pointee.forget(IOVA(next))
-      } else if !isStuck {
-        unsafe state.pointee.unmapped(IOVA(next), byteCount: length, systemCalls: 0)
-      }
-      if isStuck { unsafe state.pointee.statistics.leakedBytes += length }
-      next += length
-    }
-    unsafe state.pointee.statistics.failedMaps += 1
-    unsafe state.pointee.statistics.systemCalls += mapped == 0 ? 1 : 2
-    return .failure(isStuck ? .stuck(error) : .system(error))
-  }
-
-  /// Unmaps a list with one call; nil on success.
-  func unmapParts(_ iova: IOVA, byteCount: Int, _ parts: ScatterList.Parts) -> MapFailure? {
-    guard ProcessGuard.isOwner else { return .forked }
-    var systemCalls: UInt64 = 0
-    if enter() {
-      defer { leave() }
-      do throws(Errno) {
-        let done = try translation.unmap(iova: iova.rawValue, byteCount: UInt64(byteCount))
-        if done != UInt64(byteCount) { return .mismatch(done) }
-      } catch { return .system(error) }
-      systemCalls = 1
-    } else {
-      waitUntilEmptied()
-    }
-    var next = iova.rawValue
-    for index in 0..<parts.count {
-      let length = padded(parts.byteCount(at: index))
-      locked { $0.unmapped(IOVA(next), byteCount: length, systemCalls: index == 0 ? systemCalls : 0) }
-      next += length
-    }
-    return nil
   }
 }

@@ -87,7 +87,8 @@ extension DMADomain {
   /// `widening` the pages that the memory begins and ends in are mapped as a whole, and the device reaches their other
   /// bytes too.
   ///
-  /// The kernel call behind it is one `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA`, which pins the pages. O(log n).
+  /// The kernel call behind it is one `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA` for each 32 MiB, which pins the pages:
+  /// ``mapBulk(unsafe:_:at:widening:threads:isCancelled:)`` does that on several threads, and can be stopped. O(log n).
   ///
   /// - Throws: `.empty`, `.unaligned`, `.overflow`; for a fixed address `.outsideAperture`, `.reserved`, `.outsideMask`,
   ///   `.overlap` (both ranges in the detail); `.badMemory` for memory that is not mapped or not writable as asked;
@@ -95,6 +96,12 @@ extension DMADomain {
   public func map(
     unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA? = nil, widening: Bool = false
   ) throws(DMAError) -> UnsafeMapping {
+    if memory.count > Limits.areaByteCount {
+      guard let mapping = try unsafe mapBulk(unsafe: memory, direction, at: address, widening: widening) else {
+        preconditionFailure("nothing stops this")
+      }
+      return mapping
+    }
     let pages = try unsafe pages(of: memory, widening: widening)
     let limits = addressing.limits
     let result =
@@ -122,41 +129,50 @@ extension DMADomain {
   }
 
   /// The pages that memory lies in.
-  private func pages(
-    of memory: UnsafeRawBufferPointer, widening: Bool
+  func pages(
+    of memory: UnsafeRawBufferPointer, widening: Bool, _ operation: String = "map(unsafe:)"
+  ) throws(DMAError) -> (host: UInt64, byteCount: Int, offset: Int) {
+    do throws(DMAError) {
+      return try unsafe core.pages(of: memory, widening: widening, operation)
+    } catch { throw error.on(deviceName) }
+  }
+}
+
+extension DomainCore {
+  /// The pages that memory lies in, for an operation that errors name.
+  func pages(
+    of memory: UnsafeRawBufferPointer, widening: Bool, _ operation: String
   ) throws(DMAError) -> (host: UInt64, byteCount: Int, offset: Int) {
     guard let base = memory.baseAddress, memory.count > 0 else {
-      throw core.failed(.space(.empty), "map(unsafe:)", byteCount: 0).on(deviceName)
+      throw failed(.space(.empty), operation, byteCount: 0)
     }
-    let mask = core.granuleMask
+    let mask = granuleMask
     let host = UInt64(UInt(bitPattern: base))
     let (end, overflow) = host.addingReportingOverflow(UInt64(memory.count))
     guard !overflow, end <= .max - mask else {
       throw DMAError(
-        .overflow, "map(unsafe:)", address: host, byteCount: UInt64(memory.count), device: deviceName,
+        .overflow, operation, address: host, byteCount: UInt64(memory.count),
         detail: "The memory leaves the address space")
     }
     if (host | end) & mask != 0, !widening {
       throw DMAError(
-        .unaligned, "map(unsafe:)", address: host, byteCount: UInt64(memory.count), device: deviceName,
+        .unaligned, operation, address: host, byteCount: UInt64(memory.count),
         detail:
           "Memory must begin and end on a multiple of \(mask + 1) bytes, or the device reaches more than it was given",
         remedy: "Use buffer(byteCount:), align the memory, or allow widening: true")
     }
     let first = host & ~mask
     guard let byteCount = Int(exactly: ((end + mask) & ~mask) - first) else {
-      throw core.failed(.space(.overflow), "map(unsafe:)", host: host, byteCount: memory.count).on(deviceName)
+      throw failed(.space(.overflow), operation, host: host, byteCount: memory.count)
     }
     guard first != 0 else {
       throw DMAError(
-        .badMemory, "map(unsafe:)", address: host, byteCount: UInt64(memory.count), device: deviceName,
+        .badMemory, operation, address: host, byteCount: UInt64(memory.count),
         detail: "The first page of a process holds no memory")
     }
     return (first, byteCount, Int(host - first))
   }
-}
 
-extension DomainCore {
   /// Maps whole pages at the caller's address.
   func map(host: UInt64, byteCount: Int, at iova: IOVA, limit: UInt64, access: DMAAccess) -> Result<IOVA, MapFailure> {
     guard isOwner else { return .failure(.forked) }
@@ -180,6 +196,7 @@ extension DomainCore {
 
   /// Ends an unsafe mapping and its reference; the reference stays when the unmap fails.
   static func dropUnsafe(_ core: Unmanaged<DomainCore>, _ address: IOVA, _ byteCount: Int) -> DMAError? {
+    if byteCount > Limits.areaByteCount { return unsafe dropBulk(core, address, byteCount) }
     switch unsafe core._withUnsafeGuaranteedRef({ unsafe $0.unmap(address, byteCount: byteCount) }) {
     case .success:
       unsafe core.release()

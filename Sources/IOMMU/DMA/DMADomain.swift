@@ -10,6 +10,8 @@ public final class DMADomain: Sendable {
   let core: DomainCore
   /// Which addresses the device of this value gets.
   let addressing = DeviceAddressing()
+  /// What the device of this value can take of a list.
+  let segmentRules = Mutex(DMAConstraints())
   /// The device that errors name.
   let deviceName: String
   /// The open device, which stays so while this is in use.

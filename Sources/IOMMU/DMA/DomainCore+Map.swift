@@ -42,7 +42,8 @@ extension DomainCore {
   @inline(never)
   private func place(_ host: UInt64, _ length: UInt64, _ limits: AddressLimits) throws(RangeStoreFailure) -> IOVA {
     try locked { state throws(RangeStoreFailure) in
-      let iova = try state.store.allocate(length, alignment: Self.alignment(length), limits, tag: host)
+      let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length))
+      let iova = try state.store.allocate(request, limits, tag: host)
       state.mapped(iova, host: host, byteCount: length)
       return iova
     }
@@ -83,7 +84,7 @@ extension DomainCore {
     return .success(0)
   }
 
-  /// Tries again when addresses that wait for a flush may be what is in the way.
+  /// Tries again when addresses that wait for a flush may be what is in the way, and not what was asked for.
   @inline(__always)
   func afterDrain(_ body: () throws(RangeStoreFailure) -> IOVA) throws(RangeStoreFailure) -> IOVA {
     do throws(RangeStoreFailure) { return try body() } catch {
@@ -121,9 +122,10 @@ extension DomainCore {
 extension RangeStore {
   /// The first limit, and where there is no room below it the last. A first try that must fail is one comparison.
   func allocate(
-    _ byteCount: UInt64, alignment: PageSize, _ limits: AddressLimits, kind: Kind = .allocation, tag: UInt64
+    _ request: Request, _ limits: AddressLimits, kind: Kind = .allocation, tag: UInt64 = 0
   ) throws(RangeStoreFailure) -> IOVA {
-    var request = Request(byteCount: byteCount, alignment: alignment, limit: limits.first)
+    var request = request
+    request.limit = limits.first
     if limits.first < limits.last {
       do throws(RangeStoreFailure) { return try allocate(request, kind: kind, tag: tag) } catch {
         guard error == .noSpace || error == .fragmented else { throw error }

@@ -1,11 +1,12 @@
 public import AddressSpace
 
-/// A scatter list that the device owns: one contiguous IOVA range, and a segment a buffer.
+/// A scatter list that the device owns: one contiguous IOVA range, in as few segments as the device's
+/// ``DMADomain/constraints`` allow.
 ///
 /// Dropping it unmaps it.
 @safe
 public struct MappedList: ~Copyable, @unchecked Sendable {
-  /// A piece to give to the device.
+  /// A piece to give to the device: some buffers that follow each other without a gap, or a piece of one.
   public struct Segment: Hashable, Sendable {
     /// Where it begins for the device.
     public var address: IOVA
@@ -16,16 +17,22 @@ public struct MappedList: ~Copyable, @unchecked Sendable {
   // The list in its parts: `discard self` wants fields that need no destruction.
   private let core: Unmanaged<DomainCore>
   private let parts: ScatterList.Parts
-  /// Where the range begins.
+  private let constraints: DMAConstraints
+  /// Where the range begins; with memory of the caller's that does not begin on a page, its first byte lies further on.
   public let address: IOVA
   /// The range in bytes, whole pages.
   public let byteCount: Int
+  /// How many segments there are.
+  public let segmentCount: Int
 
   /// Takes over a reference to `core`, and the list.
-  init(core: Unmanaged<DomainCore>, address: IOVA, byteCount: Int, list: consuming ScatterList) {
+  init(
+    core: Unmanaged<DomainCore>, address: IOVA, byteCount: Int, list: consuming ScatterList, segmentCount: Int,
+    constraints: DMAConstraints
+  ) {
     unsafe self.core = core
-    self.address = address
-    self.byteCount = byteCount
+    (self.address, self.byteCount) = (address, byteCount)
+    (self.segmentCount, self.constraints) = (segmentCount, constraints)
     parts = list.take()
   }
 
@@ -34,24 +41,46 @@ public struct MappedList: ~Copyable, @unchecked Sendable {
     if unsafe Self.retire(core, address, byteCount, parts) == nil { _ = ScatterList(parts) }
   }
 
-  /// How many pieces there are.
+  /// How many buffers the list has.
   public var count: Int { parts.count }
 
-  /// The pieces in the order of the list; their addresses rise. O(pieces): keep it, rather than ask again and again.
-  public var segments: [Segment] {
-    unsafe core._withUnsafeGuaranteedRef { core in
-      var next = address.rawValue
-      return (0..<parts.count).map { index in
-        let length = parts.byteCount(at: index)
-        defer { next += core.padded(length) }
-        return Segment(address: IOVA(next), byteCount: length)
-      }
-    }
+  /// Where one buffer begins for the device, whichever segment it is in.
+  ///
+  /// - Precondition: `index` is in `0..<count`.
+  public func address(ofBufferAt index: Int) -> IOVA {
+    precondition(index >= 0 && index < count, "index outside of the MappedList")
+    let part = unsafe parts.base[index]
+    let offset = unsafe part.host & core._withUnsafeGuaranteedRef { $0.granuleMask }
+    return IOVA(address.rawValue + part.placement + offset)
   }
 
-  /// Takes all buffers back from the device with one kernel call.
+  /// The segments in the order of the list; their addresses rise. An array a call: ``forEachSegment(_:)`` makes none.
+  public var segments: [Segment] {
+    var segments: [Segment] = []
+    segments.reserveCapacity(segmentCount)
+    forEachSegment { segments.append($0) }
+    return segments
+  }
+
+  /// Calls `body` with each segment, in the order of the list. O(buffers and segments), allocates nothing.
+  public func forEachSegment<Failure: Error>(_ body: (Segment) throws(Failure) -> Void) throws(Failure) {
+    let mask = unsafe core._withUnsafeGuaranteedRef { $0.granuleMask }
+    let address = address
+    func tell(_ start: UInt64, _ byteCount: UInt64) throws(Failure) {
+      try body(Segment(address: IOVA(address.rawValue + start), byteCount: Int(byteCount)))
+    }
+    var layout = ListLayout(constraints, granuleMask: mask)
+    for index in 0..<parts.count {
+      let part = unsafe parts.base[index]
+      _ = try layout.add(offset: part.host & mask, byteCount: UInt64(part.byteCount), emit: tell)
+    }
+    try layout.finish(emit: tell)
+  }
+
+  /// Takes all buffers back from the device: one kernel call for each 32 MiB that are mapped. With a lazy ``Protection``
+  /// a list of up to 32 MiB waits for the next flush as one range, without a call of its own; a longer one does not wait.
   ///
-  /// - Throws: As ``Mapping/unmap()``; the memory of the whole list is leaked then, and counted.
+  /// - Throws: As ``Mapping/unmap()``; the memory that could not be unmapped is leaked then, and counted.
   public consuming func unmap() throws(DMAError) -> ScatterList {
     let (core, address, byteCount, parts) = unsafe (core, address, byteCount, parts)
     discard self
@@ -59,15 +88,22 @@ public struct MappedList: ~Copyable, @unchecked Sendable {
     return ScatterList(parts)
   }
 
-  /// Unmaps and gives the reference back; on failure both stay, out of use.
+  /// Unmaps and gives the reference back. On failure the reference stays, as do the parts that are still mapped.
   private static func retire(
     _ core: Unmanaged<DomainCore>, _ address: IOVA, _ byteCount: Int, _ parts: ScatterList.Parts
   ) -> DMAError? {
-    let failure = unsafe core._withUnsafeGuaranteedRef { $0.unmapParts(address, byteCount: byteCount, parts) }
+    let (failure, done) = unsafe core._withUnsafeGuaranteedRef {
+      $0.unmap(parts, from: address, byteCount: UInt64(byteCount))
+    }
     guard let failure else {
       unsafe core.release()
       return nil
     }
-    return unsafe core._withUnsafeGuaranteedRef { $0.leaked(failure, "unmap(list)", address, byteCount) }
+    return unsafe core._withUnsafeGuaranteedRef { core in
+      if case .forked = failure { return core.failed(failure, "unmap(list)", address).on(core.device) }
+      parts.free(0..<done)
+      let left = (done..<parts.count).reduce(0) { unsafe $0 + Int(parts.base[$1].pages(core.granuleMask).byteCount) }
+      return core.leaked(failure, "unmap(list)", address, left)
+    }
   }
 }

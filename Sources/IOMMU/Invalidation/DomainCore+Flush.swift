@@ -66,10 +66,10 @@ extension DomainCore {
   }
 
   private func unmapRun(_ run: ArraySlice<FlushQueue.Waiting>) -> MapFailure? {
-    let byteCount = run.reduce(0) { $0 + $1.byteCount }
+    let byteCount = run.reduce(0) { $0 + $1.byteCount }, gaps = run.reduce(0) { $0 + $1.gapByteCount }
     do throws(Errno) {
       let done = try translation.unmap(iova: run.first!.iova, byteCount: byteCount)
-      if done != byteCount { return .mismatch(done) }
+      if done != byteCount - gaps { return .mismatch(done) }
     } catch { return .system(error) }
     for waiting in run { queue.setUnmapped(waiting) }
     return nil
@@ -79,7 +79,7 @@ extension DomainCore {
 extension FlushQueue {
   /// A range that waits, and its place in the rings.
   struct Waiting {
-    var iova: UInt64, byteCount: UInt64
+    var iova: UInt64, byteCount: UInt64, gapByteCount: UInt64
     fileprivate var ring: Int, index: Int
   }
 
@@ -95,7 +95,9 @@ extension FlushQueue {
       for index in places {
         let entry = unsafe entry(ring, index).pointee
         guard entry.counter < number, !entry.isUnmapped, entry.byteCount != 0 else { continue }
-        found.append(Waiting(iova: entry.iova, byteCount: entry.byteCount, ring: ring, index: index))
+        found.append(
+          Waiting(
+            iova: entry.iova, byteCount: entry.byteCount, gapByteCount: entry.gapByteCount, ring: ring, index: index))
       }
     }
     return found

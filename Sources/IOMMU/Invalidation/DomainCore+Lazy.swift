@@ -18,16 +18,40 @@ extension DomainCore {
     defer { leave() }
     flushOverdue()
     locked { $0.retire(iova, byteCount: length) }
-    let entry = FlushQueue.Entry(iova: iova.rawValue, byteCount: length, memory: UInt(bitPattern: memory))
+    return queueOrUnmap(
+      FlushQueue.Entry(iova: iova.rawValue, byteCount: length, memory: UInt(bitPattern: memory)))
+  }
+
+  /// As ``unmapLazily(_:length:memory:)``, for a range with several parts, of an area's worth at most: it waits as one,
+  /// with the gaps between them. The parts' memory is not freed.
+  ///
+  /// - Precondition: The caller has entered.
+  func unmapLazily(
+    _ parts: UnsafePointer<MemoryPart>, count: Int, from iova: IOVA, byteCount: UInt64
+  ) -> Result<UInt64, MapFailure> {
+    flushOverdue()
+    var next: UInt64 = 0, gaps: UInt64 = 0
+    for index in 0..<count {
+      let part = unsafe parts[index], length = part.pages(granuleMask).byteCount
+      locked { state in
+        if part.placement > next { state.retireGap(IOVA(iova.rawValue + next)) }
+        state.retire(IOVA(iova.rawValue + part.placement), byteCount: length)
+      }
+      gaps += part.placement - next
+      next = part.placement + length
+    }
+    return queueOrUnmap(FlushQueue.Entry(iova: iova.rawValue, byteCount: byteCount, gapByteCount: gaps))
+  }
+
+  /// Queues a range that is retired, or unmaps it on the spot where there is no room.
+  private func queueOrUnmap(_ entry: FlushQueue.Entry) -> Result<UInt64, MapFailure> {
     if let number = enqueue(entry) { return .success(number) }
     do throws(Errno) {
-      let done = try translation.unmap(iova: iova.rawValue, byteCount: length)
-      if done != length { return stuck(.mismatch(done), length) }
-    } catch { return stuck(.system(error), length) }
-    locked { state in
-      state.statistics.systemCalls += 1
-      state.releaseRetired(iova, byteCount: length)
-    }
+      let done = try translation.unmap(iova: entry.iova, byteCount: entry.byteCount)
+      if done != entry.byteCount - entry.gapByteCount { return stuck(.mismatch(done), entry.byteCount) }
+    } catch { return stuck(.system(error), entry.byteCount) }
+    locked { $0.statistics.systemCalls += 1 }
+    releaseAddresses(of: entry)
     return .success(0)
   }
 
@@ -80,8 +104,14 @@ extension DomainCore {
 
   /// The range is out of reach: its address may be given out again, and its memory.
   private func release(_ entry: FlushQueue.Entry) {
-    if entry.byteCount != 0 { locked { $0.releaseRetired(IOVA(entry.iova), byteCount: entry.byteCount) } }
+    releaseAddresses(of: entry)
     if let memory = unsafe UnsafeMutableRawPointer(bitPattern: entry.memory) { unsafe streaming.free(memory) }
+  }
+
+  /// A list has many nodes; the lock is held for one at a time.
+  private func releaseAddresses(of entry: FlushQueue.Entry) {
+    var done: UInt64 = 0
+    while done < entry.byteCount, let next = locked({ $0.releaseRetired(IOVA(entry.iova + done)) }) { done += next }
   }
 
   /// Whatever has waited longer than it may, since the process was stopped, goes before anything else is done.
@@ -158,10 +188,19 @@ extension DomainState {
     statistics.queuedBytes &+= byteCount
   }
 
-  /// The addresses of a range that was retired, which may have several nodes, are free.
-  mutating func releaseRetired(_ iova: IOVA, byteCount: UInt64) {
-    var next = iova.rawValue
-    while next < iova.rawValue + byteCount, let node = store.remove(IOVA(next)) { next += node.byteCount }
-    statistics.queuedBytes &-= byteCount
+  /// A gap between two parts of a list waits with them, as addresses that were in use: a flush frees it, so that it is no
+  /// more in the way than they are.
+  mutating func retireGap(_ start: IOVA) {
+    guard let gap = store.remove(start) else { return }
+    // One entry in the place of another takes no memory.
+    try? store.insert(RangeStore.Node(range: gap.range, kind: .allocation))
+    statistics.queuedBytes &+= gap.byteCount
+  }
+
+  /// The addresses of a node that was retired are free; how many.
+  mutating func releaseRetired(_ iova: IOVA) -> UInt64? {
+    guard let node = store.remove(iova) else { return nil }
+    statistics.queuedBytes &-= node.byteCount
+    return node.byteCount
   }
 }

@@ -16,6 +16,8 @@ final class FlushQueue: @unchecked Sendable {
   struct Entry: BitwiseCopyable {
     /// The range; no bytes where only memory waits.
     var iova: UInt64 = 0, byteCount: UInt64 = 0
+    /// How much of the range is not mapped: gaps between the parts of a list.
+    var gapByteCount: UInt64 = 0
     /// Memory of the streaming arena to be freed with it; 0 for none.
     var memory: UInt = 0
     /// ``FlushQueue/started`` when it was queued.

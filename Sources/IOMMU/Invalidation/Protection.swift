@@ -18,7 +18,9 @@ public enum Protection: Hashable, Sendable {
   ///
   /// On tables that the kernel owns it is the unmap itself that waits, and the flush unmaps each contiguous run with one
   /// ioctl. That saves system calls and no invalidation, of which the kernel makes one for each area, and the window is
-  /// wider than that of the kernel's own lazy mode: the translation stays valid, not only what is cached of it.
+  /// wider than that of the kernel's own lazy mode: the translation stays valid, not only what is cached of it. A list
+  /// waits as one range. Lists and memory of the caller's of more than 32 MiB, which take several ioctls, and what is
+  /// unlinked from a ``Reservation``, whose addresses may be linked anew, do not wait.
   case lazy(FlushQueueOptions)
 }
 

@@ -101,6 +101,8 @@ public struct DMAError: Error, Hashable, Sendable, CustomStringConvertible {
     public static let memoryLock = Code("memlock")
     /// The kernel's limit of mappings is reached (type1: 65,535).
     public static let tooManyMappings = Code("too-many-mappings")
+    /// A list takes more segments than the device does; see ``DMAConstraints``.
+    public static let tooManySegments = Code("too-many-segments")
     /// Nothing is mapped there.
     public static let notMapped = Code("not-mapped")
     /// The memory is not of this process, or cannot be pinned as asked.

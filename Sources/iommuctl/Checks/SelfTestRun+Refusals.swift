@@ -103,7 +103,7 @@ extension SelfTestRun {
       try require(segments.allSatisfy { $0.address + $0.byteCount <= end }, "A segment leaves the range")
       _ = try mapped.unmap()
       let calls = dma.statistics.systemCalls - before.systemCalls
-      try require(calls == 4, "\(calls) system calls for 3 maps and an unmap")
+      try require((2...4).contains(calls), "\(calls) system calls for 3 maps, of neighbours together, and an unmap")
       return "3 buffers in one range of \(6 * page) bytes, unmapped by one call"
     }
   }

@@ -27,7 +27,8 @@ enum IdleWakeups {
     let count = after.reduce(0) { $0 + $1.value - (before[$1.key] ?? 0) }
     device.close()
     return Measurement(
-      value: Double(count + (try timers(kernel))), anchor: "other threads", anchorValue: Double(after.count), repeats: 1)
+      value: Double(count + (try timers(kernel))), anchor: "other threads", anchorValue: Double(after.count), repeats: 1
+    )
   }
 
   /// How often each other thread went to sleep of itself or was made to, as /proc tells.

@@ -14,10 +14,13 @@ extension Cases {
       let device = try environment.open(environment.devices.edu)
       var list = ScatterList(capacity: 64)
       for _ in 0..<64 { list.append(try device.dma.buffer(byteCount: 4096)) }
+      // Neighbours in memory: one area, as a mapping of 64 pages.
       let mapped = try device.dma.map(list, .bidirectional)
+      try expectEqual(device.dma.statistics.systemCalls, 1, "system calls to map the list")
       try phase("unmap_list_64", 5, environment)
       _ = try mapped.unmap()
       try environment.mark(0)
+      try expectEqual(device.dma.statistics.systemCalls, 2, "system calls after the unmap")
     },
     ConformanceCase(.counts, "count/close_64") { environment in
       let device = try environment.open(environment.devices.edu)

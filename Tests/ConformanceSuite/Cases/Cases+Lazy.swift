@@ -43,6 +43,31 @@ extension Cases {
         try expect(seen.contains(mapping.address), "\(mapping.address) is new, though all are free")
         _ = try mapping.unmap()
       },
+      ConformanceCase(.dma, "lazy/\(name)-list-waits-as-one") { environment in
+        let driver = try EduDriver(environment.devices.edu, environment), dma = driver.device.dma
+        try dma.switchProtection(to: protection)
+        try dma.setConstraints(DMAConstraints(boundary: PageSize(shift: 13)))
+        let memory = try HostMemory(environment.kernel, byteCount: 8192)
+        memory.fill(0x11)
+        var list = try buffers(dma, [4096])
+        // Begins on the boundary: a gap lies before it.
+        unsafe list.append(unsafe: memory.buffer)
+        let mapped = try dma.map(list, .bidirectional), address = mapped.address(ofBufferAt: 1)
+        try expectEqual(mapped.byteCount, 4 * 4096, "bytes of the range")
+        try driver.load(address, byteCount: 64)
+        memory.fill(0x22)
+        let calls = dma.statistics.systemCalls
+        _ = try mapped.unmap()
+        try expectEqual(dma.statistics.systemCalls, calls, "system calls after the unmap")
+        try driver.store(address, byteCount: 64)
+        try expectEqual(
+          memory.bytes(0..<64), [UInt8](repeating: 0x11, count: 64), "before the drain the device still reaches it")
+        try dma.drain()
+        try expectEqual(dma.statistics.systemCalls, calls + 1, "system calls after the drain")
+        try expectEqual(try Belongings(environment).pinnedBytes, 0, "bytes pinned after the drain")
+        let oracle = try FaultOracle(environment)
+        try oracle.expectFault(environment.devices.edu, address) { try driver.store(address, byteCount: 8) }
+      },
     ]
   }
 }

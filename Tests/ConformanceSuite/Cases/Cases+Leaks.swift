@@ -34,6 +34,35 @@ extension Cases {
         _ = try device!.dma.map(list, .toDevice).unmap()
       }
     },
+    ConformanceCase(.conformance, "fail/map-list-apart") { environment in
+      try failEach(environment, first: { try $0.open($0.devices.edu) }) { device, _ in
+        try device!.dma.setConstraints(DMAConstraints(boundary: PageSize(shift: 13)))
+        var list = try buffers(device!.dma, [4096, 8192, 4096, 5000, 4096]), reversed = ScatterList()
+        while list.count > 0 { reversed.append(list.removeLast()) }
+        _ = try device!.dma.map(reversed, .toDevice)
+      }
+    },
+    ConformanceCase(.conformance, "fail/reserve") { environment in
+      let memory = try HostMemory(environment.kernel, byteCount: 4096)
+      try failEach(environment, first: { try $0.open($0.devices.edu) }) { device, _ in
+        let dma = device!.dma
+        var reservation = try dma.reserve(byteCount: 8 * 4096)
+        for page in [0, 1, 4] { try reservation.link(try dma.buffer(byteCount: 4096), at: page * 4096, .toDevice) }
+        try unsafe reservation.link(unsafe: memory.buffer, at: 5 * 4096, .bidirectional)
+        var linked = try reservation.sync()
+        _ = try linked.unlink(4 * 4096..<5 * 4096)
+        reservation = linked.reopen()
+        try reservation.link(try dma.buffer(byteCount: 8192), at: 6 * 4096, .fromDevice)
+        _ = try reservation.destroy()
+      }
+    },
+    ConformanceCase(.conformance, "fail/bulk") { environment in
+      let memory = try HostMemory(environment.kernel, byteCount: 40 << 20)
+      try failEach(environment, first: { try $0.open($0.devices.edu) }) { device, _ in
+        guard let mapping = try unsafe device!.dma.mapBulk(unsafe: memory.buffer, .toDevice, threads: 2) else { return }
+        _ = try mapping.unmapBulk(threads: 2)
+      }
+    },
     ConformanceCase(.conformance, "fail/allocate") { environment in
       try failEach(environment, first: { try $0.open($0.devices.edu) }) { device, _ in
         let small = try device!.dma.allocate(UInt64.self, count: 16)

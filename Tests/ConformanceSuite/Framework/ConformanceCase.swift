@@ -52,10 +52,11 @@ public enum Suite: String, Sendable, CaseIterable {
 /// All cases, a list a file.
 enum Cases {
   static let conformance =
-    binding + attaching + registers + interrupts + mapping + limits + errors + sharing + library + leaks
+    binding + attaching + registers + interrupts + mapping + limits + errors + sharing + library + lists
+    + reservations + leaks
   // A kernel reports few of the faults of five seconds: cases that look for one stand apart, and those that make faults
   // and look for none come last.
-  static let dma = outOfReach + edu + nvme + outOfReachNVMe + lazyModes + afterUnmap
+  static let dma = outOfReach + edu + nvme + outOfReachNVMe + linked + lazyModes + afterUnmap
 }
 
 /// A case's verdict.

@@ -134,8 +134,8 @@ import Testing
     }
   }
 
-  /// Also by a list, by memory of the caller's, and where nothing is free at all.
-  @Test(arguments: Interface.allCases, ["list", "unsafe", "nothing"])
+  /// Also by a list, a reservation, by memory of the caller's, and where nothing is free at all.
+  @Test(arguments: Interface.allCases, ["list", "reserve", "bulk", "unsafe", "nothing"])
   func eachWayToAnAddressTrips(_ interface: Interface, _ way: String) throws {
     try withDevices(interface, full: true) { device, _ in
       let dma = device.dma
@@ -144,10 +144,16 @@ import Testing
         var list = ScatterList()
         for _ in 0..<3 { list.append(try dma.buffer(byteCount: 64)) }
         #expect(try dma.map(list, .toDevice).address.rawValue >= Self.fourGiB)
-      case "unsafe":
+      case "reserve":
+        let linked = try dma.reserve(byteCount: 4096).sync()
+        #expect(linked.address.rawValue >= Self.fourGiB)
+      case "unsafe", "bulk":
         let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
         defer { unsafe page.deallocate() }
-        let mapping = try unsafe dma.map(unsafe: UnsafeRawBufferPointer(page), .toDevice)
+        let memory = UnsafeRawBufferPointer(page)
+        let mapping =
+          way == "bulk"
+          ? try unsafe dma.mapBulk(unsafe: memory, .toDevice)! : try unsafe dma.map(unsafe: memory, .toDevice)
         #expect(mapping.address.rawValue >= Self.fourGiB)
         try mapping.unmap()
       default:

@@ -123,6 +123,14 @@ import Testing
     #expect(machine.isClean)
   }
 
+  private static func mapList(_ dma: DMADomain) throws {
+    var list = ScatterList()
+    for _ in 0..<4 { list.append(try dma.buffer(byteCount: 4096)) }
+    let mapped = try dma.map(list, .bidirectional)
+    list = try mapped.unmap()
+    _ = list.removeLast()
+  }
+
   private static func load(_ machine: SimulatedHost, _ interface: Interface) async throws {
     let device = try Device(LazyTests.address, on: machine.host, interface: interface), dma = device.dma
     let isDone = Atomic<Bool>(false)
@@ -140,6 +148,7 @@ import Testing
         let mapping = try dma.map(buffer, .bidirectional)
         #expect(unsafe dma.translate(mapping.address)?.load(as: UInt64.self) == UInt64(number))
         if number == 1 { _ = consume mapping } else { _ = try mapping.unmap() }
+        if number == 2 { try mapList(dma) }
       }
     }
     #expect(failures == [])

@@ -1,0 +1,231 @@
+public import AddressSpace
+import Synchronization
+
+extension DMADomain {
+  /// Maps much memory of the caller's, an area of 32 MiB at a time, on several threads if wanted, until somebody stops it.
+  ///
+  /// Pinning takes the kernel about 1 ms an area of 4 KiB pages, in which it cannot be interrupted; this is also how long
+  /// the last area may take after `isCancelled` has said so. Otherwise as ``map(unsafe:_:at:widening:)``, which does the
+  /// same on one thread to the end.
+  ///
+  /// - Parameters:
+  ///   - memory: Stays allocated and in place until it is unmapped.
+  ///   - direction: What the device does with it.
+  ///   - address: The address that it gets; nil for one of the library's choice.
+  ///   - widening: Whether the device may reach the rest of the first and the last page.
+  ///   - threads: How many threads map, this one included; the others end before the call returns. More than one pay
+  ///     where the kernel has to find the pages, as it does for each in turn.
+  ///   - isCancelled: Asked before each area, on any of the threads. When it says so, what is mapped by then comes back:
+  ///     the mapping's ``UnsafeMapping/byteCount`` is less than the memory's.
+  /// - Returns: The mapping; nil when it was stopped before anything was mapped.
+  /// - Throws: As ``map(unsafe:_:at:widening:)``; what was mapped until then is taken back.
+  public func mapBulk(
+    unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA? = nil, widening: Bool = false,
+    threads: Int = 1, isCancelled: @escaping @Sendable () -> Bool = { false }
+  ) throws(DMAError) -> UnsafeMapping? {
+    let pages = try unsafe pages(of: memory, widening: widening)
+    let limits = addressing.limits
+    let bulk = DomainCore.Bulk(
+      host: pages.host, byteCount: UInt64(pages.byteCount), threads: threads, isCancelled: isCancelled)
+    switch core.map(bulk, at: address, limits, access: direction.access) {
+    case .success(let done):
+      guard let done else { return nil }
+      if address == nil, limits.isAboveFirst(done) { tripped() }
+      return unsafe UnsafeMapping(
+        core: .passRetained(core), pages: (done.start, Int(done.byteCount)),
+        address: IOVA(done.start.rawValue + UInt64(pages.offset)),
+        byteCount: min(memory.count, Int(done.byteCount) - pages.offset))
+    case .failure(let failure):
+      if address == nil { noteFailure(failure, limits) }
+      throw core.failed(
+        failure, "map(unsafe:)", address, host: pages.host, byteCount: pages.byteCount, limit: limits.last
+      )
+      .on(deviceName)
+    }
+  }
+}
+
+extension UnsafeMapping {
+  /// Takes the memory out of the device's reach, an area of 32 MiB at a time, on several threads if wanted, until
+  /// somebody stops it.
+  ///
+  /// The kernel unpins page by page: 4 KiB pages take 69 ns each, so that an area takes at most 1 ms, in which it cannot be
+  /// interrupted; 1 GiB in one call would take 18 ms. Otherwise as ``unmap()``, which does the same on one thread to the end.
+  ///
+  /// - Parameters:
+  ///   - threads: How many threads unmap, this one included; the others end before the call returns.
+  ///   - isCancelled: Asked before each area, on any of the threads.
+  /// - Returns: nil when all is unmapped; when it was stopped, what is still mapped: the end of the memory.
+  /// - Throws: As ``unmap()``.
+  public consuming func unmapBulk(
+    threads: Int = 1, isCancelled: @escaping @Sendable () -> Bool = { false }
+  ) throws(DMAError) -> UnsafeMapping? {
+    let (core, pages, address, byteCount) = unsafe (core, pages, address, byteCount)
+    discard self
+    let result = unsafe DomainCore.unmapBulk(core, pages.address, pages.byteCount, threads, isCancelled)
+    switch result {
+    case .failure(let error): throw error
+    case .success(pages.byteCount): return nil
+    case .success(0):
+      return unsafe UnsafeMapping(core: core, pages: pages, address: address, byteCount: byteCount)
+    case .success(let done):
+      let start = IOVA(pages.address.rawValue + UInt64(done))
+      let gone = Int(start.rawValue - address.rawValue)
+      return unsafe UnsafeMapping(
+        core: core, pages: (start, pages.byteCount - done), address: start, byteCount: byteCount - gone)
+    }
+  }
+}
+
+extension DomainCore {
+  /// Memory to map an area at a time.
+  struct Bulk {
+    var host: UInt64, byteCount: UInt64
+    var threads: Int
+    var isCancelled: @Sendable () -> Bool
+  }
+
+  /// Maps whole pages, at an address of the store's choice or at `fixed`; nil when nothing was mapped until it was stopped.
+  func map(_ bulk: Bulk, at fixed: IOVA?, _ limits: AddressLimits, access: DMAAccess) -> Result<IOVARange?, MapFailure>
+  {
+    guard isOwner else { return .failure(.forked) }
+    guard enter() else { return .failure(.closed) }
+    defer { leave() }
+    let iova: IOVA
+    do throws(RangeStoreFailure) {
+      iova = try afterDrain { () throws(RangeStoreFailure) in try place(bulk, fixed, limits) }
+    } catch {
+      _ = noSpace(error)
+      return .failure(.space(error))
+    }
+    let translation = translation, host = bulk.host
+    let work = BulkWork(byteCount: bulk.byteCount, threads: bulk.threads, isCancelled: bulk.isCancelled) {
+      offset, length in
+      do throws(Errno) {
+        try translation.map(
+          iova: iova.rawValue + offset, address: host + offset, byteCount: length, access: access)
+        return nil
+      } catch { return .system(error) }
+    }
+    if let failure = work.failed.first?.failure { return .failure(undo(iova, bulk.byteCount, work, failure)) }
+    return locked { state in
+      state.statistics.systemCalls &+= work.calls
+      if work.tried < bulk.byteCount { state.keep(iova, from: 0, to: work.tried) }
+      guard work.tried > 0 else { return .success(nil) }
+      state.mapped(iova, host: host, byteCount: work.tried)
+      state.statistics.systemCalls &-= 1
+      return .success(IOVARange(start: iova, byteCount: work.tried))
+    }
+  }
+
+  private func place(_ bulk: Bulk, _ fixed: IOVA?, _ limits: AddressLimits) throws(RangeStoreFailure) -> IOVA {
+    guard let fixed else {
+      let request = RangeStore.Request(byteCount: bulk.byteCount, alignment: Self.alignment(bulk.byteCount))
+      return try locked { state throws(RangeStoreFailure) in try state.store.allocate(request, limits, tag: bulk.host) }
+    }
+    guard let range = IOVARange(start: fixed, byteCount: bulk.byteCount) else { throw .overflow }
+    try locked { state throws(RangeStoreFailure) in
+      try state.store.insert(RangeStore.Node(range: range, kind: .fixed, tag: bulk.host), limit: limits.last)
+    }
+    return fixed
+  }
+
+  /// Not all areas could be mapped: unmaps those that were. If that fails, the range keeps its addresses.
+  private func undo(_ iova: IOVA, _ byteCount: UInt64, _ work: BulkWork, _ failure: MapFailure) -> MapFailure {
+    var calls = work.calls, stuck: UInt64 = 0
+    for area in work.done {
+      calls += 1
+      let done = try? translation.unmap(iova: iova.rawValue + area.offset, byteCount: area.byteCount)
+      if done != area.byteCount { stuck += area.byteCount }
+    }
+    locked { state in
+      state.statistics.failedMaps += 1
+      state.statistics.systemCalls &+= calls
+      state.statistics.leakedBytes += stuck
+      if stuck == 0 { state.forget(iova) }
+    }
+    guard stuck > 0, case .system(let errno) = failure else { return failure }
+    return .stuck(errno)
+  }
+
+  /// Unmaps what ``map(_:at:_:access:)`` mapped, or the rest of it: the reference goes back once nothing is left, and
+  /// stays for good when a call fails.
+  ///
+  /// - Returns: How many bytes were unmapped, from the start on.
+  static func unmapBulk(
+    _ core: Unmanaged<DomainCore>, _ iova: IOVA, _ byteCount: Int, _ threads: Int,
+    _ isCancelled: @escaping @Sendable () -> Bool
+  ) -> Result<Int, DMAError> {
+    let result = unsafe core._withUnsafeGuaranteedRef { $0.unmap(iova, UInt64(byteCount), threads, isCancelled) }
+    switch result {
+    case .success(let done):
+      if done == byteCount { unsafe core.release() }
+      return .success(done)
+    case .failure(let failure):
+      return .failure(
+        unsafe core._withUnsafeGuaranteedRef { $0.leaked(failure.reason, "unmap", iova, Int(failure.left)) })
+    }
+  }
+
+  /// Ends an unsafe mapping of several areas; nil on success.
+  static func dropBulk(_ core: Unmanaged<DomainCore>, _ iova: IOVA, _ byteCount: Int) -> DMAError? {
+    if case .failure(let error) = unsafe unmapBulk(core, iova, byteCount, 1, { false }) { return error }
+    return nil
+  }
+
+  private struct Remainder: Error {
+    var reason: MapFailure
+    var left: UInt64
+  }
+
+  private func unmap(
+    _ iova: IOVA, _ byteCount: UInt64, _ threads: Int, _ isCancelled: @escaping @Sendable () -> Bool
+  ) -> Result<Int, Remainder> {
+    guard isOwner else { return .failure(Remainder(reason: .forked, left: byteCount)) }
+    var done = byteCount, calls: UInt64 = 0
+    if enter() {
+      defer { leave() }
+      let translation = translation
+      let work = BulkWork(byteCount: byteCount, threads: threads, isCancelled: isCancelled) { offset, length in
+        do throws(Errno) {
+          let done = try translation.unmap(iova: iova.rawValue + offset, byteCount: length)
+          return done == length ? nil : .mismatch(done)
+        } catch { return .system(error) }
+      }
+      (done, calls) = (work.tried, work.calls)
+      if let failure = work.failed.first?.failure {
+        // ``leaked(_:_:_:_:)`` counts one.
+        locked { $0.statistics.systemCalls &+= calls - 1 }
+        return .failure(Remainder(reason: failure, left: byteCount - work.doneByteCount))
+      }
+    } else {
+      // Closed: the kernel unmaps everything by itself.
+      waitUntilEmptied()
+    }
+    locked { state in
+      if done == byteCount {
+        state.unmapped(iova, byteCount: byteCount, systemCalls: calls)
+      } else {
+        state.statistics.systemCalls &+= calls
+        state.statistics.liveBytes &-= done
+        if done > 0 {
+          state.ended.append(iova, byteCount: done)
+          state.keep(iova, from: done, to: byteCount)
+        }
+      }
+    }
+    return .success(Int(done))
+  }
+}
+
+extension DomainState {
+  /// Shortens a node to a part of it, maybe to nothing.
+  mutating func keep(_ iova: IOVA, from start: UInt64, to end: UInt64) {
+    guard let node = store.find(containing: iova) else { return }
+    forget(iova)
+    guard let range = IOVARange(start: IOVA(iova.rawValue + start), byteCount: end - start) else { return }
+    // One entry in the place of another takes no memory.
+    try? store.insert(RangeStore.Node(range: range, kind: node.kind, tag: node.tag + start))
+    index(range.start, host: node.tag + start, byteCount: end - start)
+  }
+}

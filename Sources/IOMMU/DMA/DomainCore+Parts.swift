@@ -1,0 +1,230 @@
+import AddressSpace
+import Synchronization
+
+/// Many parts in one range: lists and reservations.
+extension DomainCore {
+  /// Maps parts at their places in a range whose nodes are there, in as few kernel calls as there can be.
+  ///
+  /// If one fails, those before it are taken back and the parts' addresses are free again, or `reserved` ones once more.
+  /// If that fails too, what is mapped keeps its addresses.
+  func mapParts(
+    _ parts: UnsafePointer<MemoryPart>, count: Int, at iova: IOVA, access: DMAAccess, reserved: IOVARange? = nil
+  ) -> MapFailure? {
+    if lazyMode.load(ordering: .relaxed) != .strict { flushOverdue() }
+    var walk = unsafe AreaWalk(parts, count: count, granuleMask: granuleMask)
+    var done = 0, mapped: UInt64 = 0
+    while let area = walk.next() {
+      do throws(Errno) {
+        try translation.map(
+          iova: iova.rawValue + area.placement, address: area.host, byteCount: area.byteCount, access: access)
+      } catch {
+        let (failure, unmapped, calls) = unsafe unmapAreas(
+          parts, count: count, from: iova, mapped: mapped, acrossGaps: reserved == nil)
+        locked { state in
+          state.statistics.failedMaps += 1
+          state.statistics.systemCalls += 1 + calls
+          let stuck = failure == nil ? 0..<0 : unmapped..<mapped
+          unsafe state.takeBack(
+            parts, count: count, at: iova, granuleMask: granuleMask, counted: done, stuck: stuck, reserved: reserved)
+        }
+        return failure == nil ? .system(error) : .stuck(error)
+      }
+      mapped += area.byteCount
+      locked { state in
+        state.statistics.systemCalls &+= 1
+        for index in done..<area.partsDone {
+          let part = unsafe parts[index], pages = part.pages(granuleMask)
+          state.mapped(IOVA(iova.rawValue + part.placement), host: pages.host, byteCount: pages.byteCount)
+          state.statistics.systemCalls &-= 1
+        }
+      }
+      done = area.partsDone
+    }
+    return nil
+  }
+
+  /// Unmaps a list. In a lazy mode it waits for a flush if one kernel call can unmap it, and its buffers with it.
+  ///
+  /// - Returns: As ``unmapParts(_:count:from:reserved:)``.
+  func unmap(_ list: ScatterList.Parts, from iova: IOVA, byteCount: UInt64) -> (failure: MapFailure?, done: Int) {
+    if lazyMode.load(ordering: .relaxed) != .strict, isOwner, isOneArea(list), enter() {
+      defer { leave() }
+      switch unsafe unmapLazily(list.base, count: list.count, from: iova, byteCount: byteCount) {
+      case .failure(let failure): return (failure, 0)
+      case .success(let number):
+        list.keep(until: number)
+        return (nil, list.count)
+      }
+    }
+    return unsafe unmapParts(list.base, count: list.count, from: iova)
+  }
+
+  private func isOneArea(_ list: ScatterList.Parts) -> Bool {
+    var byteCount: UInt64 = 0
+    for index in 0..<list.count { byteCount += unsafe list.base[index].pages(granuleMask).byteCount }
+    return byteCount <= UInt64(Limits.areaByteCount)
+  }
+
+  /// Unmaps parts that ``mapParts(_:count:at:access:reserved:)`` mapped; on success their addresses are free, or `reserved`
+  /// ones again.
+  ///
+  /// - Returns: Why not, and how many parts were unmapped all the same, from the first on.
+  func unmapParts(
+    _ parts: UnsafePointer<MemoryPart>, count: Int, from iova: IOVA, reserved: IOVARange? = nil
+  ) -> (failure: MapFailure?, done: Int) {
+    guard ProcessGuard.isOwner else { return (.forked, 0) }
+    var failure: MapFailure?, unmapped = UInt64.max, calls: UInt64 = 0
+    if enter() {
+      defer { leave() }
+      (failure, unmapped, calls) = unsafe unmapAreas(
+        parts, count: count, from: iova, mapped: .max, acrossGaps: reserved == nil)
+    } else {
+      waitUntilEmptied()
+    }
+    var next: UInt64 = 0, at: UInt64 = 0, done = 0
+    while done < count {
+      let part = unsafe parts[done], length = part.pages(granuleMask).byteCount
+      at += length
+      if at > unmapped { break }
+      locked { state in
+        let start = IOVA(iova.rawValue + part.placement)
+        if reserved == nil, part.placement > next { state.store.remove(IOVA(iova.rawValue + next)) }
+        state.unmapped(start, byteCount: length, systemCalls: 0)
+        if let reserved { state.fence(start, byteCount: length, in: reserved) }
+      }
+      next = part.placement + length
+      done += 1
+    }
+    // The call that failed is counted by ``leaked(_:_:_:_:)``.
+    locked { $0.statistics.systemCalls &+= failure == nil ? calls : calls - 1 }
+    return (failure, done)
+  }
+
+  /// Unmaps the first `mapped` bytes of some parts, an area's worth at a time.
+  ///
+  /// - Parameter acrossGaps: Whether nobody can have mapped anything between two parts.
+  /// - Returns: Why not, how many bytes were unmapped, and how many calls it took.
+  private func unmapAreas(
+    _ parts: UnsafePointer<MemoryPart>, count: Int, from iova: IOVA, mapped: UInt64, acrossGaps: Bool
+  ) -> (failure: MapFailure?, unmapped: UInt64, calls: UInt64) {
+    var walk = unsafe AreaWalk(parts, count: count, granuleMask: granuleMask)
+    var unmapped: UInt64 = 0, calls: UInt64 = 0
+    var area = mapped > 0 ? walk.next() : nil
+    while let first = area {
+      var end = first.end, byteCount = first.byteCount
+      area = unmapped + byteCount < mapped ? walk.next() : nil
+      while let next = area, acrossGaps || next.placement == end,
+        byteCount + next.byteCount <= UInt64(Limits.areaByteCount)
+      {
+        (end, byteCount) = (next.end, byteCount + next.byteCount)
+        area = unmapped + byteCount < mapped ? walk.next() : nil
+      }
+      calls += 1
+      do throws(Errno) {
+        let done = try translation.unmap(iova: iova.rawValue + first.placement, byteCount: end - first.placement)
+        if done != byteCount { return (.mismatch(done), unmapped, calls) }
+      } catch { return (.system(error), unmapped, calls) }
+      unmapped += byteCount
+    }
+    return (nil, unmapped, calls)
+  }
+}
+
+extension DomainState {
+  /// Takes a range with a node a part, so that each address finds its memory, and a guard wherever a gap is.
+  mutating func place(
+    _ parts: UnsafePointer<MemoryPart>, count: Int, granuleMask: UInt64, _ request: RangeStore.Request,
+    _ limits: AddressLimits
+  ) throws(RangeStoreFailure) -> IOVA {
+    let iova = try store.allocate(request, limits, kind: .guard)
+    store.remove(iova)
+    var next: UInt64 = 0
+    do throws(RangeStoreFailure) {
+      for index in 0..<count {
+        let part = unsafe parts[index], pages = part.pages(granuleMask)
+        let start = IOVA(iova.rawValue + part.placement)
+        if part.placement > next {
+          try occupy(IOVA(iova.rawValue + next), byteCount: part.placement - next, .guard)
+          next = part.placement
+        }
+        try occupy(start, byteCount: pages.byteCount, .allocation, tag: pages.host)
+        next += pages.byteCount
+      }
+    } catch {
+      removeNodes(iova, byteCount: next)
+      throw error
+    }
+    return iova
+  }
+
+  /// Parts could not all be mapped: frees their addresses, but for those of parts that are within reach in `stuck` bytes of
+  /// what was mapped, and takes back what was counted.
+  mutating func takeBack(
+    _ parts: UnsafePointer<MemoryPart>, count: Int, at iova: IOVA, granuleMask: UInt64, counted: Int,
+    stuck: Range<UInt64>, reserved: IOVARange?
+  ) {
+    var next: UInt64 = 0, at: UInt64 = 0
+    for index in 0..<count {
+      let part = unsafe parts[index], length = part.pages(granuleMask).byteCount
+      let start = IOVA(iova.rawValue + part.placement)
+      // The list as a whole is given up, or it could be used again in part only.
+      if !stuck.isEmpty { statistics.leakedBytes += length }
+      if !stuck.overlaps(at..<at + length) {
+        if reserved == nil, part.placement > next { store.remove(IOVA(iova.rawValue + next)) }
+        if index < counted {
+          unmapped(start, byteCount: length, systemCalls: 0)
+        } else {
+          forget(start)
+        }
+        if let reserved { fence(start, byteCount: length, in: reserved) }
+      }
+      (next, at) = (part.placement + length, at + length)
+    }
+  }
+
+  /// Puts a node at a place within a guard of a reservation; the rest of the guard stays.
+  mutating func link(_ start: IOVA, byteCount: UInt64, host: UInt64) throws(RangeStoreFailure) {
+    guard let gap = store.find(containing: start), gap.kind == .guard else { throw .noSpace }
+    store.remove(gap.start)
+    let below = start.rawValue - gap.start.rawValue, above = gap.byteCount - below - byteCount
+    do throws(RangeStoreFailure) {
+      try occupy(start, byteCount: byteCount, .allocation, tag: host)
+      if below > 0 { try occupy(gap.start, byteCount: below, .guard) }
+      if above > 0 { try occupy(IOVA(start.rawValue + byteCount), byteCount: above, .guard) }
+    } catch {
+      store.remove(start)
+      if below > 0 { store.remove(gap.start) }
+      // One entry in the place of one that was there takes no memory.
+      try? store.insert(gap)
+      throw error
+    }
+  }
+
+  /// Guards addresses of a reservation that are free now, as one node with the guards beside them.
+  mutating func fence(_ start: IOVA, byteCount: UInt64, in reserved: IOVARange) {
+    var first = start, last = IOVA(start.rawValue + (byteCount - 1))
+    if first > reserved.start, let node = store.find(containing: IOVA(first.rawValue - 1)), node.kind == .guard {
+      first = node.start
+      store.remove(first)
+    }
+    if last < reserved.last, let node = store.find(containing: IOVA(last.rawValue + 1)), node.kind == .guard {
+      last = node.range.last
+      store.remove(node.start)
+    }
+    // As above: the addresses had an entry until now.
+    try? store.insert(RangeStore.Node(range: IOVARange(start: first, last: last)!, kind: .guard))
+  }
+
+  /// Frees the nodes of a range that begins and ends with one.
+  mutating func removeNodes(_ start: IOVA, byteCount: UInt64) {
+    var left = byteCount
+    while left > 0, let node = store.remove(IOVA(start.rawValue + (byteCount - left))) { left -= node.byteCount }
+  }
+
+  private mutating func occupy(
+    _ start: IOVA, byteCount: UInt64, _ kind: RangeStore.Kind, tag: UInt64 = 0
+  ) throws(RangeStoreFailure) {
+    let range = IOVARange(start: start, byteCount: byteCount)!
+    try store.insert(RangeStore.Node(range: range, kind: kind, tag: tag))
+  }
+}
