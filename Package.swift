@@ -30,7 +30,7 @@ let package = Package(
     .executableTarget(
       name: "iommuctl",
       dependencies: [
-        "AddressSpace", "IOMMU", "IOMMUSimulation",
+        "AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ]),
 

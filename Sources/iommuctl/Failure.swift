@@ -15,11 +15,14 @@ package enum Outcome: Int32 {
 enum Failure: Error {
   case library(DMAError)
   case usage(String)
+  /// A file that holds no trace.
+  case trace(String, TraceError)
 
   var status: Outcome {
     switch self {
     case .library(let error): Outcome(error.code)
     case .usage: .usage
+    case .trace: .failed
     }
   }
 }
@@ -51,6 +54,7 @@ extension Failure {
     switch self {
     case .library(let error): error.description
     case .usage(let text): text
+    case .trace(let path, let error): "\(path), \(error)"
     }
   }
 
@@ -68,6 +72,13 @@ extension Failure {
         ("code", "usage"), ("operation", "parse arguments"), ("errno", .null), ("address", .null),
         ("length_bytes", .null), ("device", .null), ("detail", .string(text)),
         ("remedy", "iommuctl --help"),
+      ]
+    case .trace(let path, let error):
+      [
+        ("code", "invalid-trace"), ("operation", "read trace"), ("errno", .null), ("address", .null),
+        ("length_bytes", .null), ("device", .null), ("path", .string(path)), ("line", JSON(error.line)),
+        ("field", .string(error.field)), ("detail", .string(error.description)),
+        ("remedy", "`iommuctl bench map --trace-out FILE` writes traces"),
       ]
     }
   }

@@ -5,7 +5,7 @@ import Glibc
 @main struct IOMMUCtl: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "iommuctl",
-    abstract: "See, check, bind and test PCI devices that are driven from a process through an IOMMU.",
+    abstract: "See, check, bind, test and measure PCI devices that are driven from a process through an IOMMU.",
     discussion: """
       The options --json, --simulated and --root DIR may stand before or after the subcommand.
 
@@ -15,7 +15,7 @@ import Glibc
     version: version,
     subcommands: [
       List.self, Groups.self, Show.self, Doctor.self, Bind.self, Unbind.self, Restore.self, Demo.self,
-      SelfTest.self,
+      SelfTest.self, Bench.self,
     ])
 
   /// The package's version.

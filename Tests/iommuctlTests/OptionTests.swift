@@ -35,7 +35,7 @@ import iommuctl
 
   @Test func helpNamesEverySubcommand() {
     let help = Invocation("--help").out
-    for name in ["list", "groups", "show", "doctor", "bind", "unbind", "restore", "demo", "selftest"] {
+    for name in ["list", "groups", "show", "doctor", "bind", "unbind", "restore", "demo", "selftest", "bench"] {
       #expect(help.contains("  \(name) "))
     }
   }

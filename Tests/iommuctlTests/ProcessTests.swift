@@ -45,6 +45,15 @@ import Testing
     #expect(message.contains("stdout: ENOSPC"))
   }
 
+  @Test func benchmarksOfTheSimulatedMachine() throws {
+    let result = try run(["--simulated", "bench", "map", "--operations", "20", "--protection", "lazy-per-cpu"])
+    #expect(result.status == 0 && result.err.isEmpty)
+    #expect(result.out.contains("\naverage map latency(us):") && result.out.contains("\naverage unmap latency(us):"))
+    let refused = try run(["--simulated", "bench", "map", "--trace-in", "/dev/null"])
+    #expect(refused.status == 1 && refused.out.isEmpty)
+    #expect(refused.err == "iommuctl: /dev/null, line 1: swift-iommu-trace is missing\n")
+  }
+
   @Test func messagesGoToStderr() throws {
     let usage = try run(["frobnicate"])
     #expect(usage.status == 2)

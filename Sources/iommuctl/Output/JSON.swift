@@ -4,6 +4,8 @@ package enum JSON: Equatable, Sendable {
   case bool(Bool)
   case int(Int64)
   case uint(UInt64)
+  /// Written as null when it is no finite number.
+  case double(Double)
   case string(String)
   case array([JSON])
   case object([Member])
@@ -24,6 +26,7 @@ extension JSON {
   init(_ text: String?) { self = text.map { .string($0) } ?? .null }
   init(_ number: Int?) { self = number.map { .int(Int64($0)) } ?? .null }
   init(_ number: UInt64?) { self = number.map { .uint($0) } ?? .null }
+  init(_ number: Double?) { self = number.map { .double($0) } ?? .null }
   init(_ flag: Bool?) { self = flag.map { .bool($0) } ?? .null }
   init(_ texts: [String]) { self = .array(texts.map { .string($0) }) }
   /// An address or a bit mask: a string, since JSON's numbers hold 53 bits in many readers.
@@ -74,6 +77,7 @@ extension JSON {
     case .bool(let value): text += value ? "true" : "false"
     case .int(let value): text += String(value)
     case .uint(let value): text += String(value)
+    case .double(let value): text += value.isFinite ? "\(value)" : "null"
     case .string(let value): Self.write(value, to: &text)
     case .array(let values):
       list(&text, indent, "[", "]", values) { $0.write(to: &$1, indent: indent + 1) }

@@ -18,6 +18,7 @@ struct Document: CustomStringConvertible {
 
   var text: String? { value as? String }
   var number: Int? { value as? Int }
+  var real: Double? { value as? Double ?? number.map { Double($0) } }
   var flag: Bool? { value as? Bool }
   var list: [Document] { (value as? [Any])?.map { Document($0) } ?? [] }
   var texts: [String] { list.compactMap(\.text) }

@@ -1,0 +1,106 @@
+import IOMMU
+import IOMMUSimulation
+
+/// What the hardware and the kernel were asked for.
+struct BenchCounters {
+  var systemCalls: UInt64
+  /// nil where nobody can tell: a real kernel does not count them.
+  var invalidations: UInt64?, syncs: UInt64?
+
+  init(_ domain: DMADomain, _ machine: Machine) {
+    systemCalls = domain.statistics.systemCalls
+    // On the simulated hardware each invalidation of the kernel's has a wait of its own.
+    invalidations = machine.simulated.map { UInt64($0.counters.invalidations) }
+    syncs = invalidations
+  }
+
+  /// What came since.
+  func since(_ earlier: BenchCounters) -> BenchCounters {
+    var result = self
+    result.systemCalls -= earlier.systemCalls
+    result.invalidations = invalidations.map { $0 - (earlier.invalidations ?? 0) }
+    result.syncs = syncs.map { $0 - (earlier.syncs ?? 0) }
+    return result
+  }
+}
+
+/// What a benchmark measured.
+struct BenchResult {
+  /// With the names of a trace's phases; the sum alone where there is no trace.
+  var phases: [(name: String, part: BenchPart)] = []
+  var sum = BenchPart()
+  /// nil where no device took part.
+  var counters: BenchCounters?
+
+  /// From the beginning to the end, the preparation of phases left out.
+  var elapsed: UInt64 { phases.isEmpty ? sum.elapsed : phases.reduce(0) { $0 + $1.part.elapsed } }
+
+  var operationsPerSecond: UInt64 {
+    let elapsed = elapsed
+    return elapsed == 0 ? 0 : UInt64(Double(sum.operations) * 1e9 / Double(elapsed))
+  }
+
+  /// So many of something for each operation.
+  func perOperation(_ count: UInt64?) -> Double? {
+    guard let count, sum.operations > 0 else { return nil }
+    return Double(count) / Double(sum.operations)
+  }
+}
+
+extension BenchPart {
+  /// From the first thread's begin to the last one's end.
+  var elapsed: UInt64 { lastEnd > firstBegin ? lastEnd - firstBegin : 0 }
+}
+
+extension BenchResult {
+  /// The latencies of a kind: its keys, and its line.
+  struct Latency {
+    let key: String, title: String
+    let mean: Double
+    let histogram: LatencyHistogram
+
+    var keys: [(String, JSON)] {
+      [
+        ("mean", .double(mean)), ("p50", .uint(histogram.percentile(0.5))),
+        ("p99", .uint(histogram.percentile(0.99))), ("p99_9", .uint(histogram.percentile(0.999))),
+        ("max", .uint(histogram.maximum)),
+      ]
+    }
+    var line: String {
+      let percentiles = [0.5, 0.99, 0.999].map { String(histogram.percentile($0)) }
+      return "\(title) ns: mean \(decimal(mean, 1)), 50 % \(percentiles[0]), 99 % \(percentiles[1]), "
+        + "99.9 % \(percentiles[2]), longest \(histogram.maximum)"
+    }
+  }
+
+  /// What a part has latencies of, by what was measured.
+  static func latencies(_ part: BenchPart, _ kind: BenchKind) -> [Latency] {
+    func latency(_ key: String, _ title: String, _ histogram: LatencyHistogram) -> Latency {
+      Latency(key: key, title: title, mean: histogram.mean, histogram: histogram)
+    }
+    var found: [Latency] = []
+    switch kind {
+    case .map: found = [latency("map_ns", "map", part.map), latency("unmap_ns", "unmap", part.unmap)]
+    case .alloc, .queue, .lookup:
+      let mean = part.batchCount == 0 ? part.pair.mean : Double(part.batchTime) / Double(part.batchCount)
+      let isPair = kind != .lookup
+      found.append(
+        Latency(
+          key: isPair ? "pair_ns" : "translate_ns", title: isPair ? "pair" : "translate", mean: mean,
+          histogram: part.pair))
+    }
+    if part.failed.count > 0 { found.append(latency("no_room_ns", "no room", part.failed)) }
+    return found
+  }
+}
+
+/// A number with so many decimals, less those that are zero at the end.
+func decimal(_ value: Double, _ places: Int) -> String {
+  guard value.isFinite, value.magnitude < 1e12 else { return "\(value)" }
+  var scale = 1.0
+  for _ in 0..<places { scale *= 10 }
+  let scaled = Int64((value.magnitude * scale).rounded()), unit = Int64(scale)
+  var fraction = String(scaled % unit + unit).dropFirst()
+  while fraction.last == "0" { fraction.removeLast() }
+  return (value < 0 && scaled != 0 ? "-" : "") + "\(scaled / unit)" + (fraction.isEmpty ? "" : ".\(fraction)")
+}

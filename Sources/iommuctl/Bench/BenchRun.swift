@@ -1,0 +1,119 @@
+import AddressSpace
+import IOMMU
+import IOMMUSimulation
+
+/// A benchmark that is all set.
+struct BenchRun {
+  let kind: BenchKind
+  let options: BenchOptions
+  let trace: Trace?
+  let machine: Machine
+  /// Those that threads are bound to; empty leaves it to the kernel.
+  var processors: [UInt32] = []
+
+  /// What a trace may map at a time: it is memory that this process has.
+  static let memoryByteCount: UInt64 = 1 << 30
+  /// The usable space of x86, where no device says another.
+  private static let usable: IOVARanges = IOVARanges([
+    IOVARange(start: IOVA(0x1000), last: IOVA(0xfedf_ffff))!,
+    IOVARange(start: IOVA(0xfef0_0000), last: IOVA((1 << 48) - 1))!,
+  ])
+
+  var protection: BenchProtection { options.protection ?? (kind == .queue ? .lazyPerCPU : .strict) }
+
+  /// Refuses a trace that needs more memory than a benchmark should take.
+  func checkMemory() throws(Failure) {
+    guard let trace, kind == .map, trace.peakByteCount > Self.memoryByteCount else { return }
+    throw .library(
+      DMAError(
+        .outOfMemory, "bench", byteCount: trace.peakByteCount,
+        detail: "The trace maps that much at a time, and a benchmark takes at most \(Self.memoryByteCount)",
+        remedy: "`bench alloc` runs it without memory; less --operations or --dma-bits makes workloads smaller"))
+  }
+
+  /// Opens the device, and measures.
+  func drive(_ address: String, _ report: inout BenchReport) throws(Failure) {
+    guard let protection = protection.protection else {
+      throw .library(
+        DMAError(
+          .notSupported, "bench", device: address, detail: "This version has no protection \(self.protection.rawValue)",
+          remedy: "--protection strict, lazy-per-cpu or lazy-single"))
+    }
+    if options.translation == .process {
+      throw .library(
+        DMAError(
+          .notSupported, "bench", device: address,
+          detail: "Page tables of the process come with nested translation, which this version does not have",
+          remedy: "--translation kernel"))
+    }
+    try library { () throws(DMAError) -> Void in
+      let device = try Device(address, on: machine.host, interface: options.interface)
+      defer { device.close() }
+      if let bits = options.dmaBits { try device.dma.setMask(.bits(bits)) }
+      report.device = (device.address.description, machine.name(device.interface), "kernel")
+      if kind == .alloc { return try allocate(from: device.dma.usableRanges, &report) }
+      try device.dma.switchProtection(to: protection)
+      try measure(device.dma, &report)
+    }
+  }
+
+  private func measure(_ domain: DMADomain, _ report: inout BenchReport) throws(DMAError) {
+    let (live, addresses) = try mappings(domain, kind == .lookup ? options.live : 0)
+    defer { withExtendedLifetime(live) {} }
+    let before = BenchCounters(domain, machine)
+    let clock = report.clock, budget = options.budget, count = options.threads
+    let (direction, pages) = (options.direction, options.granule)
+    if let trace {
+      var run = TraceRun(trace: trace, target: DomainTarget(domain, clock), processors: processors)
+      run.delay = options.delayNs
+      report.add(try run.run(), trace)
+    } else {
+      let steady = SteadyRun(
+        domain: domain, mode: options.mode, direction: direction, granule: pages, delay: options.delayNs, clock: clock)
+      report.result.sum = try BenchThreads.run(count, on: processors) {
+        [kind, addresses] (index, threads) throws(DMAError) in
+        let budget = budget.part(index, of: count)
+        switch kind {
+        case .map: return try steady.run(budget, threads)
+        case .queue:
+          var pair = try QueuePair(domain, direction, byteCount: pages * 4096)
+          return try PairRun.run(&pair, budget, clock, threads)
+        case .lookup, .alloc:
+          var pair = LookupPair(domain, addresses, from: index * 7919)
+          return try PairRun.run(&pair, budget, clock, threads)
+        }
+      }
+    }
+    // Whatever waits in a flush queue is a part of the price.
+    try domain.drain()
+    report.result.counters = BenchCounters(domain, machine).since(before)
+  }
+
+  /// What is looked up among.
+  private func mappings(_ domain: DMADomain, _ count: Int) throws(DMAError) -> (SlotTable, [IOVA]) {
+    let slots = SlotTable(count)
+    var addresses: [IOVA] = [], random = Random(seed: options.seed)
+    for index in 0..<count {
+      let mapping = try domain.map(try domain.buffer(byteCount: options.granule * 4096), options.direction)
+      addresses.append(mapping.address + random.next(options.granule * 4096))
+      slots.put(index, .mapping(mapping))
+    }
+    for index in addresses.indices.reversed() { addresses.swapAt(index, random.next(index + 1)) }
+    return (slots, addresses)
+  }
+
+  /// Measures an allocator of addresses alone: a device's, or one of x86's usual space.
+  func allocate(from usable: IOVARanges = Self.usable, _ report: inout BenchReport) throws(DMAError) {
+    let clock = report.clock, budget = options.budget, count = options.threads
+    let byteCount = UInt64(options.granule) * 4096, limit = DMAMask.bits(options.dmaBits ?? 64).limit
+    let target = try AllocatorTarget(usable, limit: limit, clock)
+    if let trace {
+      report.add(try TraceRun(trace: trace, target: target, processors: processors).run(), trace)
+    } else {
+      report.result.sum = try BenchThreads.run(count, on: processors) { (index, threads) throws(DMAError) in
+        var pair = AllocationPair(target: target, byteCount: byteCount)
+        return try PairRun.run(&pair, budget.part(index, of: count), clock, threads)
+      }
+    }
+  }
+}

@@ -1,0 +1,83 @@
+import ArgumentParser
+import IOMMU
+
+/// Measures mapping and unmapping, with the parameters and the two lines of the kernel's benchmark.
+struct Bench: Subcommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Measure what mapping, unmapping, address allocation and look-up cost.",
+    discussion: """
+      WHAT is one of:
+        map     a map and its unmap, as the kernel's dma_map_benchmark does it
+        queue   the same through the flush queue, timed as a pair
+        alloc   an address and its release, without a device
+        lookup  an address of the device to the memory behind it
+
+      Without a device, map, queue and lookup run on the simulated machine. Latencies are measured on this machine's \
+      clock, less what reading it costs; on a simulated machine they are those of this library and of the \
+      simulation, and tell nothing of hardware. Counts hold for the hardware as well: they include what it takes to \
+      end every unmap that a lazy protection has postponed.
+
+      --workload W1 … W8 runs what a kind of driver does, --trace-out keeps what is run, --trace-in runs it again.
+      """)
+
+  @OptionGroup var global: GlobalOptions
+  @Argument(help: ArgumentHelp("What to measure: alloc, map, lookup or queue.", valueName: "what")) var kind: BenchKind
+  @Argument(help: "A device that is bound to vfio-pci.") var device: PCIAddress?
+  @OptionGroup var options: BenchOptions
+
+  func validate() throws {
+    if kind == .queue, options.protection == .strict {
+      throw ValidationError("Without a lazy protection there is no flush queue.")
+    }
+    if options.hasTrace, kind == .lookup || kind == .queue {
+      throw ValidationError("Workloads and traces are for `bench map` and `bench alloc`.")
+    }
+    if options.mode != .single, kind != .map { throw ValidationError("--mode is for `bench map`.") }
+  }
+
+  func perform(_ context: Context) throws(Failure) -> Outcome {
+    let trace = try options.trace()
+    let isDriven = kind != .alloc || device != nil
+    let isSimulated = global.simulated || (device == nil && global.root == nil)
+    let machine = isSimulated ? context.simulatedMachine() : try context.machineToDrive(global)
+    var run = BenchRun(kind: kind, options: options, trace: trace, machine: machine)
+    if let node = options.node { run.processors = try processors(of: node, machine) }
+    try run.checkMemory()
+    var report = BenchReport(run: run)
+    if isDriven {
+      let address = device ?? PCIAddress(Simulation.edu)!
+      try run.drive(address.description, &report)
+    } else {
+      try library { () throws(DMAError) in try run.allocate(&report) }
+    }
+    report.tell(context)
+    return .fine
+  }
+
+  /// The processors of a NUMA node, of this machine in any case.
+  private func processors(of node: Int, _ machine: Machine) throws(Failure) -> [UInt32] {
+    if machine.host.isSimulated, kind != .alloc {
+      throw .usage("A simulated machine has no NUMA nodes: --node is for `bench alloc` and for real devices.")
+    }
+    let path = "/sys/devices/system/node/node\(node)/cpulist"
+    return try library { () throws(DMAError) -> [UInt32] in
+      do throws(Errno) {
+        let text = String(decoding: try LiveKernel().readFile(path), as: UTF8.self)
+        return ProcessorList.numbers(text)
+      } catch {
+        throw DMAError(.system, "find NUMA node", errno: error, detail: path, remedy: "`lscpu` lists the nodes")
+      }
+    }
+  }
+}
+
+/// What sysfs writes: `0-3,8,10-11`.
+enum ProcessorList {
+  static func numbers(_ text: String) -> [UInt32] {
+    text.split { $0 == "," || $0 == "\n" }.flatMap { part -> [UInt32] in
+      let ends = part.split(separator: "-").compactMap { UInt32($0) }
+      guard let first = ends.first, let last = ends.last, first <= last, last < 1024 else { return [] }
+      return Array(first...last)
+    }
+  }
+}

@@ -1,0 +1,183 @@
+import IOMMU
+import IOMMUSimulation
+import Testing
+import iommuctl
+
+/// `bench` on the simulated machine, with numbers of operations that are small and the counts that must come of them.
+@Suite struct BenchTests {
+  private func bench(_ line: String, simulation: Simulation = .standard) throws -> Document {
+    let result = Invocation("--json --simulated bench \(line)", simulation: simulation)
+    #expect(result.status == .fine, "\(result.err)")
+    return try result.document
+  }
+
+  private func check(latency: Document) {
+    #expect(latency.keys.isSuperset(of: ["mean", "p50", "p99", "p99_9"]))
+    let percentiles = ["p50", "p99", "p99_9", "max"].compactMap { latency[$0].number }
+    #expect(percentiles.count == 4 && percentiles == percentiles.sorted())
+    #expect((latency["mean"].real ?? -1) >= 0)
+  }
+
+  @Test(arguments: Interface.allCases)
+  func aStrictMapAndItsUnmap(_ interface: Interface) throws {
+    let document = try bench("map --translation kernel --operations 500 --interface \(interface.rawValue)")
+    #expect(document["schema"].number == 1 && document["command"].text == "bench" && document["kind"].text == "map")
+    #expect(document["interface"].text == "simulated-\(interface.rawValue)")
+    #expect(document["translation"].text == "kernel" && document["protection"].text == "strict")
+    #expect(document["operations"].number == 500)
+    #expect(document["system_calls_per_operation"].real == 2)
+    #expect(document["invalidations_per_operation"].real == 1)
+    #expect(document["syncs_per_operation"].real == 1)
+    check(latency: document["map_ns"])
+    check(latency: document["unmap_ns"])
+    #expect(document["operations_per_second"].number ?? 0 > 0)
+    #expect(document["trace"].isNull && !document.keys.contains("phases"))
+  }
+
+  /// On tables of the kernel's, lazy saves system calls and no invalidation; what waits at the end is counted too.
+  @Test(arguments: ["lazy-per-cpu", "lazy-single"])
+  func aLazyUnmapOnTablesOfTheKernels(_ protection: String) throws {
+    let document = try bench("map --translation kernel --operations 600 --protection \(protection)")
+    #expect(document["invalidations_per_operation"].real == 1)
+    #expect(document["protection"].text == protection)
+    let calls = try #require(document["system_calls_per_operation"].real)
+    #expect(calls > 1 && calls < 2)
+  }
+
+  @Test func aListIsOneOperation() throws {
+    let document = try bench("map --translation kernel --operations 50 --mode sg --granule 8")
+    #expect(document["operations"].number == 50 && document["mode"].text == "sg")
+    // Pages that follow each other in memory are mapped by one call; each area is invalidated for itself.
+    let calls = try #require(document["system_calls_per_operation"].real)
+    #expect(calls >= 2 && calls <= 9)
+    #expect(document["invalidations_per_operation"].real == calls - 1)
+  }
+
+  @Test func coherentMemoryStaysMapped() throws {
+    let document = try bench("map --operations 50 --mode coherent --granule 4")
+    #expect(document["operations"].number == 50 && document["map_ns"]["mean"].real ?? 0 > 0)
+    #expect(document["invalidations_per_operation"].real == 0)
+  }
+
+  @Test func threadsShareTheOperations() throws {
+    for kind in ["map", "alloc", "queue", "lookup --live 50"] {
+      let document = try bench("\(kind) --threads 3 --operations 100")
+      #expect(document["operations"].number == 100 && document["threads"].number == 3)
+    }
+  }
+
+  @Test func aTimeIsKept() throws {
+    let document = try bench("map --seconds 0.05")
+    let elapsed = try #require(document["elapsed_ns"].number)
+    #expect(elapsed >= 50_000_000)
+    #expect(document["operations"].number ?? 0 > 10)
+  }
+
+  @Test func theDelayIsBetweenMapAndUnmap() throws {
+    let document = try bench("map --operations 10 --delay-ns 2000000")
+    #expect(document["elapsed_ns"].number ?? 0 >= 20_000_000)
+    #expect(document["unmap_ns"]["p50"].number ?? .max < 2_000_000)
+    #expect(document["map_ns"]["p50"].number ?? .max < 2_000_000)
+  }
+
+  @Test func queueIsLazy() throws {
+    let document = try bench("queue --translation kernel --operations 300")
+    #expect(document["protection"].text == "lazy-per-cpu")
+    check(latency: document["pair_ns"])
+    #expect(document["system_calls_per_operation"].real ?? 9 < 2)
+    #expect(!document.keys.contains("map_ns"))
+  }
+
+  @Test func lookupAmongMany() throws {
+    let document = try bench("lookup --live 200 --granule 2 --operations 1000")
+    check(latency: document["translate_ns"])
+    #expect(document["system_calls_per_operation"].real == 0)
+  }
+
+  @Test func allocTakesNoDevice() throws {
+    let document = try bench("alloc --operations 1000 --granule 64 --threads 2")
+    check(latency: document["pair_ns"])
+    for key in ["device", "interface", "translation", "protection"] { #expect(document[key].isNull) }
+    for key in ["system_calls", "invalidations", "syncs"] { #expect(document["\(key)_per_operation"].isNull) }
+    let device = try bench("alloc 0:2.0 --operations 10")
+    #expect(device["device"].text == "0000:00:02.0")
+  }
+
+  /// The lines that the kernel's benchmark prints, as mailing lists quote them.
+  @Test func theKernelsLines() {
+    let result = Invocation("bench map --operations 100 --granule 2 --direction to-device")
+    #expect(result.status == .fine)
+    let lines = result.out.split(separator: "\n")
+    #expect(lines[0].contains("simulated machine"))
+    #expect(
+      lines[2].wholeMatch(of: /dma mapping benchmark: threads:1 seconds:\d+(\.\d+)? dir:TO_DEVICE granule:2/) != nil)
+    #expect(lines[3].wholeMatch(of: /average map latency\(us\):\d+\.\d standard deviation:\d+\.\d/) != nil)
+    #expect(lines[4].wholeMatch(of: /average unmap latency\(us\):\d+\.\d standard deviation:\d+\.\d/) != nil)
+    #expect(lines[5].hasPrefix("map ns: mean "))
+    #expect(lines[6].hasPrefix("unmap ns: mean "))
+    #expect(lines[7].hasPrefix("100 operations, "))
+    #expect(lines[8].hasPrefix("an operation: system calls "))
+  }
+
+  /// No room for a page in 1 MiB that is full: told, and no failure of the run.
+  @Test func noRoomIsCounted() throws {
+    let allocated = try bench("alloc --workload W7 --operations 1200 --dma-bits 20")
+    #expect(allocated["no_room"].number ?? 0 > 400)
+    check(latency: allocated["no_room_ns"])
+    let mapped = try bench("map --workload W4 --operations 300 --dma-bits 20")
+    #expect(mapped["no_room"].number ?? 0 > 0)
+    #expect(mapped["operations"].number == 300)
+  }
+
+  @Test func errorsOfAThreadEndTheRun() throws {
+    let simulation = Simulation.changed {
+      ($0.memoryLockLimit, $0.canLockMemory, $0.user, $0.groups) = (2 << 20, false, 1000, [36])
+      ($0.nodeGroup, $0.nodeMode) = (36, 0o660)
+    }
+    for line in [
+      "--threads 4 --granule 1024", "--threads 2 --workload W2 --operations 300", "--workload W1 --operations 99",
+    ] {
+      let result = Invocation("--json --simulated bench map --translation kernel \(line)", simulation: simulation)
+      #expect(result.status == .failed && result.out.isEmpty, "\(result.out)")
+      #expect(try result.error["code"].text == "memlock")
+    }
+  }
+
+  @Test func withoutPermission() throws {
+    let simulation = Simulation.changed { ($0.user, $0.groups) = (1000, [1000]) }
+    let result = Invocation("--json --simulated bench map --operations 1", simulation: simulation)
+    #expect(result.status == .permission)
+    #expect(try result.error["code"].text == "permission")
+    #expect(Invocation("--simulated bench alloc --operations 1", simulation: simulation).status == .fine)
+  }
+
+  @Test(arguments: ["bounce", "persistent", "automatic"])
+  func protectionsThatAreNotThere(_ name: String) throws {
+    let result = Invocation("--json --simulated bench map --operations 1 --protection \(name)")
+    #expect(result.status == .unsupported)
+    #expect(try result.error["remedy"].text?.contains("lazy-per-cpu") == true)
+  }
+
+  @Test(arguments: [
+    "", "mop", "map --threads 0", "map --threads 1025", "map --seconds 0", "map --seconds 301", "map --seconds x",
+    "map --granule 0", "map --granule 1025", "map --dma-bits 19", "map --dma-bits 65", "map --delay-ns 10000001",
+    "map --operations 0", "map --operations 1 --seconds 1", "map --direction sideways", "map --mode both",
+    "map --protection none", "queue --protection strict", "queue --workload W1", "lookup --trace-out x",
+    "alloc --mode sg", "map --workload W9", "map --workload W1 --trace-in x", "map --workload W1 --seconds 1",
+    "map --trace-in x --operations 5", "map --mode coherent --trace-out x", "lookup --live 0", "map 0:2.9",
+    "map --node 0",
+  ])
+  func wrongUsageIsTwo(_ line: String) {
+    let result = Invocation("--simulated bench \(line)")
+    #expect(result.status == .usage, "\(result.out) \(result.err)")
+    #expect(result.out.isEmpty && !result.err.isEmpty)
+  }
+
+  @Test func aNodesProcessors() throws {
+    let result = Invocation("--json --simulated bench alloc --operations 100 --threads 2 --node 0")
+    if result.status == .fine { return #expect(try result.document["operations"].number == 100) }
+    #expect(try result.error["operation"].text == "find NUMA node")  // A kernel without nodes.
+    let missing = Invocation("--json --simulated bench alloc --operations 1 --node 1023")
+    #expect(missing.status == .failed)
+  }
+}

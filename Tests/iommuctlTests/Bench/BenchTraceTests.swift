@@ -1,0 +1,103 @@
+import Foundation
+import IOMMU
+import Testing
+import iommuctl
+
+/// Workloads, and traces in files.
+@Suite struct BenchTraceTests {
+  private let directory = FileManager.default.temporaryDirectory.appendingPathComponent("bench-\(UUID().uuidString)")
+
+  private func withFile(_ body: (String) throws -> Void) throws {
+    try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(at: directory) }
+    try body(directory.appendingPathComponent("trace").path)
+  }
+
+  private func document(_ line: String) throws -> Document {
+    let result = Invocation("--json --simulated bench \(line)")
+    #expect(result.status == .fine, "\(result.err)")
+    return try result.document
+  }
+
+  /// Every workload runs to its end, on a domain and on an allocator; only W5 takes too much memory for one.
+  @Test(arguments: Workload.allCases, ["map", "alloc", "map --protection lazy-per-cpu --threads 4"])
+  func workloadsRun(_ workload: Workload, _ line: String) throws {
+    if workload == .w5, line != "alloc" { return }
+    let document = try document("\(line) --workload \(workload.rawValue) --operations 75 --dma-bits 28")
+    #expect(document["operations"].number == 75)
+    #expect(document["trace"]["name"].text == workload.rawValue && document["trace"]["mappings"].number == 75)
+    #expect(document["phases"].list.reduce(0) { $0 + ($1["operations"].number ?? 0) } == 75)
+    if workload == .w8 { #expect(document["phases"][4]["name"].text == "2 threads, 8 pages") }
+    for phase in document["phases"].list { #expect(phase[line == "alloc" ? "pair_ns" : "map_ns"]["p50"].number != nil) }
+  }
+
+  @Test func whatTakesTooMuchMemoryIsRefused() throws {
+    let result = Invocation("--json --simulated bench map --workload W5 --operations 9")
+    #expect(result.status == .failed)
+    #expect(try result.error["code"].text == "out-of-memory")
+    #expect(try result.error["length_bytes"].number == 1 << 40)
+    #expect(try result.error["remedy"].text?.contains("bench alloc") == true)
+  }
+
+  @Test func theSeedIsTheTrace() throws {
+    let digests = try ["--seed 1", "--seed 1", "--seed 2", ""].map {
+      try document("alloc --workload W2 --operations 100 \($0)")["trace"]["digest"].text
+    }
+    #expect(digests[0] == digests[1] && digests[0] == digests[3] && digests[0] != digests[2])
+  }
+
+  /// What was run is run again: the same operations, and the same counts.
+  @Test(arguments: [
+    "--workload W3 --operations 200 --threads 2", "--mode sg --granule 3 --operations 40 --direction from-device",
+  ])
+  func recordedAndReplayed(_ line: String) throws {
+    try withFile { path in
+      let first = try document("map --translation kernel \(line) --trace-out \(path)")
+      let again = try document("map --translation kernel --trace-in \(path)")
+      for key in ["name", "digest"] { #expect(first["trace"][key].text == again["trace"][key].text) }
+      for key in ["seed", "mappings", "peak_bytes"] {
+        #expect(first["trace"][key].number == again["trace"][key].number)
+      }
+      for key in ["operations", "threads"] { #expect(first[key].number == again[key].number) }
+      for key in ["system_calls_per_operation", "invalidations_per_operation"] {
+        #expect(first[key].real != nil && first[key].real == again[key].real)
+      }
+      #expect(TraceText.text(of: try TraceText.parse(Array(textFile(path).utf8))) == Array(try textFile(path).utf8))
+    }
+  }
+
+  /// The file, byte by byte.
+  @Test func theFileIsAsItWas() throws {
+    try withFile { path in
+      _ = try document("alloc --workload W2 --operations 6 --seed 7 --trace-out \(path)")
+      #expect(try textFile(path) == golden("trace"))
+    }
+  }
+
+  @Test func aGarbledFileIsNamed() throws {
+    try withFile { path in
+      try Data("swift-iommu-trace 1\nname x\nseed 1\nthreads 1\nphase p\nm 0 0 many b\n".utf8)
+        .write(to: URL(fileURLWithPath: path))
+      let result = Invocation("--json --simulated bench map --trace-in \(path)")
+      #expect(result.status == .failed && result.out.isEmpty)
+      let error = try result.error
+      #expect(error["code"].text == "invalid-trace" && error["path"].text == path)
+      #expect(error["line"].number == 6 && error["field"].text == "bytes")
+      #expect(
+        error.keys.isSuperset(of: ["code", "operation", "errno", "address", "length_bytes", "device", "remedy"]))
+      let plain = Invocation("--simulated bench map --trace-in \(path)")
+      #expect(plain.err == "iommuctl: \(path), line 6: bytes is not a decimal number\n")
+    }
+  }
+
+  @Test(arguments: [
+    ("--trace-in /nonexistent/trace", "read trace", "ENOENT"), ("--trace-in /", "read trace", "EISDIR"),
+    ("--trace-out /nonexistent/trace", "write trace", "ENOENT"), ("--trace-out /dev/full", "write trace", "ENOSPC"),
+  ])
+  func filesThatCannotBeUsed(_ option: String, _ operation: String, _ errno: String) throws {
+    let result = Invocation("--json --simulated bench map \(option)")
+    #expect(result.status == .failed && result.out.isEmpty)
+    #expect(try result.error["operation"].text == operation)
+    #expect(try result.error["errno"].text == errno)
+  }
+}
