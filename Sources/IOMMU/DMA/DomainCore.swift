@@ -103,6 +103,7 @@ final class DomainCore: @unchecked Sendable {
 
   /// Begins a call into the translation; false when the domain is closed: then there is nothing to call. The data path
   /// enters by its slot.
+  @inline(__always)
   func enter() -> Bool {
     inFlight.wrappingAdd(1, ordering: .sequentiallyConsistent)
     if !isClosed.load(ordering: .sequentiallyConsistent) { return true }

@@ -161,7 +161,7 @@ import Testing
   private static func reserving(_ ranges: [IOVARange], _ dma: DMADomain, _ body: () throws -> Void) throws {
     guard let range = ranges.last else { return try body() }
     let reservation = try dma.reserve(byteCount: Int(range.byteCount), alignment: .fourKiB)
-    try reserving(ranges.dropLast(), dma, body)
+    try reserving(Array(ranges.dropLast()), dma, body)
     _ = try reservation.destroy()
   }
 }
