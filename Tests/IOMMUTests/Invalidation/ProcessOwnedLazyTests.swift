@@ -60,8 +60,8 @@ import Testing
       outcome.change { $0 = [dma.statistics.invalidations, dma.statistics.queuedBytes] }
     }
     _ = try LazyTests.mapAndUnmap(dma)
-    #expect(outcome.value == [1, 8192], "this range and that of who flushes wait, what was queued before is free")
-    #expect(dma.statistics.invalidations == 3 && dma.statistics.flushes == 3, "two, and one as the queue was full again")
+    #expect(outcome.value == [1, 8192], "this range waits, and that of who flushes; what was queued is free")
+    #expect(dma.statistics.invalidations == 3 && dma.statistics.flushes == 3, "one as the queue was full again")
     #expect(try !rig.writes(address))
     #expect(dma.statistics.queuedBytes == 4096)
     try dma.drain()
