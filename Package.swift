@@ -49,6 +49,8 @@ let package = Package(
       name: "measure",
       dependencies: ["AddressSpace", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation", "RawIoctls"],
       path: "Tests/Bench/measure"),
+    .executableTarget(
+      name: "stress", dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation"], path: "Tests/Stress/stress"),
     .testTarget(name: "CShimsTests", dependencies: ["CIOMMU"]),
     .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace", "CIOMMU"]),
     .testTarget(
