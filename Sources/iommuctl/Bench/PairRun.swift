@@ -59,7 +59,7 @@ struct QueuePair: BenchPair, ~Copyable {
 
   private init(_ domain: DMADomain, _ direction: DMADirection, _ buffer: consuming DMABuffer) {
     (self.domain, self.direction) = (domain, direction)
-    self.buffer = buffer
+    self.buffer = consume buffer
   }
 
   @inline(__always)
