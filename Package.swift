@@ -68,7 +68,8 @@ let package = Package(
 if Context.environment["SWIFT_IOMMU_STRESS"] != nil {
   package.targets.append(
     .executableTarget(
-      name: "stress", dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation"], path: "Tests/Stress/stress"))
+      name: "stress", dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation"], path: "Tests/Stress/stress")
+  )
 }
 
 for target in package.targets
