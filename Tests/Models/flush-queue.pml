@@ -50,6 +50,22 @@ inline reclaim(r) {
   od
 }
 
+/* A flush is over: one that began later may have been quicker. */
+inline finish() {
+#ifdef MUTATE_MAXIMUM
+  finished = number
+#else
+  atomic { if :: finished < number -> finished = number :: else fi }
+#endif
+}
+
+/* While another thread flushes, on tables of the process: looks at no ring. */
+inline flushBeside() {
+  atomic { started++; number = started };
+  atomic { cached[0] = 0; cached[1] = 0; cached[2] = 0 };
+  finish()
+}
+
 /* One at a time; `ok` is false when another thread flushes. */
 inline flush(ok) {
   atomic {
@@ -100,7 +116,7 @@ inline flush(ok) {
 #ifdef MUTATE_NUMBER
        atomic { started++; number = started };
 #endif
-       finished = number;
+       finish();
        flushing = false
   :: else
   fi
@@ -158,9 +174,14 @@ proctype unmapper(byte page; byte mine) {
                       if
                       :: ok -> reclaim(mine)
                       :: else ->
+#ifdef KERNEL_OWNED
                            atomic { mapped[page] = 0; cached[page] = 0 };
                            release(page);
                            queued = 1
+#else
+                           flushBeside();
+                           reclaim(mine)
+#endif
                       fi
                  fi
             :: !queued && n == 3 ->

@@ -28,7 +28,7 @@ extension DomainCore {
     let window = since == 0 || now < since ? 0 : now - since
     if failure == nil {
       queue.setCovered()
-      queue.finished.store(number, ordering: .releasing)
+      queue.finish(number)
     }
     queue.refreshOldest()
     locked { state in
@@ -41,6 +41,18 @@ extension DomainCore {
       }
     }
     return failure.map { .failed($0) } ?? .done
+  }
+
+  /// A flush while another one is under way, whose thread may not be running: on tables of this process, whose flush is one
+  /// invalidation and looks at no ring. False on other tables, or when it failed.
+  @inline(never)
+  func flushBeside() -> Bool {
+    guard let processOwned else { return false }
+    let number = queue.started.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
+    if invalidateAll(processOwned) != nil { return false }
+    queue.finish(number)
+    locked { $0.statistics.flushes += 1 }
+    return true
   }
 
   /// On tables of this process, whose entries were cleared before they were queued: one invalidation for all of them.

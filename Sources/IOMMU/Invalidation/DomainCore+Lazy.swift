@@ -64,7 +64,8 @@ extension DomainCore {
     return unmapOnTheSpot(entry)
   }
 
-  /// There is no room in the ring while another thread flushes, or a switch is under way: this does not wait for them.
+  /// There is no room in the ring while another thread unmaps what is queued, or a switch is under way: this does not wait
+  /// for them.
   @inline(never)
   private func unmapOnTheSpot(_ entry: FlushQueue.Entry) -> Result<UInt64, MapFailure> {
     do throws(Errno) {
@@ -114,7 +115,11 @@ extension DomainCore {
       case .full:
         unsafe reclaim(ring, all: true)
         if unsafe queue.hasRoom(ring) { continue }
-        guard case .done = flush() else { return nil }
+        switch flush() {
+        case .done: break
+        case .busy where flushBeside(): break
+        case .busy, .failed: return nil
+        }
         unsafe reclaim(ring, all: true)
       case .closed:
         // The mode was changed after it was read.

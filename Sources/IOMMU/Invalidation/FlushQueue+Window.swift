@@ -72,7 +72,7 @@ extension FlushQueue.Ring {
 
   /// When the first range was queued that waits for a flush, below a place; 0 for none. Memory alone is nothing to reach.
   fileprivate func firstRange(before end: Int) -> UInt64 {
-    var place = covered
+    var place = max(covered, head)
     while place < end {
       let entry = entry(place)
       if entry.byteCount != 0 { return entry.time }

@@ -5,7 +5,7 @@ import Synchronization
 /// Ranges that were unmapped and wait for a flush, in rings: one a processor, or one for all.
 ///
 /// The protocol is two counters. `started` counts the flushes that were begun, `finished` is the number of the last that
-/// was completed; there is one at a time. An entry notes `started` when it is queued, after its range was unmapped: it
+/// was completed. On tables that the kernel owns there is one at a time. An entry notes `started` when it is queued, after its range was unmapped: it
 /// may go when `finished` is greater, since then a flush that *started after the unmap* has *finished*.
 ///
 /// The rings' heads live as long as the domain, so that a switch of the protection needs to wait for nobody: it closes
@@ -92,6 +92,16 @@ final class FlushQueue: @unchecked Sendable {
   @inline(__always)
   func ring(_ mode: LazyMode) -> UnsafeMutablePointer<Ring> {
     unsafe mode == .single ? rings! : rings! + min(Int(ci_cpu()), processors - 1)
+  }
+
+  /// A flush is over. One that began later may have been quicker: it covers what this one covers.
+  func finish(_ number: UInt64) {
+    var last = finished.load(ordering: .relaxed)
+    while last < number {
+      let result = finished.weakCompareExchange(expected: last, desired: number, ordering: .releasing)
+      if result.exchanged { return }
+      last = result.original
+    }
   }
 
   /// Queues an entry at the end of a ring. Its range was unmapped before.

@@ -105,10 +105,12 @@ extension Limits {
 
 extension DomainCore {
   @inline(never)
-  func armTimer() {
+  func armTimer() { armTimer(after: queue.timeout.load(ordering: .relaxed)) }
+
+  private func armTimer(after nanoseconds: UInt64) {
     guard !queue.isTimerArmed.exchange(true, ordering: .acquiringAndReleasing) else { return }
     // Without a thread, the next operation that finds an entry overdue flushes.
-    if !FlushTimer.arm(self, after: queue.timeout.load(ordering: .relaxed)) {
+    if !FlushTimer.arm(self, after: nanoseconds) {
       queue.isTimerArmed.store(false, ordering: .releasing)
     }
   }
@@ -122,13 +124,16 @@ extension DomainCore {
     if queue.count > 0 { armTimer() }
   }
 
-  /// The timeout is over for what was queued first.
+  /// The timeout is over for what was queued first. Where that was flushed since, it is not over for what was queued later:
+  /// under load full rings flush, and the timer does not.
   func timerFired() {
     // Before the flush: what is queued from here on arms the timer anew.
     queue.isTimerArmed.store(false, ordering: .sequentiallyConsistent)
     guard isOwner, enter() else { return }
     defer { leave() }
     guard queue.count > 0 else { return }
+    let oldest = queue.refreshOldest(), timeout = queue.timeout.load(ordering: .relaxed), now = coarseNow()
+    if oldest > now || now - oldest < timeout { return armTimer(after: timeout - (now - min(oldest, now))) }
     switch flush() {
     case .done: reclaimAll()
     // The flush under way may not cover what this is about.

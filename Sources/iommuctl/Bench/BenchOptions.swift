@@ -31,9 +31,6 @@ enum BenchProtection: String, CaseIterable, ExpressibleByArgument {
   }
 }
 
-/// Who writes the page tables.
-enum BenchTranslation: String, CaseIterable, ExpressibleByArgument { case automatic, kernel, process }
-
 extension SteadyRun.Mode: ExpressibleByArgument {}
 
 extension DMADirection: ExpressibleByArgument {
@@ -79,7 +76,7 @@ struct BenchOptions: ParsableArguments {
   @Option(help: "Map a buffer, a list of single pages, or allocate coherent memory.") var mode = SteadyRun.Mode.single
   @Option(help: "What an unmap leaves within reach: strict unless given, for `queue` lazy-per-cpu.")
   var protection: BenchProtection?
-  @Option(help: "Insist on who writes the page tables.") var translation = BenchTranslation.automatic
+  @Option(help: "Insist on who writes the page tables.") var translation = TranslationChoice.automatic
   @Option(help: "Insist on an interface.") var interface: Interface?
   @Option(help: "Mappings that a lookup is among, 1 to 1048576.") var live = 1000
   @Option(help: "Run a workload: \(Workload.allCases.map(\.rawValue).joined(separator: ", ")).") var workload: Workload?

@@ -9,9 +9,10 @@ struct BenchCounters {
 
   init(_ domain: DMADomain, _ machine: Machine) {
     systemCalls = domain.statistics.systemCalls
+    let counters = machine.simulated?.counters
     // On the simulated hardware each invalidation of the kernel's has a wait of its own.
-    invalidations = machine.simulated.map { UInt64($0.counters.invalidations) }
-    syncs = invalidations
+    invalidations = counters.map { UInt64($0.invalidations + $0.processInvalidations) }
+    syncs = counters.map { UInt64($0.invalidations + $0.processSyncs) }
   }
 
   /// What came since.

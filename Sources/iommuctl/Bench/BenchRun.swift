@@ -39,18 +39,12 @@ struct BenchRun {
           .notSupported, "bench", device: address, detail: "This version has no protection \(self.protection.rawValue)",
           remedy: "--protection strict, lazy-per-cpu or lazy-single"))
     }
-    if options.translation == .process {
-      throw .library(
-        DMAError(
-          .notSupported, "bench", device: address,
-          detail: "Page tables of the process come with nested translation, which this version does not have",
-          remedy: "--translation kernel"))
-    }
     try library { () throws(DMAError) -> Void in
-      let device = try Device(address, on: machine.host, interface: options.interface)
+      let device = try Device(
+        address, on: machine.host, interface: options.interface, translation: options.translation)
       defer { device.close() }
       if let bits = options.dmaBits { try device.dma.setMask(.bits(bits)) }
-      report.device = (device.address.description, machine.name(device.interface), "kernel")
+      report.device = (device.address.description, machine.name(device.interface), device.translation.owner.rawValue)
       if kind == .alloc { return try allocate(from: device.dma.usableRanges, &report) }
       try device.dma.switchProtection(to: protection)
       try measure(device.dma, &report)

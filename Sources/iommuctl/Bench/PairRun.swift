@@ -52,8 +52,12 @@ struct QueuePair: BenchPair, ~Copyable {
   let direction: DMADirection
   private var buffer: DMABuffer?
 
+  // In two steps, for Swift 6.2 with assertions: see ``DomainState``.
   init(_ domain: DMADomain, _ direction: DMADirection, byteCount: Int) throws(DMAError) {
-    let buffer = try domain.buffer(byteCount: byteCount)
+    self.init(domain, direction, try domain.buffer(byteCount: byteCount))
+  }
+
+  private init(_ domain: DMADomain, _ direction: DMADirection, _ buffer: consuming DMABuffer) {
     (self.domain, self.direction) = (domain, direction)
     self.buffer = consume buffer
   }

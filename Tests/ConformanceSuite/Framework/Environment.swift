@@ -65,6 +65,9 @@ public struct Environment: Sendable {
     return copy
   }
 
+  /// How many system calls are right: tables of the process take fewer than the kernel's.
+  func calls(_ kernel: UInt64, process: UInt64) -> UInt64 { translation == .process ? process : kernel }
+
   /// Opens a device through this row's interface.
   func open(_ address: String, sharing domain: DMADomain? = nil) throws(DMAError) -> Device {
     try Device(address, on: host, interface: interface, translation: translation, sharing: domain)

@@ -123,6 +123,23 @@ import Testing
     }
   }
 
+  /// Under load full rings are flushed all the time, and the timer has nothing to do: it looks again when what waits now
+  /// is due.
+  @Test func theTimerLeavesYoungEntries() throws {
+    try Self.withDomain(.process, FlushQueueOptions(.single, depth: 4, timeout: .seconds(10))) { kernel, dma, machine in
+      _ = try Self.mapAndUnmap(dma)
+      kernel.sleep(.seconds(6))
+      for _ in 0..<3 { _ = try Self.mapAndUnmap(dma) }
+      #expect(dma.statistics.flushes == 1 && dma.statistics.queuedBytes == 4096, "the full ring")
+      kernel.sleep(.seconds(5))  // the timer of the first entry
+      usleep(200_000)
+      #expect(dma.statistics.flushes == 1 && dma.statistics.queuedBytes == 4096)
+      kernel.sleep(.seconds(6))
+      for _ in 0..<500 where dma.statistics.queuedBytes > 0 { usleep(10_000) }
+      #expect(dma.statistics.flushes == 2 && dma.statistics.queuedBytes == 0)
+    }
+  }
+
   /// After the process was stopped, whatever is overdue goes before the next operation; the statistics tell how long.
   @Test(arguments: ["map", "unmap", "map(list)", "unmap(list)", "link"])
   func overdueEntriesGoFirst(_ operation: String) throws {
