@@ -33,13 +33,13 @@ final class FlushQueue: @unchecked Sendable {
   /// A lock stands beside what it guards, never inside: who changes that as a whole would change the lock as well.
   @safe
   struct Ring: ~Copyable {
+    /// With the lock held. It comes first: ThreadSanitizer takes a change of a part for one at the start of the whole.
+    var waiting = Waiting()
     let lock = SpinLock()
     /// Threads that give back what they took out.
     let releasing = Atomic<Int>(0)
     /// ``FlushQueue/finished`` when no entry was left that may go: until that changes, none may.
     let settled = Atomic<UInt64>(0)
-    /// With the lock held.
-    var waiting = Waiting()
     // Two rings on one cache line would slow each other down.
     private var padding = InlineArray<6, UInt64>(repeating: 0)
 
