@@ -67,15 +67,15 @@ let package = Package(
 // Tests/Stress/check alone builds them, for ThreadSanitizer.
 if Context.environment["SWIFT_IOMMU_STRESS"] != nil {
   package.targets += [
-    .target(name: "StressMutex", path: "Tests/Stress/mutex"),
+    .target(name: "StressRuntime", path: "Tests/Stress/runtime"),
     .executableTarget(
-      name: "stress", dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation", "StressMutex"],
+      name: "stress", dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation", "StressRuntime"],
       path: "Tests/Stress/stress"),
   ]
 }
 
 for target in package.targets
-where target.type != .system && !["CIOMMU", "RawIoctls", "StressMutex"].contains(target.name) {
+where target.type != .system && !["CIOMMU", "RawIoctls", "StressRuntime"].contains(target.name) {
   target.swiftSettings = [
     .strictMemorySafety(),  // SE-0458
     .enableUpcomingFeature("ExistentialAny"),  // SE-0335

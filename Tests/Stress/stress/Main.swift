@@ -1,7 +1,7 @@
-import StressMutex
 import Glibc
 import IOMMU
 import IOMMUSimulation
+import StressRuntime
 
 /// `stress [--seconds N] [--threads N] [--seed N]`: threads that do everything at once, for ThreadSanitizer to watch.
 ///

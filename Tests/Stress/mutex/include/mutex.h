@@ -1,1 +1,0 @@
-// Nothing to call: linking mutex.c is enough.
