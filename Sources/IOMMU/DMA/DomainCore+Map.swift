@@ -88,7 +88,9 @@ extension DomainCore {
   @inline(__always)
   func afterDrain(_ body: () throws(RangeStoreFailure) -> IOVA) throws(RangeStoreFailure) -> IOVA {
     do throws(RangeStoreFailure) { return try body() } catch {
-      guard error.mayPass, lazyMode.load(ordering: .relaxed) != .strict, drain() == nil else { throw error }
+      guard error.mayPass, lazyMode.load(ordering: .relaxed) != .strict || cache.count > 0, drain() == nil else {
+        throw error
+      }
     }
     return try body()
   }
