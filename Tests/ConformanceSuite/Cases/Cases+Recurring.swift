@@ -1,4 +1,5 @@
 import IOMMU
+import IOMMUSimulation
 
 /// Recurring buffers, under each protection: what an automatic one saves, and that no queue does where the kernel owns the
 /// page tables.

@@ -238,9 +238,9 @@ import Testing
     if child == 0 {
       var codes: [DMAError.Code?] = []
       do { _ = try kept.use(device!.dma) } catch { codes.append((error as? DMAError)?.code) }
-      do { live.take(try mapping.take()!.unmap()) } catch { codes.append((error as? DMAError)?.code) }
-      do { try device!.dma.drain() } catch { codes.append((error as? DMAError)?.code) }
-      do { try device!.dma.switchProtection(to: .strict) } catch { codes.append((error as? DMAError)?.code) }
+      do { live.take(try mapping.take()!.unmap()) } catch { codes.append(error.code) }
+      do { try device!.dma.drain() } catch { codes.append(error.code) }
+      do { try device!.dma.switchProtection(to: .strict) } catch { codes.append(error.code) }
       if device!.dma.calibration != nil || device!.dma.protection != .strict { _exit(50) }
       dropped.drop()
       device = nil

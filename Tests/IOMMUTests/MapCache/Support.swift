@@ -12,8 +12,12 @@ final class RecurringBuffer: @unchecked Sendable {
 
   init(_ dma: DMADomain, byteCount: Int = 64) throws {
     let new = try dma.buffer(byteCount: byteCount)
-    place = unsafe new.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
+    place = Self.place(of: new)
     buffer = consume new
+  }
+
+  private static func place(of buffer: borrowing DMABuffer) -> UInt {
+    unsafe buffer.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
   }
 
   /// Maps and unmaps it; the address that it had.
