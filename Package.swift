@@ -64,14 +64,6 @@ let package = Package(
   ],
   swiftLanguageModes: [.v6])
 
-// Tests/Stress/check alone builds it, for ThreadSanitizer.
-if Context.environment["SWIFT_IOMMU_STRESS"] != nil {
-  package.targets.append(
-    .executableTarget(
-      name: "stress", dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation"], path: "Tests/Stress/stress")
-  )
-}
-
 for target in package.targets
 where target.type != .system && !["CIOMMU", "RawIoctls"].contains(target.name) {
   target.swiftSettings = [

@@ -32,13 +32,12 @@ extension DomainCore {
     defer { leave() }
     tearDownOverdue()
     let host = UInt64(UInt(bitPattern: base)), length = padded(byteCount)
-    // Below the first limit only: the address policy shall see what a map without a cache would show it.
-    if let kept = cache.take(host: host, byteCount: length, access: access.rawValue, limit: limits.first) {
-      let iova = IOVA(kept.iova)
-      revive(iova, host: host, byteCount: length)
-      return .success(Placed(iova: iova, access: kept.access))
+    // Within the first limits only: the address policy shall see what a map without a cache would show it.
+    let within = lowest(limits)...limits.first
+    let kept = cache.take(host: host, byteCount: length, access: access.rawValue, limits: within) { kept in
+      revive(IOVA(kept.iova), host: host, byteCount: length)
     }
-    locked { $0.statistics.cacheMisses &+= 1 }
+    if let kept { return .success(Placed(iova: IOVA(kept.iova), access: kept.access)) }
     switch makingRoom({ unsafe map(base, byteCount: byteCount, limits: limits, access: access) }) {
     case .success(let iova): return .success(Placed(iova: iova, access: access.rawValue))
     case .failure(let failure): return .failure(failure)
@@ -93,12 +92,12 @@ extension DomainCore {
       let count = cache.take(which, &batch)
       for index in 0..<count {
         let leaving = batch[index], reason = unmapKept(leaving)
-        locked { $0.statistics.systemCalls &+= callsEach }
+        slots.count { $0.systemCalls &+= callsEach }
         if let reason {
           cache.refuse(leaving.place)
           failure = reason
         } else {
-          release(IOVA(leaving.iova))
+          release(IOVA(leaving.iova), byteCount: leaving.byteCount)
           cache.remove(leaving.place)
         }
       }
@@ -200,12 +199,10 @@ extension DomainCore {
     try translation.map(iova: iova, address: address, byteCount: byteCount, access: access)
   }
 
-  /// The same for what grows an arena. The caller has not entered.
+  /// The same for what grows an arena.
   func growMakingRoom(_ body: () throws(DMAError) -> Void) throws(DMAError) {
     do throws(DMAError) { return try body() } catch {
-      guard let errno = error.errno, enter() else { throw error }
-      defer { leave() }
-      guard makesRoom(after: errno) else { throw error }
+      guard let errno = error.errno, makesRoom(after: errno) else { throw error }
     }
     try body()
   }
@@ -213,40 +210,58 @@ extension DomainCore {
   /// Empties the cache where that may mend an error; whether it did.
   @inline(never)
   func makesRoom(after errno: Errno) -> Bool {
-    (errno == .noMemory || errno == .noSpace) && cache.count > 0 && emptyCache() == nil
+    guard errno == .noMemory || errno == .noSpace, cache.count > 0, enter() else { return false }
+    defer { leave() }
+    return emptyCache() == nil
   }
 }
 
 // MARK: - Addresses and counters
 
-/// All that the cache has to do with the store of addresses: what ends with a mapping, and what with its map.
+/// All that the cache has to do with records and addresses: what ends with a mapping, and what with its map.
+///
+/// The first two are called with the cache's lock held, and take a slot's or the store's inside of it: so statistics show a
+/// mapping as live or its map as kept.
 extension DomainCore {
   /// A mapping ends and its map is kept: its address stays taken, as of one that waits for a flush.
   private func rest(_ iova: IOVA, byteCount: UInt64) {
-    locked { state in
-      state.retire(iova, byteCount: byteCount)
-      state.statistics.queuedBytes &-= byteCount
-      state.statistics.cachedBytes &+= byteCount
+    guard let record = records.end(iova) else {
+      return locked { state in
+        state.retire(iova, byteCount: byteCount)
+        state.statistics.queuedBytes &-= byteCount
+      }
     }
+    let slot = unsafe slots.lock()
+    let isIndexed = unsafe slot.pointee.countUnmap(byteCount, systemCalls: 0)
+    unsafe slot.pointee.unlock()
+    if isIndexed { unindex(iova, record) }
   }
 
   /// A map that was kept is a mapping's again, without a system call.
   private func revive(_ iova: IOVA, host: UInt64, byteCount: UInt64) {
-    locked { state in
-      _ = state.store.setTag(host, at: iova)
-      state.mapped(iova, host: host, byteCount: byteCount)
-      state.statistics.systemCalls &-= callsEach
-      state.statistics.cacheHits &+= 1
-      state.statistics.cachedBytes &-= byteCount
+    guard byteCount <= records.largestByteCount else {
+      return locked { state in
+        _ = state.store.setTag(host, at: iova)
+        state.mapped(iova, host: host, byteCount: byteCount)
+        state.statistics.systemCalls &-= callsEach
+      }
     }
+    // The table has a node for it, as there was a record before.
+    _ = records.enter(iova, host: host, byteCount: byteCount)
+    let slot = unsafe slots.lock()
+    unsafe slot.pointee.counts.maps &+= 1
+    unsafe slot.pointee.counts.liveBytes &+= byteCount
+    let isIndexed = unsafe slot.pointee.isIndexed
+    unsafe slot.pointee.unlock()
+    if isIndexed { index(iova, host: host, byteCount) }
   }
 
   /// A map that was kept is gone: its address is free.
-  private func release(_ iova: IOVA) {
-    locked { state in
-      guard let byteCount = state.releaseRetired(iova) else { return }
-      state.statistics.queuedBytes &+= byteCount
-      state.statistics.cachedBytes &-= byteCount
+  private func release(_ iova: IOVA, byteCount: UInt64) {
+    if byteCount <= records.largestByteCount {
+      space.free(iova, byteCount: byteCount)
+    } else {
+      locked { _ = $0.store.remove(iova) }
     }
   }
 }

@@ -19,13 +19,13 @@ extension MapCache {
 
   @safe
   struct State: ~Copyable {
-    let lock = SpinLock()
     private var entries: UnsafeMutablePointer<Entry>?
     private var buckets: UnsafeMutablePointer<UInt32>?
     /// How far a hash is shifted to the right.
     private var shift: UInt64 = 0
     private var capacity: UInt32 = 0
-    private var byteLimit: UInt64 = 0, byteCount: UInt64 = 0
+    private var byteLimit: UInt64 = 0
+    var counts = MapCache.Counts()
     /// How many entries were ever used, and the first that is free again.
     private var used: UInt32 = 0, free: UInt32 = 0
     private var numbers: UInt64 = 0
@@ -43,7 +43,7 @@ extension MapCache {
       unsafe entries = storage?.entries
       unsafe buckets = storage?.buckets
       (shift, capacity, byteLimit) = (storage?.shift ?? 0, storage?.capacity ?? 0, storage?.byteLimit ?? 0)
-      (byteCount, used, free) = (0, 0, 0)
+      (counts.byteCount, used, free) = (0, 0, 0)
       firsts = .init(repeating: 0)
       lasts = .init(repeating: 0)
     }
@@ -66,7 +66,7 @@ extension MapCache {
 
 extension MapCache.State {
   func hasRoom(for length: UInt64) -> Bool {
-    (free != 0 || used < capacity) && length <= byteLimit && byteCount <= byteLimit - length
+    (free != 0 || used < capacity) && length <= byteLimit && counts.byteCount <= byteLimit - length
   }
 
   /// - Precondition: There is room.
@@ -82,7 +82,7 @@ extension MapCache.State {
     let bucket = unsafe bucket(kept.host), number = nextNumber()
     self[place] = unsafe MapCache.Entry(kept: kept, number: number, chain: bucket.pointee)
     unsafe bucket.pointee = place
-    byteCount += kept.byteCount
+    counts.byteCount += kept.byteCount
     append(place, to: .ready)
   }
 
@@ -96,7 +96,7 @@ extension MapCache.State {
       while self[before].chain != place { before = self[before].chain }
       self[before].chain = entry.chain
     }
-    byteCount -= entry.kept.byteCount
+    counts.byteCount -= entry.kept.byteCount
     self[place].chain = free
     free = place
   }
@@ -133,7 +133,7 @@ extension MapCache.State {
     case .idle(let time): return ready != 0 && self[ready].kept.time <= time ? ready : 0
     case .untilRoom(let length):
       let hasPlace = room > 0 || free != 0 || used < capacity
-      return length > byteLimit || (hasPlace && byteCount - room <= byteLimit - length) ? 0 : ready
+      return length > byteLimit || (hasPlace && counts.byteCount - room <= byteLimit - length) ? 0 : ready
     case .refused(let number): return refused != 0 && self[refused].tried < number ? refused : 0
     case .of(let host): return find(host) { $0.list != .leaving }
     }

@@ -30,6 +30,11 @@ final class MapCache: @unchecked Sendable {
   /// A few at a time, so that the lock is held for a moment only.
   typealias Batch = InlineArray<16, Leaving>
 
+  /// As in ``DMAStatistics``.
+  struct Counts: BitwiseCopyable {
+    var hits: UInt64 = 0, misses: UInt64 = 0, byteCount: UInt64 = 0
+  }
+
   /// Which maps to tear down.
   enum Which {
     /// Ready ones with a lower number, the longest unmapped first.
@@ -49,6 +54,8 @@ final class MapCache: @unchecked Sendable {
   /// How long a map is kept without use, in nanoseconds.
   let timeout = Atomic<UInt64>(0)
   private let total = Atomic<Int>(0)
+  /// Guards what `state` points to, and is no part of it: access to the whole of it is nobody's without the lock.
+  private let lock = SpinLock()
   private let state: UnsafeMutablePointer<State>
 
   init() {
@@ -67,10 +74,13 @@ final class MapCache: @unchecked Sendable {
 
   @inline(__always)
   private func locked<Result>(_ body: (inout State) -> Result) -> Result {
-    unsafe state.pointee.lock.lock()
-    defer { unsafe state.pointee.lock.unlock() }
+    lock.lock()
+    defer { lock.unlock() }
     return unsafe body(&state.pointee)
   }
+
+  /// What is counted, for a function that is called with the lock held: no mapping's map is kept meanwhile, or used again.
+  func withCounts<Result>(_ body: (Counts) -> Result) -> Result { locked { body($0.counts) } }
 }
 
 // MARK: - Opening and closing
@@ -104,7 +114,7 @@ extension MapCache {
 // MARK: - Keeping and using
 
 extension MapCache {
-  /// Keeps a map, and calls `onKept` with the lock held: nobody tears it down before. O(1).
+  /// Keeps a map, and calls `onKept` with the lock held: nobody tears it down or uses it before. O(1).
   @inline(__always)
   func offer(_ kept: Kept, onKept: () -> Void) -> Offered {
     locked { state in
@@ -117,18 +127,27 @@ extension MapCache {
     }
   }
 
-  /// Takes out a map of this memory that allows what is asked for, below a limit, for use. O(1).
-  func take(host: UInt64, byteCount: UInt64, access: UInt8, limit: UInt64) -> Kept? {
+  /// Takes out a map of this memory that allows what is asked for, at addresses within limits, and calls `onTaken` with the
+  /// lock held. O(1).
+  @inline(__always)
+  func take(
+    host: UInt64, byteCount: UInt64, access: UInt8, limits: ClosedRange<UInt64>, onTaken: (Kept) -> Void
+  ) -> Kept? {
     locked { state in
       guard isOpen.load(ordering: .relaxed) else { return nil }
       let place = state.find(host) { entry in
         entry.list == .ready && entry.kept.byteCount == byteCount && entry.kept.access & access == access
-          && entry.kept.iova + (byteCount - 1) <= limit
+          && entry.kept.iova >= limits.lowerBound && entry.kept.iova + (byteCount - 1) <= limits.upperBound
       }
-      guard place != 0 else { return nil }
+      guard place != 0 else {
+        state.counts.misses &+= 1
+        return nil
+      }
       let kept = state[place].kept
       state.remove(place)
+      state.counts.hits &+= 1
       total.wrappingSubtract(1, ordering: .releasing)
+      onTaken(kept)
       return kept
     }
   }

@@ -7,10 +7,11 @@ import Testing
 @Suite struct MapCacheTests {
   typealias Tables = LazyTests.Tables
 
-  @Test(arguments: Tables.kernelOwned)
-  func aBufferIsMappedOnce(_ tables: Tables) throws {
+  /// Of a length that has a record, and of one that the store knows.
+  @Test(arguments: Tables.kernelOwned, [5000, 3 << 20 - 5000])
+  func aBufferIsMappedOnce(_ tables: Tables, _ byteCount: Int) throws {
     try Caching.withDomain(tables) { kernel, device, machine in
-      let dma = device.dma, buffer = try RecurringBuffer(dma, byteCount: 5000)
+      let dma = device.dma, buffer = try RecurringBuffer(dma, byteCount: byteCount)
       kernel.resetCounts()
       var seen: Set<IOVA> = []
       for _ in 0..<100 { seen.insert(try buffer.use(dma)) }
@@ -19,7 +20,8 @@ import Testing
       #expect(machine.counters.invalidations == 0)
       var expected = DMAStatistics()
       (expected.maps, expected.unmaps, expected.systemCalls) = (100, 100, 1)
-      (expected.cacheHits, expected.cacheMisses, expected.cachedBytes) = (99, 1, 8192)
+      (expected.cacheHits, expected.cacheMisses) = (99, 1)
+      expected.cachedBytes = byteCount == 5000 ? 8192 : 3 << 20 - 4096
       expected.arenaBytes = dma.statistics.arenaBytes
       #expect(dma.statistics == expected)
       try dma.drain()
@@ -31,23 +33,56 @@ import Testing
     }
   }
 
-  /// The window: the device reaches what is kept, and nothing after a drain. The driver's own view ends with the unmap.
-  @Test(arguments: Tables.kernelOwned)
-  func theWindow(_ tables: Tables) throws {
+  /// The window: the device reaches what is kept, and nothing after a drain. The driver's own view ends with the unmap. Of
+  /// lengths that have a record, also rounded up, and of one that the store knows.
+  @Test(arguments: Tables.kernelOwned, [64, 3 * 4096, 3 << 20])
+  func theWindow(_ tables: Tables, _ byteCount: Int) throws {
     try Caching.withDomain(tables) { kernel, device, machine in
-      let dma = device.dma, buffer = try RecurringBuffer(dma), memory = buffer.place
+      let dma = device.dma, buffer = try RecurringBuffer(dma, byteCount: byteCount), memory = buffer.place
+      let pages = (byteCount + 4095) / 4096 * 4096
       let pointer = unsafe UnsafeRawPointer(bitPattern: memory)!
-      let first = try buffer.map(dma), address = first.address
-      unsafe #expect(UInt(bitPattern: dma.translate(address)) == memory && dma.translate(pointer) == address)
-      buffer.take(try first.unmap())
-      unsafe #expect(dma.translate(address) == nil && dma.translate(pointer) == nil)
-      #expect(try Caching.writes(address, device, machine))
-      let second = try buffer.map(dma)
-      #expect(second.address == address)
-      unsafe #expect(UInt(bitPattern: dma.translate(address)) == memory && dma.translate(pointer) == address)
-      buffer.take(try second.unmap())
+      // What is found of it in both directions, from the first byte to the last, and what is counted.
+      func isFound(_ address: IOVA) -> Bool {
+        let found = unsafe dma.translate(address, byteCount: pages)
+        let back = unsafe dma.translate(pointer, byteCount: pages)
+        unsafe #expect(dma.translate(address, byteCount: pages + 1) == nil)
+        let statistics = dma.statistics
+        let isLive = statistics.liveMappings == 1 && statistics.liveBytes == UInt64(pages)
+        #expect(isLive || statistics.liveMappings == 0 && statistics.liveBytes == 0)
+        #expect(statistics.cachedBytes == (isLive ? 0 : UInt64(pages)))
+        unsafe #expect((UInt(bitPattern: found) == memory) == isLive && (back == address) == isLive)
+        return isLive
+      }
+      var address: IOVA?
+      for _ in 0..<3 {
+        let mapping = try buffer.map(dma), start = mapping.address
+        #expect(start == address ?? start)
+        address = start
+        #expect(isFound(start))
+        buffer.take(try mapping.unmap())
+        #expect(!isFound(start))
+        #expect(try Caching.writes(start, device, machine))
+      }
+      let other = try RecurringBuffer(dma, byteCount: byteCount), another = try other.use(dma)
+      #expect(another != address, "the address is taken")
       try dma.drain()
-      #expect(try !Caching.writes(address, device, machine))
+      #expect(try !Caching.writes(address!, device, machine))
+      #expect([address, another].contains(try buffer.use(dma)), "free again")
+    }
+  }
+
+  /// A device that does with a map what it does not allow: the fault has the mapping's name, that has it or had it.
+  @Test func whatFaultsAreTold() throws {
+    try Caching.withDomain(.ioas) { kernel, device, machine in
+      let dma = device.dma, buffer = try RecurringBuffer(dma, byteCount: 8192)
+      var mapping: Mapping? = try buffer.map(dma, .toDevice)
+      let range = IOVARange(start: mapping!.address, byteCount: 8192)!
+      for isLive in [true, false, true, false] {
+        #expect(try !Caching.writes(range.start + 4096, device, machine))
+        #expect(dma.faults.faults.last?.mapping == Fault.Mapping(range: range, isLive: isLive))
+        if isLive { buffer.take(try mapping.take()!.unmap()) } else { mapping = try buffer.map(dma, .toDevice) }
+      }
+      buffer.take(try mapping.take()!.unmap())
     }
   }
 
@@ -85,6 +120,11 @@ import Testing
       #expect(low.rawValue < 1 << 20 && dma.statistics.cacheMisses == 3)
       #expect(try buffer.use(dma) == low)
       #expect(dma.statistics.addressPolicyTrips == 0)
+      // A device that gets high addresses gets no others: one that cannot drive their bits fails with the first.
+      try dma.setMask(.bits(64))
+      dma.setAddressPolicy(.full)
+      #expect(try buffer.use(dma).rawValue > 1 << 40)
+      #expect(dma.statistics.cacheHits == 2 && dma.statistics.cacheMisses == 3)
     }
   }
 
