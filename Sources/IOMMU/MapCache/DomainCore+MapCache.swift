@@ -232,7 +232,7 @@ extension DomainCore {
       }
     }
     let slot = unsafe slots.lock()
-    let isIndexed = unsafe slot.pointee.countUnmap(byteCount, systemCalls: 0)
+    let isIndexed = unsafe slot.pointee.tally.countUnmap(byteCount, systemCalls: 0)
     unsafe slot.pointee.unlock()
     if isIndexed { unindex(iova, record) }
   }
@@ -249,9 +249,9 @@ extension DomainCore {
     // The table has a node for it, as there was a record before.
     _ = records.enter(iova, host: host, byteCount: byteCount)
     let slot = unsafe slots.lock()
-    unsafe slot.pointee.counts.maps &+= 1
-    unsafe slot.pointee.counts.liveBytes &+= byteCount
-    let isIndexed = unsafe slot.pointee.isIndexed
+    unsafe slot.pointee.tally.counts.maps &+= 1
+    unsafe slot.pointee.tally.counts.liveBytes &+= byteCount
+    let isIndexed = unsafe slot.pointee.tally.isIndexed
     unsafe slot.pointee.unlock()
     if isIndexed { index(iova, host: host, byteCount) }
   }
