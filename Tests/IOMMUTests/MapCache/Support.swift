@@ -65,6 +65,13 @@ enum Caching {
     #expect(leaks ? machine.kernel.census.pinnedBytes == 0 : machine.isClean)
   }
 
+  /// Maps and unmaps a page at an address that must be free.
+  static func mapPage(_ dma: DMADomain, at address: IOVA) throws {
+    let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
+    defer { unsafe page.deallocate() }
+    try unsafe dma.map(unsafe: UnsafeRawBufferPointer(page), .toDevice, at: address).unmap()
+  }
+
   /// Whether a write of the device goes through.
   static func writes(_ address: IOVA, _ device: Device, _ machine: SimulatedHost) throws -> Bool {
     let faults = machine.faults.count
