@@ -98,11 +98,11 @@ extension DomainCore {
       _ = noSpace(error)
       return .failure(.space(error))
     }
-    let translation = translation, host = bulk.host
+    let host = bulk.host
     let work = BulkWork(byteCount: bulk.byteCount, threads: bulk.threads, isCancelled: bulk.isCancelled) {
-      offset, length in
+      [self] offset, length in
       do throws(Errno) {
-        try translation.map(
+        try mapMakingRoom(
           iova: iova.rawValue + offset, address: host + offset, byteCount: length, access: access)
         return nil
       } catch { return .system(error) }

@@ -13,10 +13,10 @@ extension DMADomain {
   public func map(_ buffer: consuming DMABuffer, _ direction: DMADirection) throws(DMAError) -> Mapping {
     guard isOurs(buffer) else { throw refuse(buffer) }
     let limits = addressing.limits
-    switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
-    case .success(let address):
-      if address.rawValue > limits.first { tripped() }
-      return Mapping(buffer, at: address)
+    switch unsafe core.mapOwned(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
+    case .success(let placed):
+      if placed.iova.rawValue > limits.first { tripped() }
+      return Mapping(buffer, at: placed.iova, access: placed.access)
     case .failure(let failure): throw refuse(buffer, failure, limits)
     }
   }
@@ -25,10 +25,10 @@ extension DMADomain {
   public func tryMap(_ buffer: consuming DMABuffer, _ direction: DMADirection) -> MapResult {
     guard isOurs(buffer) else { return giveBack(buffer) }
     let limits = addressing.limits
-    switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
-    case .success(let address):
-      if address.rawValue > limits.first { tripped() }
-      return .mapped(Mapping(buffer, at: address))
+    switch unsafe core.mapOwned(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
+    case .success(let placed):
+      if placed.iova.rawValue > limits.first { tripped() }
+      return .mapped(Mapping(buffer, at: placed.iova, access: placed.access))
     case .failure(let failure): return giveBack(buffer, failure, limits)
     }
   }
@@ -110,9 +110,11 @@ extension DMADomain {
         core.map(
           host: pages.host, byteCount: pages.byteCount, at: address, limit: limits.last, access: direction.access)
       } else {
-        unsafe core.map(
-          UnsafeRawPointer(bitPattern: UInt(pages.host))!, byteCount: pages.byteCount, limits: limits,
-          access: direction.access)
+        core.makingRoom {
+          unsafe core.map(
+            UnsafeRawPointer(bitPattern: UInt(pages.host))!, byteCount: pages.byteCount, limits: limits,
+            access: direction.access)
+        }
       }
     switch result {
     case .success(let iova):
@@ -190,7 +192,7 @@ extension DomainCore {
       }
     } catch { return noSpace(error) }
     do throws(Errno) {
-      try translation.map(iova: iova.rawValue, address: host, byteCount: UInt64(byteCount), access: access)
+      try mapMakingRoom(iova: iova.rawValue, address: host, byteCount: UInt64(byteCount), access: access)
     } catch { return undo(iova, byteCount: UInt64(byteCount), error) }
     return .success(iova)
   }

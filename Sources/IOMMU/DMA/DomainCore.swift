@@ -45,6 +45,8 @@ final class DomainCore: @unchecked Sendable {
   /// What the data path needs to know of the protection.
   let lazyMode = Atomic<LazyMode>(.strict)
   let queue: FlushQueue
+  /// Maps that are kept after their unmap, by ``Protection/automatic(_:)``.
+  let cache = MapCache()
   let protection = Mutex(ProtectionState())
 
   init(
@@ -141,6 +143,7 @@ final class DomainCore: @unchecked Sendable {
     guard ProcessGuard.isOwner else { return }
     if queue.isTimerArmed.load(ordering: .acquiring) { FlushTimer.disarm(self) }
     translation.close()
+    cache.drop()
     locked {
       $0.statistics.queuedBytes = 0
       slots.clearQueued()

@@ -21,11 +21,13 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   public let byteCount: Int
   /// As the buffer's: an earlier unmap of the same memory may still wait for its flush.
   private let reachableUntil: UInt64
+  /// What the device may do, as ``DMAAccess/rawValue``.
+  private let access: UInt8
 
   /// Takes over a buffer that was mapped at an address.
   @inline(__always)
-  init(_ buffer: consuming DMABuffer, at address: IOVA) {
-    self.address = address
+  init(_ buffer: consuming DMABuffer, at address: IOVA, access: UInt8) {
+    (self.address, self.access) = (address, access)
     byteCount = buffer.byteCount
     reachableUntil = buffer.reachableUntil
     unsafe (core, base) = buffer.take()
@@ -34,7 +36,7 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   deinit { unsafe DomainCore.drop(core, base, byteCount, at: address, after: reachableUntil) }
 
   /// Takes the buffer back from the device: on return the device cannot reach it any more, or with a lazy
-  /// ``Protection`` from the next flush on.
+  /// ``Protection`` from the next flush on; with an automatic one the map may be kept for the next of the same buffer.
   ///
   /// The kernel call behind it is one `IOMMU_IOAS_UNMAP` or `VFIO_IOMMU_UNMAP_DMA`. If that fails, or unmaps another
   /// number of bytes, the memory may still be within the device's reach: it is leaked, counted in
@@ -43,10 +45,11 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   /// - Throws: `.system` with the kernel's errno, `.mismatch`, `.forked`.
   public consuming func unmap() throws(DMAError) -> DMABuffer {
     let (core, base, byteCount, address, earlier) = unsafe (core, base, byteCount, address, reachableUntil)
+    let access = access
     discard self
     // A function, since a closure of this size would be called.
     @inline(__always) func unmap(_ core: DomainCore) -> Result<UInt64, MapFailure> {
-      unsafe core.unmap(address, byteCount: byteCount)
+      unsafe core.unmapOwned(address, of: base, byteCount: byteCount, access: access)
     }
     switch unsafe core._withUnsafeGuaranteedRef(unmap) {
     case .success(let number):

@@ -37,7 +37,7 @@ struct BenchRun {
       throw .library(
         DMAError(
           .notSupported, "bench", device: address, detail: "This version has no protection \(self.protection.rawValue)",
-          remedy: "--protection strict, lazy-per-cpu or lazy-single"))
+          remedy: "--protection strict, lazy-per-cpu, lazy-single or automatic"))
     }
     try library { () throws(DMAError) -> Void in
       let device = try Device(
@@ -47,6 +47,7 @@ struct BenchRun {
       report.device = (device.address.description, machine.name(device.interface), device.translation.owner.rawValue)
       if kind == .alloc { return try allocate(from: device.dma.usableRanges, &report) }
       try device.dma.switchProtection(to: protection)
+      report.calibration = device.dma.calibration
       try measure(device.dma, &report)
     }
   }
