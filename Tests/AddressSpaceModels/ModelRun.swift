@@ -31,7 +31,8 @@ package enum ModelRun {
   /// A trace whose choices are bytes; where the two differed. The first byte chooses the space.
   package static func bytes(_ bytes: [UInt8]) throws -> String? {
     guard let first = bytes.first else { return nil }
-    let choices = Choices(bytes: bytes.dropFirst()), index = Int(first) % (ModelSpace.all.count + AllocatorSpace.all.count)
+    let choices = Choices(bytes: bytes.dropFirst())
+    let index = Int(first) % (ModelSpace.all.count + AllocatorSpace.all.count)
     if index < ModelSpace.all.count {
       var trace = try ModelTrace(ModelSpace.all[index], choices: choices)
       while !trace.random.isUsedUp {

@@ -20,5 +20,6 @@ struct AllocatorModelTests {
 }
 
 extension AllocatorSpace: CustomTestStringConvertible {
+  /// For the runner.
   public var testDescription: String { name }
 }

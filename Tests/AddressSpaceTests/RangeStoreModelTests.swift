@@ -31,5 +31,6 @@ struct RangeStoreModelTests {
 }
 
 extension ModelSpace: CustomTestStringConvertible {
+  /// For the runner.
   public var testDescription: String { name }
 }

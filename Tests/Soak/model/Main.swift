@@ -11,7 +11,8 @@ enum Main {
     var options: [String: UInt64] = ["--steps": 1_000_000, "--seed": 20_261]
     let words = Array(CommandLine.arguments.dropFirst())
     for index in stride(from: 0, to: words.count, by: 2) {
-      guard options[words[index]] != nil, index + 1 < words.count, let number = UInt64(words[index + 1]), number > 0 else {
+      guard options[words[index]] != nil, index + 1 < words.count, let number = UInt64(words[index + 1]), number > 0
+      else {
         print(usage)
         exit(2)
       }
