@@ -80,6 +80,7 @@ public final class DMADomain: Sendable {
   public var statistics: DMAStatistics {
     guard ProcessGuard.isOwner else { return DMAStatistics() }
     var copy = core.locked { [core] in $0.report(core.processOwned) }
+    core.standing.add(to: &copy)
     copy.arenaBytes = UInt64(core.coherent.byteCount + core.streaming.byteCount)
     return copy
   }

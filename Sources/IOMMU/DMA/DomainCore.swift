@@ -36,6 +36,9 @@ final class DomainCore: @unchecked Sendable {
   let streaming: Arena
   /// What the data path needs to know of the protection.
   let lazyMode = Atomic<LazyMode>(.strict)
+  /// ``Alternative``, for maps that are no calls of their own.
+  let alternative = Atomic<Alternative>(.none)
+  let standing = StandingMaps()
   let queue: FlushQueue
   let protection = Mutex(ProtectionState())
 

@@ -10,20 +10,29 @@ extension DMADomain {
   ///
   /// Everything about the new one is said by the argument, nothing is taken over from the old one. What waits in the old
   /// queue is flushed before this returns. Where the new queue cannot be had, or the flush fails, this throws and the old
-  /// protection stays in force.
+  /// protection stays in force. Mappings that are live end as they were made.
+  ///
+  /// To ``Protection/persistent``: maps what the arena of buffers has, below the mask of this value's device, by one
+  /// `IOMMU_IOAS_MAP_FILE`, `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA` for each area; where that cannot be, the same holds. From it:
+  /// unmaps all but what live mappings are inside of.
   ///
   /// - Throws: `.outOfMemory`, `.invalidArgument` for a depth outside of 2…2²⁴, `.busy` while another thread switches,
-  ///   `.closed`, `.forked`, `.system` and `.mismatch` when the flush failed.
+  ///   `.closed`, `.forked`, `.system` and `.mismatch` when the flush or the unmap failed; to ``Protection/persistent`` also
+  ///   `.memoryLock`, `.noSpace`, `.tooManyMappings`.
   public func switchProtection(to protection: Protection) throws(DMAError) {
     guard ProcessGuard.isOwner else { throw core.failed(.forked, "switchProtection").on(deviceName) }
     guard core.enter() else { throw core.failed(.closed, "switchProtection").on(deviceName) }
     defer { core.leave() }
-    do throws(DMAError) { try core.switchProtection(to: protection) } catch { throw error.on(deviceName) }
+    do throws(DMAError) {
+      if try core.switchProtection(to: protection, addressing.limits) { tripped() }
+    } catch { throw error.on(deviceName) }
   }
 
-  /// On return, nothing that was unmapped before this call is in a device's reach, and all of it may be used again.
+  /// On return, nothing that was unmapped before this call is in a device's reach, and all of it may be used again; but
+  /// what is mapped once for all under ``Protection/persistent`` stays.
   ///
-  /// In strict mode every unmap has seen to that, and this makes no system call.
+  /// In strict mode every unmap has seen to that, and this makes no system call, unless something is left of another
+  /// protection, or of a ``Registration``, that could not be unmapped before.
   ///
   /// - Throws: `.forked`; `.system` and `.mismatch` when the kernel refuses to unmap or to invalidate: then the ranges stay queued.
   public func drain() throws(DMAError) {
@@ -31,7 +40,7 @@ extension DMADomain {
     // A closed domain is out of reach as a whole, or soon: an unmap on it waits for that.
     guard core.enter() else { return core.waitUntilEmptied() }
     defer { core.leave() }
-    if let failure = core.drain() { throw core.failed(failure, "drain").on(deviceName) }
+    if let failure = core.drain() ?? core.settle() { throw core.failed(failure, "drain").on(deviceName) }
   }
 }
 
@@ -65,7 +74,8 @@ extension DomainCore {
     return nil
   }
 
-  func switchProtection(to new: Protection) throws(DMAError) {
+  /// Whether something was mapped above the first limit.
+  func switchProtection(to new: Protection, _ limits: AddressLimits) throws(DMAError) -> Bool {
     let mayBegin = protection.withLock { state in
       defer { state.isSwitching = true }
       return !state.isSwitching
@@ -74,11 +84,12 @@ extension DomainCore {
       throw DMAError(.busy, "switchProtection", detail: "Another thread is switching the protection of this domain")
     }
     defer { protection.withLock { $0.isSwitching = false } }
-    let storage = try storage(for: new)
+    let storage = try storage(for: new), isAbove = try prepare(new, limits)
     let old = lazyMode.load(ordering: .relaxed)
     lazyMode.store(.strict, ordering: .releasing)
     queue.close()
-    if let failure = drain() {
+    if let failure = drain() ?? takeOver(new) {
+      abandon()
       queue.reopen(old)
       lazyMode.store(old, ordering: .releasing)
       throw failed(failure, "switchProtection")
@@ -95,6 +106,7 @@ extension DomainCore {
       return former
     }
     _ = former
+    return isAbove
   }
 
   private func storage(for protection: Protection) throws(DMAError) -> FlushQueue.Storage? {

@@ -13,7 +13,7 @@ enum BenchKind: String, CaseIterable, ExpressibleByArgument {
   case queue
 }
 
-/// The protections by name; this version has the first three.
+/// The protections by name; this version has all but the last.
 enum BenchProtection: String, CaseIterable, ExpressibleByArgument {
   case strict
   case lazyPerCPU = "lazy-per-cpu"
@@ -26,7 +26,9 @@ enum BenchProtection: String, CaseIterable, ExpressibleByArgument {
     case .strict: .strict
     case .lazyPerCPU: .lazy(.perCPU)
     case .lazySingle: .lazy(.single)
-    case .persistent, .bounce, .automatic: nil
+    case .persistent: .persistent
+    case .bounce: .bounce
+    case .automatic: nil
     }
   }
 }

@@ -37,7 +37,7 @@ struct BenchRun {
       throw .library(
         DMAError(
           .notSupported, "bench", device: address, detail: "This version has no protection \(self.protection.rawValue)",
-          remedy: "--protection strict, lazy-per-cpu or lazy-single"))
+          remedy: "--protection strict, lazy-per-cpu, lazy-single, persistent or bounce"))
     }
     try library { () throws(DMAError) -> Void in
       let device = try Device(

@@ -41,6 +41,19 @@ import Testing
     }
     attempt { () throws(DMAError) in _ = try dma.allocate(UInt8.self, count: 1 << 20) }
     attempt { () throws(DMAError) in
+      try dma.switchProtection(to: .persistent)
+      _ = try dma.map(try dma.buffer(byteCount: 3 << 20), .toDevice).unmap()
+      let registration = try unsafe dma.register(unsafe: UnsafeRawBufferPointer(page))
+      try unsafe dma.map(unsafe: UnsafeRawBufferPointer(rebasing: page[0..<4096]), .fromDevice).unmap()
+      try registration.unregister()
+    }
+    attempt { () throws(DMAError) in
+      try dma.switchProtection(to: .bounce)
+      _ = try dma.map(try dma.buffer(byteCount: 2 << 20), .bidirectional).unmap()
+      try unsafe dma.map(unsafe: UnsafeRawBufferPointer(rebasing: page[1..<100]), .fromDevice).unmap()
+    }
+    attempt { () throws(DMAError) in try dma.switchProtection(to: .strict) }
+    attempt { () throws(DMAError) in
       let interrupt = try device.interrupt(0)
       try interrupt.trigger()
       _ = try interrupt.tryTake()

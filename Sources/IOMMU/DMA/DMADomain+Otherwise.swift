@@ -1,0 +1,77 @@
+import AddressSpace
+import Synchronization
+
+/// Maps that are no kernel call: addresses inside of what is mapped once for all, and copies.
+extension DMADomain {
+  /// What came of a map under a protection that has other ways.
+  enum Otherwise {
+    /// None of them: it is to be mapped by a call of its own.
+    case own
+    case mapped(IOVA, MappingKind)
+    case failed(MapFailure)
+  }
+
+  /// Maps a buffer.
+  @inline(never)
+  func mapOtherwise(
+    _ base: UnsafeMutableRawPointer, _ byteCount: Int, _ limits: AddressLimits, _ access: DMAAccess
+  ) -> Otherwise {
+    guard core.isOwner else { return .failed(.forked) }
+    if core.isClosed.load(ordering: .acquiring) { return .failed(.closed) }
+    if core.alternative.load(ordering: .relaxed) == .bounce { return unsafe bounce(base, byteCount, limits, access) }
+    let host = UInt64(UInt(bitPattern: base))
+    // A chunk above the device's mask, which another device's allows, is of no use to it.
+    guard let (iova, range) = unsafe core.standing.take(host, byteCount: UInt64(byteCount), limit: limits.last) else {
+      return .own
+    }
+    return unsafe .mapped(iova, .standing(range))
+  }
+
+  /// Maps memory of the caller's; nil where that takes a call of its own.
+  func mapOtherwise(
+    unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA?, _ operation: String
+  ) throws(DMAError) -> UnsafeMapping? {
+    if address != nil {
+      guard core.alternative.load(ordering: .relaxed) == .bounce else { return nil }
+      throw notBounced(operation, "Memory at an address of the caller's choice", byteCount: memory.count)
+    }
+    let pages = try unsafe pages(of: memory, widening: true, operation), limits = addressing.limits
+    let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(pages.host) + UInt(pages.offset))!
+    switch unsafe mapOtherwise(base, memory.count, limits, direction.access) {
+    case .own: return nil
+    case .mapped(let iova, let kind):
+      return unsafe UnsafeMapping(
+        core: .passRetained(core), pages: (iova, memory.count), address: iova, byteCount: memory.count, kind: kind)
+    case .failed(let failure):
+      noteFailure(failure, limits)
+      throw core.failed(failure, operation, host: pages.host, byteCount: memory.count, limit: limits.last)
+        .on(deviceName)
+    }
+  }
+
+  /// What can only be mapped in its place is refused where it may not be.
+  func notBounced(_ operation: String, _ what: String, byteCount: Int) -> DMAError {
+    DMAError(
+      .notSupported, operation, byteCount: UInt64(exactly: byteCount), device: deviceName,
+      detail: "\(what) cannot be bounced, and with this protection the device sees no memory but the library's own",
+      remedy: "Map it without an address, or switch the protection")
+  }
+}
+
+extension DomainCore {
+  /// Ends a mapping that was no map of its own, in whatever mode the domain is now. Nothing waits for a flush.
+  ///
+  /// - Parameter copies: Whether what the device has written to a copy goes to the memory.
+  @inline(never)
+  func unmapOtherwise(_ kind: MappingKind, byteCount: Int, copies: Bool = true) -> Result<UInt64, MapFailure> {
+    guard isOwner else { return .failure(.forked) }
+    // What the device has still under way ends with the close.
+    if isClosed.load(ordering: .acquiring) { waitUntilEmptied() }
+    switch kind {
+    case .own: break
+    case .standing(let range): if unsafe standing.give(range, byteCount: UInt64(byteCount)) { afterLast() }
+    case .bounced(let slot): endBounce(slot, byteCount: byteCount, copies: copies)
+    }
+    return .success(0)
+  }
+}
