@@ -38,8 +38,8 @@ extension AddressAllocator {
 // MARK: - Popping
 
 extension AddressAllocator {
-  /// Takes an address that is at most `highest` from what the processor or the depot has; ``Slot/none`` when none has.
-  func refill(_ order: UInt64, highest: UInt64, processor: UInt32) -> UInt64 {
+  /// Takes an address of `lowest` to `highest` from what the processor or the depot has; ``Slot/none`` when none has.
+  func refill(_ order: UInt64, lowest: UInt64, highest: UInt64, processor: UInt32) -> UInt64 {
     let (core, sizeClass) = unsafe (core, sizeClass(order))
     let (stop, method) = unsafe (core.pointee.stop, core.pointee.method)
     var processor = processor
@@ -65,7 +65,7 @@ extension AddressAllocator {
       }
       var surplus: Magazine?
       if magazine.isEmpty { magazine = unsafe exchange(empty: magazine, in: slot, sizeClass, &surplus) }
-      let address = magazine.pop(highest)
+      let address = magazine.pop(from: lowest, to: highest)
       unsafe Slot.load(magazine, in: slot)
       unsafe slot.pointee.lock.unlock()
       surplus?.deallocate()

@@ -4,23 +4,32 @@ internal import Synchronization
 // Requests that reach the store, one at a time.
 
 extension AddressAllocator {
+  /// Takes the store's lock, for ``store``. No system call, and nothing of the allocator's but ``unlockStore()``, may come before
+  /// it is given back.
+  package func lockStore() { unsafe core.pointee.shared.pointee.storeLock.lock() }
+
+  package func unlockStore() {
+    let shared = unsafe core.pointee.shared
+    unsafe shared.pointee.held.store(shared.pointee.store.byteCount(of: .allocation), ordering: .relaxed)
+    unsafe shared.pointee.storeLock.unlock()
+  }
+
+  /// The store, for several steps with its lock held. What is cached are allocations there, with a tag of 0.
+  package var store: UnsafePointer<RangeStore> { unsafe UnsafePointer(core.pointee.shared.pointee.storePointer) }
+
   /// Calls a function with the store, its lock held.
   private func withStore<Result, Failure: Error>(
     _ body: (borrowing RangeStore) throws(Failure) -> Result
   ) throws(Failure) -> Result {
-    let shared = unsafe core.pointee.shared
-    unsafe shared.pointee.storeLock.lock()
-    defer {
-      unsafe shared.pointee.held.store(shared.pointee.store.byteCount(of: .allocation), ordering: .relaxed)
-      unsafe shared.pointee.storeLock.unlock()
-    }
-    return try unsafe body(shared.pointee.store)
+    lockStore()
+    defer { unlockStore() }
+    return try unsafe body(core.pointee.shared.pointee.storePointer.pointee)
   }
 
   /// ``allocate(byteCount:limit:mayEmptyCaches:)`` where the loaded magazine has no answer.
   @inline(never)
   func allocateSlowly(
-    _ byteCount: UInt64, limit: UInt64, mayEmptyCaches: Bool, processor: UInt32
+    _ byteCount: UInt64, limit: UInt64, lowest: UInt64 = 0, mayEmptyCaches: Bool, processor: UInt32
   ) throws(RangeStoreFailure) -> IOVA {
     let order = order(byteCount)
     guard unsafe order < core.pointee.classCount else {
@@ -28,7 +37,7 @@ extension AddressAllocator {
     }
     let rounded = unsafe core.pointee.granule.byteCount << order
     guard limit >= rounded - 1 else { throw .noSpace }
-    let address = refill(order, highest: limit - (rounded - 1), processor: processor)
+    let address = refill(order, lowest: lowest, highest: limit - (rounded - 1), processor: processor)
     if address != Slot.none { return IOVA(address) }
     return try allocate(RangeStore.Request(byteCount: rounded, limit: limit), mayEmptyCaches: mayEmptyCaches)
   }
@@ -188,7 +197,7 @@ extension AddressAllocator {
     // A few at a time: who waits for the lock does not wait for all.
     while !magazine.isEmpty {
       withStore { store in
-        for _ in 0..<min(magazine.count, 16) { _ = store.remove(IOVA(magazine.pop(.max))) }
+        for _ in 0..<min(magazine.count, 16) { _ = store.remove(IOVA(magazine.pop(from: 0, to: .max))) }
       }
     }
   }

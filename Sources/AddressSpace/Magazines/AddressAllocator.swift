@@ -63,6 +63,36 @@ extension AddressAllocator {
     try allocate(byteCount: byteCount, limit: limit, mayEmptyCaches: mayEmptyCaches, processor: processor)
   }
 
+  /// The part of ``allocate(byteCount:limit:mayEmptyCaches:)`` that the processor's loaded magazine can answer, with an address
+  /// of at least `lowest`; `nil` when it cannot: then ask ``allocateElsewhere(byteCount:limit:lowest:mayEmptyCaches:)``.
+  ///
+  /// - Complexity: O(1).
+  package func allocateHere(byteCount: UInt64, limit: UInt64, lowest: UInt64 = 0) -> IOVA? {
+    let order = order(byteCount), processor = processor
+    guard unsafe order < core.pointee.classCount else { return nil }
+    let (highest, isTooLow) = unsafe limit.subtractingReportingOverflow(
+      (core.pointee.granule.byteCount &<< order) &- 1)
+    if isTooLow { return nil }
+    let slot = unsafe slots(processor) + Int(truncatingIfNeeded: order)
+    let address = unsafe Slot.pop(slot, core.pointee.method, cpu: processor, highest: highest)
+    if address == Slot.none { return nil }
+    if address >= lowest { return IOVA(address) }
+    // Back to where it came from; what is asked for may lie below it.
+    free(IOVA(address), byteCount: byteCount, processor: processor)
+    return nil
+  }
+
+  /// The rest of it: from the other magazines, where an address below `lowest` is left for others, or else the highest of all
+  /// that are free.
+  ///
+  /// - Throws: As ``allocate(byteCount:limit:mayEmptyCaches:)``.
+  package func allocateElsewhere(
+    byteCount: UInt64, limit: UInt64, lowest: UInt64 = 0, mayEmptyCaches: Bool
+  ) throws(RangeStoreFailure) -> IOVA {
+    try allocateSlowly(
+      byteCount, limit: limit, lowest: lowest, mayEmptyCaches: mayEmptyCaches, processor: processor)
+  }
+
   /// Releases a range that ``allocate(byteCount:limit:mayEmptyCaches:)`` gave for the same length. Anything else is not found
   /// out, and given to the next who asks.
   ///
@@ -186,7 +216,7 @@ struct AllocatorCore: ~Copyable {
 struct SharedState: ~Copyable {
   /// Guards the store and the next two.
   let storeLock = SpinLock()
-  let store: RangeStore
+  let storePointer: UnsafeMutablePointer<RangeStore>
   /// Allocations that the store was asked for, and the nodes that the last one visited.
   var storeAllocations = 0
   var visits = 0
@@ -201,7 +231,17 @@ struct SharedState: ~Copyable {
   var depot: Depot
 
   init(store: consuming RangeStore, classCount: Int) {
-    self.store = store
+    unsafe storePointer = .allocate(capacity: 1)
+    unsafe storePointer.initialize(to: store)
     depot = Depot(classCount: classCount)
+  }
+
+  deinit {
+    unsafe storePointer.deinitialize(count: 1)
+    unsafe storePointer.deallocate()
+  }
+
+  var store: RangeStore {
+    @inline(__always) _read { yield unsafe storePointer.pointee }
   }
 }

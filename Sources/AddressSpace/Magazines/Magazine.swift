@@ -62,14 +62,14 @@ struct Magazine: Equatable, BitwiseCopyable {
 // MARK: - For the owner
 
 extension Magazine {
-  /// Takes the last address that is at most `highest`; ``Slot/none`` when no address is.
-  func pop(_ highest: UInt64) -> UInt64 {
+  /// Takes the last address that lies in a range; ``Slot/none`` when none does.
+  func pop(from lowest: UInt64, to highest: UInt64) -> UInt64 {
     var index = unsafe Int(pointer.pointee.count)
     let last = index - 1
     while index > 0 {
       index -= 1
       let address = unsafe addresses[index]
-      if address > highest { continue }
+      if address < lowest || address > highest { continue }
       // The last one fills its place.
       unsafe addresses[index] = addresses[last]
       unsafe pointer.pointee.count = UInt32(truncatingIfNeeded: last)

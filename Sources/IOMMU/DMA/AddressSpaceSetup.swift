@@ -53,7 +53,20 @@ extension DomainCore {
   /// It stays so when the device leaves: what remains is right for every device that is there, and a range that came back
   /// for a while would be in the way of the next such device.
   func narrow(to usable: IOVARanges, for device: String) throws(DMAError) {
-    let refused: (IOVARange, RangeStoreFailure)? = locked { state in
+    var refused = reserveAll(but: usable)
+    // Cached addresses make room.
+    if case .occupied? = refused?.1, space.emptyCaches() { refused = reserveAll(but: usable) }
+    if let (range, reason) = refused {
+      throw DMAError(
+        .reserved, "open", address: range.start.rawValue, byteCount: range.byteCount, device: device,
+        detail: "The device cannot use \(range), and the domain has a mapping there (\(reason))",
+        remedy: "Attach all devices of a domain before mapping")
+    }
+  }
+
+  /// Reserves all but `usable`; nothing, and why, when that is not possible.
+  private func reserveAll(but usable: IOVARanges) -> (IOVARange, RangeStoreFailure)? {
+    locked { state in
       let lost = state.usable.subtracting(usable)
       var done: [IOVARange] = []
       for range in lost {
@@ -67,12 +80,6 @@ extension DomainCore {
       }
       state.usable = state.usable.intersection(usable)
       return nil
-    }
-    if let (range, reason) = refused {
-      throw DMAError(
-        .reserved, "open", address: range.start.rawValue, byteCount: range.byteCount, device: device,
-        detail: "The device cannot use \(range), and the domain has a mapping there (\(reason))",
-        remedy: "Attach all devices of a domain before mapping")
     }
   }
 }

@@ -214,6 +214,11 @@ extension DomainCore {
       // Closed: the kernel unmaps everything by itself.
       waitUntilEmptied()
     }
+    if done == byteCount, let record = records.end(iova) {
+      // A mapping of one area, which was not made by ``map(_:at:_:access:)``.
+      countUnmap(iova, record, byteCount, systemCalls: callsEach &* calls)
+      return .success(Int(done))
+    }
     locked { state in
       if done == byteCount {
         state.unmapped(iova, byteCount: byteCount, systemCalls: callsEach &* calls)
@@ -221,7 +226,7 @@ extension DomainCore {
         state.statistics.systemCalls &+= callsEach &* calls
         state.statistics.liveBytes &-= done
         if done > 0 {
-          state.ended.append(iova, byteCount: done)
+          state.noteEnded(iova, byteCount: done)
           state.keep(iova, from: done, to: byteCount)
         }
       }

@@ -16,14 +16,6 @@ extension DMADomain {
   }
 }
 
-extension DomainState {
-  /// The mapping that an address lies in, or else the last that it lay in, of those that ended lately.
-  func mapping(at address: IOVA) -> Fault.Mapping? {
-    if let node = store.find(containing: address), node.isMapping { return .init(range: node.range, isLive: true) }
-    return ended.range(containing: address).map { .init(range: $0, isLive: false) }
-  }
-}
-
 /// The mappings that ended last, for the faults that come after them.
 struct EndedMappings {
   private static let capacity = 64

@@ -1,7 +1,8 @@
 import AddressSpace
 import Synchronization
 
-/// The data path: address space, translation, address space; a page of code without retain, release or allocation.
+/// The data path: address, record, translation, and back; a page of code without retain, release, allocation or a lock that
+/// all processors share.
 extension DomainCore {
   /// Maps whole pages at an address of the store's choice, within `limits`: above the first of them when that has no room.
   @inline(__always)
@@ -9,24 +10,31 @@ extension DomainCore {
     IOVA, MapFailure
   > {
     guard isOwner else { return .failure(.forked) }
-    guard enter() else { return .failure(.closed) }
-    defer { leave() }
     let length = padded(byteCount)
     let host = UInt64(UInt(bitPattern: base))
-    if lazyMode.load(ordering: .relaxed) != .strict { flushOverdue() }
-    let again = locked { state in
-      let alignment = Self.alignment(length)
-      let iova = state.store.allocateAgain(byteCount: length, alignment: alignment, limit: limits.first, tag: host)
-      if let iova { state.mapped(iova, host: host, byteCount: length) }
-      return iova
+    if length > records.largestByteCount { return mapLarge(host, length, limits, access) }
+    let slot = unsafe slots.lock()
+    guard unsafe !slot.pointee.isClosed else {
+      unsafe slot.pointee.unlock()
+      return .failure(.closed)
     }
+    unsafe slot.pointee.inFlight &+= 1
+    // Before the kernel call, and taken back if that fails: ``DomainState/report(_:_:)``.
+    unsafe slot.pointee.counts.maps &+= 1
+    unsafe slot.pointee.counts.liveBytes &+= length
+    unsafe slot.pointee.unlock()
+    if lazyMode.load(ordering: .relaxed) != .strict { flushOverdue() }
     let iova: IOVA
-    if let again {
-      iova = again
+    if let address = space.allocateHere(byteCount: length, limit: limits.first, lowest: lowest(limits)) {
+      iova = address
     } else {
-      do throws(RangeStoreFailure) {
-        iova = try afterDrain { () throws(RangeStoreFailure) in try place(host, length, limits) }
-      } catch { return noSpace(error) }
+      do throws(RangeStoreFailure) { iova = try place(length, limits) } catch {
+        return unsafe undo(slot, length, systemCalls: 0, .space(error))
+      }
+    }
+    guard records.enter(iova, host: host, byteCount: length) else {
+      space.free(iova, byteCount: length)
+      return unsafe undo(slot, length, systemCalls: 0, .space(.outOfMemory))
     }
     do throws(Errno) {
       if let directCalls {
@@ -34,61 +42,75 @@ extension DomainCore {
       } else {
         try translation.map(iova: iova.rawValue, address: host, byteCount: length, access: access)
       }
+    } catch { return unsafe undo(slot, iova, host: host, length, error) }
+    if unsafe slots.leave(slot, systemCalls: callsEach) { index(iova, host: host, length) }
+    return .success(iova)
+  }
+
+  /// What an address from the caches must be at least. A device that gets addresses above 4 GiB gets no others, as long as there
+  /// are any: one that cannot drive their bits fails with the first.
+  @inline(__always)
+  private func lowest(_ limits: AddressLimits) -> UInt64 { limits.first >> 32 == 0 ? 0 : highAddresses }
+
+  /// An address that the loaded magazine has not got.
+  @inline(never)
+  private func place(_ length: UInt64, _ limits: AddressLimits) throws(RangeStoreFailure) -> IOVA {
+    let iova = try afterDrain { () throws(RangeStoreFailure) in try allocate(length, limits) }
+    // What ended inside of it was at addresses of another size. A length is rounded up to a power of two.
+    let mask = UInt64.max >> UInt64((length - 1 | granuleMask).leadingZeroBitCount)
+    records.forgetEnded(in: IOVARange(start: iova, last: IOVA(iova.rawValue | mask))!)
+    return iova
+  }
+
+  private func allocate(_ length: UInt64, _ limits: AddressLimits) throws(RangeStoreFailure) -> IOVA {
+    if limits.first < limits.last {
+      do throws(RangeStoreFailure) {
+        return try space.allocateElsewhere(byteCount: length, limit: limits.first, mayEmptyCaches: false)
+      } catch {
+        guard error == .noSpace || error == .fragmented else { throw error }
+      }
+    }
+    let last = AddressLimits(first: limits.last, last: limits.last)
+    return try space.allocateElsewhere(
+      byteCount: length, limit: last.last, lowest: lowest(last), mayEmptyCaches: true)
+  }
+
+  /// ``map(_:byteCount:limits:access:)`` of more than 2 MiB.
+  @inline(never)
+  private func mapLarge(_ host: UInt64, _ length: UInt64, _ limits: AddressLimits, _ access: DMAAccess) -> Result<
+    IOVA, MapFailure
+  > {
+    guard enter() else { return .failure(.closed) }
+    defer { leave() }
+    if lazyMode.load(ordering: .relaxed) != .strict { flushOverdue() }
+    let iova: IOVA
+    do throws(RangeStoreFailure) {
+      iova = try afterDrain { () throws(RangeStoreFailure) in
+        try locked { state throws(RangeStoreFailure) in
+          let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length))
+          let iova = try state.store.allocate(request, limits, tag: host)
+          state.mapped(iova, host: host, byteCount: length)
+          return iova
+        }
+      }
+    } catch { return noSpace(error) }
+    do throws(Errno) {
+      try translation.map(iova: iova.rawValue, address: host, byteCount: length, access: access)
     } catch { return undo(iova, byteCount: length, error) }
     return .success(iova)
   }
 
-  /// An address that takes a search.
-  @inline(never)
-  private func place(_ host: UInt64, _ length: UInt64, _ limits: AddressLimits) throws(RangeStoreFailure) -> IOVA {
-    try locked { state throws(RangeStoreFailure) in
-      let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length))
-      let iova = try state.store.allocate(request, limits, tag: host)
-      state.mapped(iova, host: host, byteCount: length)
-      return iova
-    }
-  }
-
-  /// Unmaps what ``map`` mapped. On success the device cannot reach it any more and the IOVA is free, or in a lazy mode
-  /// will be when ``FlushQueue/finished`` has reached the number that is the answer; then `memory` is freed as well. With
-  /// 0 for an answer nothing waits, and `memory` is the caller's to free.
-  @inline(__always)
-  func unmap(
-    _ iova: IOVA, byteCount: Int, freeing memory: UnsafeMutableRawPointer? = nil
-  ) -> Result<UInt64, MapFailure> {
-    guard isOwner else { return .failure(.forked) }
-    let length = padded(byteCount)
-    if lazyMode.load(ordering: .relaxed) != .strict { return unsafe unmapLazily(iova, length: length, memory: memory) }
-    return unmapNow(iova, length)
-  }
-
-  @inline(__always)
-  private func unmapNow(_ iova: IOVA, _ length: UInt64) -> Result<UInt64, MapFailure> {
-    if enter() {
-      defer { leave() }
-      do throws(Errno) {
-        let done =
-          if let directCalls {
-            try directCalls.unmap(iova: iova.rawValue, byteCount: length)
-          } else {
-            try translation.unmap(iova: iova.rawValue, byteCount: length)
-          }
-        if done != length { return .failure(.mismatch(done)) }
-      } catch { return .failure(.system(error)) }
-      locked { $0.unmapped(iova, byteCount: length, systemCalls: callsEach) }
-      return .success(0)
-    }
-    // Closed: the kernel unmaps everything by itself.
-    waitUntilEmptied()
-    locked { $0.unmapped(iova, byteCount: length, systemCalls: 0) }
-    return .success(0)
-  }
-
-  /// Tries again when addresses that wait for a flush may be what is in the way, and not what was asked for.
+  /// Tries again when addresses that are cached, or wait for a flush, may be what is in the way, and not what was asked for.
   @inline(__always)
   func afterDrain(_ body: () throws(RangeStoreFailure) -> IOVA) throws(RangeStoreFailure) -> IOVA {
     do throws(RangeStoreFailure) { return try body() } catch {
-      guard error.mayPass, lazyMode.load(ordering: .relaxed) != .strict, drain() == nil else { throw error }
+      guard error.mayPass else { throw error }
+      if space.emptyCaches() {
+        do throws(RangeStoreFailure) { return try body() } catch { guard error.mayPass else { throw error } }
+      }
+      guard lazyMode.load(ordering: .relaxed) != .strict, drain() == nil else { throw error }
+      // What was flushed is cached now.
+      space.emptyCaches()
     }
     return try body()
   }
@@ -106,6 +128,7 @@ extension DomainCore {
     return .failure(.space(reason))
   }
 
+  /// A map that the store knows failed.
   @inline(never)
   func undo(_ iova: IOVA, byteCount: UInt64, _ error: Errno) -> Result<IOVA, MapFailure> {
     locked { state in
@@ -116,6 +139,37 @@ extension DomainCore {
       state.statistics.liveBytes -= byteCount
     }
     return .failure(.system(error))
+  }
+
+  /// The kernel refused what has its address and its record.
+  @inline(never)
+  private func undo(
+    _ slot: UnsafeMutablePointer<DomainSlots.Slot>, _ iova: IOVA, host: UInt64, _ length: UInt64, _ error: Errno
+  ) -> Result<IOVA, MapFailure> {
+    records.remove(iova)
+    // Whoever makes the index now does not see it, and who has made it may have.
+    locked { $0.unindex(iova, host: host) }
+    space.free(iova, byteCount: length)
+    return unsafe undo(slot, length, systemCalls: callsEach, .system(error))
+  }
+
+  /// Takes back what was counted of a map.
+  @inline(never)
+  private func undo(
+    _ slot: UnsafeMutablePointer<DomainSlots.Slot>, _ length: UInt64, systemCalls: UInt64, _ failure: MapFailure
+  ) -> Result<IOVA, MapFailure> {
+    locked { $0.statistics.failedMaps += 1 }
+    unsafe slot.pointee.relock()
+    unsafe slot.pointee.counts.maps &-= 1
+    unsafe slot.pointee.counts.liveBytes &-= length
+    unsafe slot.pointee.unlock()
+    unsafe slots.leave(slot, systemCalls: systemCalls)
+    return .failure(failure)
+  }
+
+  @inline(never)
+  func index(_ iova: IOVA, host: UInt64, _ byteCount: UInt64) {
+    locked { $0.index(iova, host: host, byteCount: byteCount) }
   }
 }
 
@@ -159,15 +213,8 @@ extension DomainState {
     }
   }
 
-  /// Takes back an address that was given out, wherever it is kept.
-  @inline(__always)
+  /// Takes back an address that was given out by the store.
   mutating func forget(_ iova: IOVA) {
-    guard let host = store.removeLast(iova) else { return search(iova) }
-    if byHostAddress != nil { unindex(iova, host: host) }
-  }
-
-  @inline(never)
-  private mutating func search(_ iova: IOVA) {
     guard let node = store.remove(iova) else { return }
     unindex(iova, host: node.tag)
   }
@@ -180,7 +227,7 @@ extension DomainState {
   @inline(__always)
   mutating func unmapped(_ iova: IOVA, byteCount: UInt64, systemCalls: UInt64) {
     forget(iova)
-    ended.append(iova, byteCount: byteCount)
+    noteEnded(iova, byteCount: byteCount)
     statistics.unmaps &+= 1
     statistics.systemCalls &+= systemCalls
     statistics.liveMappings &-= 1

@@ -20,9 +20,17 @@ final class DomainCore: @unchecked Sendable {
   let callsEach: UInt64
   /// The smallest page minus one, in bytes.
   let granuleMask: UInt64
-  /// Everything that changes, behind one spin lock that is never held across a system call.
+  /// Addresses, by processor for mappings of up to 2 MiB at addresses of the library's choice; and what those map, and what they
+  /// count. Mapping and unmapping them takes no lock that all processors share.
+  let space: AddressAllocator
+  let records: MappingTable
+  let slots: DomainSlots
+  /// Everything else that changes, behind the lock of the store of addresses, which is never held across a system call.
   let state: UnsafeMutablePointer<DomainState>
-  /// Calls into the translation that are under way; ``close()`` waits for them, and no call begins after it.
+  /// Where addresses above 4 GiB begin; 0 where there are none.
+  let highAddresses: UInt64
+  /// Calls into the translation that are under way, but for those that a slot counts; ``close()`` waits for them, and no
+  /// call begins after it.
   let inFlight = Atomic<Int>(0)
   let isClosed = Atomic<Bool>(false)
   /// Whether the devices of a closed domain are detached, and what was mapped is out of their reach.
@@ -45,9 +53,17 @@ final class DomainCore: @unchecked Sendable {
   init(
     kernel: any Kernel, translation: any Translation, usable: IOVARanges, granule: PageSize, node: Int?, device: String
   ) throws(RangeStoreFailure) {
+    let processors = Int(ci_cpu_limit())
+    let space = try AddressAllocator(usable: usable, granule: granule, processors: UInt32(processors))
+    let highest = usable.last?.last.rawValue ?? 0
+    guard let records = MappingTable(highest: highest, granule: granule) else { throw .outOfMemory }
     processOwned = translation as? any ProcessOwnedTranslation
     callsEach = processOwned == nil ? 1 : 0
-    let first = try DomainState(usable: usable, granule: granule, callsEach: callsEach)
+    highAddresses = highest >> 32 == 0 ? 0 : 1 << 32
+    let first = unsafe DomainState(usable: usable, store: space.store, records: records, callsEach: callsEach)
+    self.space = space
+    self.records = records
+    slots = DomainSlots(processors: processors)
     self.kernel = kernel
     self.translation = translation
     directCalls = translation.directCalls
@@ -58,7 +74,7 @@ final class DomainCore: @unchecked Sendable {
     unsafe state.initialize(to: first)
     coherent = Arena(kernel: kernel, granule: granule, node: node, name: "iommu-coherent")
     streaming = Arena(kernel: kernel, granule: granule, node: node, name: "iommu-buffers")
-    queue = FlushQueue(processors: Int(ci_cpu_limit()))
+    queue = FlushQueue(processors: processors)
   }
 
   /// The order matters: nothing is unmapped from memory before the device cannot reach it.
@@ -66,6 +82,8 @@ final class DomainCore: @unchecked Sendable {
     close()
     unsafe state.deinitialize(count: 1)
     unsafe state.deallocate()
+    slots.deallocate()
+    records.deallocate()
   }
 
   /// ``ProcessGuard/isOwner``, without the look whether its word is there.
@@ -76,17 +94,18 @@ final class DomainCore: @unchecked Sendable {
   @inline(__always)
   func padded(_ byteCount: Int) -> UInt64 { (UInt64(byteCount) &+ granuleMask) & ~granuleMask }
 
-  /// Runs `body` on the state with the lock held. No system call may happen inside.
+  /// Runs `body` on the state with the store's lock held. No system call may happen inside, and ``space`` is not called.
   @inline(__always)
   func locked<Result: ~Copyable, Failure: Error>(
     _ body: (inout DomainState) throws(Failure) -> Result
   ) throws(Failure) -> Result {
-    unsafe state.pointee.lock.lock()
-    defer { unsafe state.pointee.lock.unlock() }
+    space.lockStore()
+    defer { space.unlockStore() }
     return try unsafe body(&state.pointee)
   }
 
-  /// Begins a call into the translation; false when the domain is closed: then there is nothing to call.
+  /// Begins a call into the translation; false when the domain is closed: then there is nothing to call. The data path
+  /// enters by its slot.
   @inline(__always)
   func enter() -> Bool {
     inFlight.wrappingAdd(1, ordering: .sequentiallyConsistent)
@@ -114,15 +133,21 @@ final class DomainCore: @unchecked Sendable {
     }
     // A call that was under way when the process was forked never ends in the fork.
     guard ProcessGuard.isOwner else { return }
+    slots.close()
     // A call under way is an ioctl, which ends by itself. In one order with ``enter()``'s two steps.
-    while inFlight.load(ordering: .sequentiallyConsistent) != 0 { kernel.sleep(.microseconds(20)) }
+    while inFlight.load(ordering: .sequentiallyConsistent) != 0 || slots.isAnyInFlight {
+      kernel.sleep(.microseconds(20))
+    }
   }
 
   private func finish() {
     guard ProcessGuard.isOwner else { return }
     if queue.isTimerArmed.load(ordering: .acquiring) { FlushTimer.disarm(self) }
     translation.close()
-    locked { $0.statistics.queuedBytes = 0 }
+    locked {
+      $0.statistics.queuedBytes = 0
+      slots.clearQueued()
+    }
     isEmptied.store(true, ordering: .releasing)
   }
 
@@ -161,77 +186,6 @@ extension DomainCore {
 
   private func isDetached() {
     if attachedCount.wrappingSubtract(1, ordering: .acquiringAndReleasing).newValue == 0 { finish() }
-  }
-}
-
-/// What a domain's lock guards.
-@safe
-struct DomainState: ~Copyable {
-  let lock = SpinLock()
-  var store: RangeStore
-  /// Mappings by host address; made by the first ``DMADomain/translate(_:byteCount:)-(UnsafeRawPointer,_)``.
-  var byHostAddress: IntervalIndex?
-  var statistics = DMAStatistics()
-  /// The most that was ever told of ``DMAStatistics/maps``.
-  private var mapsTold: UInt64 = 0
-  var ended = EndedMappings()
-  /// ``DomainCore/callsEach``.
-  let callsEach: UInt64
-
-  /// What mappings can get, for messages and ``DMADomain/usableRanges``.
-  var usable: IOVARanges
-
-  // In two steps: Swift 6.2 with assertions, as Debian builds it, stops in its optimizer when an initializer throws
-  // with some of the properties set.
-  init(usable: IOVARanges, granule: PageSize, callsEach: UInt64) throws(RangeStoreFailure) {
-    self.init(usable: usable, callsEach: callsEach, store: try RangeStore(usable: usable, granule: granule))
-  }
-
-  private init(usable: IOVARanges, callsEach: UInt64, store: consuming RangeStore) {
-    self.usable = usable
-    self.callsEach = callsEach
-    self.store = store
-  }
-
-  /// The statistics to show. A map is counted before its kernel call and taken back if that fails: who has seen it must
-  /// not see fewer afterwards.
-  mutating func report(_ processOwned: (any ProcessOwnedTranslation)?) -> DMAStatistics {
-    mapsTold = max(mapsTold, statistics.maps)
-    var copy = statistics
-    copy.maps = mapsTold
-    if let processOwned {
-      copy.systemCalls += processOwned.systemCalls
-      copy.invalidations = processOwned.invalidations
-      copy.implicitRegistrations = processOwned.implicitRegistrations
-    }
-    return copy
-  }
-
-  /// The lowest mapping that has an address above `limit`.
-  func mapping(above limit: UInt64) -> IOVARange? {
-    if let node = store.find(containing: IOVA(limit)), node.isMapping, node.range.last.rawValue > limit {
-      return node.range
-    }
-    var from = limit
-    while from < .max, let node = store.next(from: IOVA(from + 1)) {
-      if node.isMapping { return node.range }
-      from = node.range.last.rawValue
-    }
-    return nil
-  }
-
-  /// Makes the index of host addresses, once. O(n log n).
-  mutating func indexHostAddresses() {
-    guard byHostAddress == nil else { return }
-    guard let index = try? IntervalIndex() else { return }
-    var isComplete = true
-    store.forEach { node in
-      guard node.isMapping else { return }
-      do throws(RangeStoreFailure) {
-        try index.insert(.init(start: node.tag, byteCount: node.byteCount, address: node.start))
-      } catch { isComplete = false }
-    }
-    if isComplete { byHostAddress = consume index }
   }
 }
 

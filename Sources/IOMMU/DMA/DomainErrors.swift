@@ -36,6 +36,8 @@ extension DomainCore {
     return error
   }
 
+  private var liveMappings: Int { locked { $0.report(slots.sum(), processOwned).liveMappings } }
+
   private func describe(_ reason: RangeStoreFailure, _ limit: UInt64, _ error: inout DMAError) {
     let range = error.address.flatMap { address in
       error.byteCount.flatMap { IOVARange(start: IOVA(address), byteCount: $0) }
@@ -65,7 +67,7 @@ extension DomainCore {
       error.detail = "\(asked) overlaps \(other), which is mapped"
     case .noSpace, .fragmented:
       error.code = .noSpace
-      error.detail = "No free range below \(IOVA(limit)); \(locked { $0.statistics.liveMappings }) mappings are live"
+      error.detail = "No free range below \(IOVA(limit)); \(liveMappings) mappings are live"
       error.remedy = "Unmap, or set a wider mask"
     case .boundaryTooSmall, .granuleTooSmall, .duplicate:
       error.code = .invalidArgument
@@ -79,7 +81,7 @@ extension DomainCore {
     case .noMemory: describeMemoryLock(&error)
     case .noSpace:
       error.code = .tooManyMappings
-      error.detail = "The container has no map entry left; \(locked { $0.statistics.liveMappings }) mappings are live"
+      error.detail = "The container has no map entry left; \(liveMappings) mappings are live"
       error.remedy = "Map larger pieces, or raise vfio_iommu_type1.dma_entry_limit (65535 by default)"
     case .badAddress:
       error.code = .badMemory

@@ -167,9 +167,14 @@ extension DomainCore {
     return .done
   }
 
-  /// Whether any of some memory of this process is mapped now. O(n log n) in the number of mappings; the lock is held for
-  /// one at a time.
+  /// Whether any of some memory of this process is mapped now. O(addresses that ever were mapped, and n log n in the number of
+  /// long mappings); the lock is held for one of these at a time.
   private func isMapped(_ memory: IOVARange) -> Bool {
+    var isFound = false
+    records.forEach { _, host, byteCount in
+      if IOVARange(start: IOVA(host), byteCount: byteCount)?.overlaps(memory) ?? false { isFound = true }
+    }
+    if isFound { return true }
     var from = IOVA(0)
     while let node = locked({ $0.store.next(from: from) }) {
       if node.isMapping, IOVARange(start: IOVA(node.tag), byteCount: node.byteCount)?.overlaps(memory) ?? false {

@@ -11,8 +11,7 @@ final class StandingMaps: @unchecked Sendable {
   typealias Range = UnsafeMutablePointer<StandingRange>
 
   @safe
-  struct Table: ~Copyable {
-    let lock = SpinLock()
+  struct Table {
     /// Whether the protection in force wants all of them mapped.
     var isWanted = false
     /// Sorted by ``StandingRange/host``; none overlap.
@@ -33,27 +32,34 @@ final class StandingMaps: @unchecked Sendable {
     var registrations = 0, registeredByteCount: UInt64 = 0
   }
 
-  private let table: UnsafeMutablePointer<Table>
+  /// The lock stands beside what it guards, which is accessed as a whole while others look at the lock.
+  private struct Guarded: ~Copyable {
+    let lock = SpinLock()
+    var table = Table()
+  }
+
+  private let guarded: UnsafeMutablePointer<Guarded>
   /// Registrations that have ended and wait for mappings inside of them.
   let endedCount = Atomic<Int>(0)
 
   init() {
-    unsafe table = .allocate(capacity: 1)
-    unsafe table.initialize(to: Table())
+    unsafe guarded = .allocate(capacity: 1)
+    unsafe guarded.initialize(to: Guarded())
   }
 
   deinit {
-    for index in 0..<(unsafe table.pointee.count) { unsafe table.pointee.ranges[index].deallocate() }
-    unsafe table.pointee.ranges.deallocate()
-    unsafe table.deinitialize(count: 1)
-    unsafe table.deallocate()
+    let table = unsafe guarded.pointee.table
+    for index in 0..<table.count { unsafe table.ranges[index].deallocate() }
+    unsafe table.ranges.deallocate()
+    unsafe guarded.deinitialize(count: 1)
+    unsafe guarded.deallocate()
   }
 
   @inline(__always)
   func locked<Result>(_ body: (inout Table) -> Result) -> Result {
-    unsafe table.pointee.lock.lock()
-    defer { unsafe table.pointee.lock.unlock() }
-    return unsafe body(&table.pointee)
+    unsafe guarded.pointee.lock.lock()
+    defer { unsafe guarded.pointee.lock.unlock() }
+    return unsafe body(&guarded.pointee.table)
   }
 
   /// Adds what is counted here to what the domain counts elsewhere.
@@ -91,29 +97,29 @@ extension StandingMaps {
   /// mapped, and not above `limit`. O(log n) in the number of ranges, O(1) in the one that was found last.
   @inline(__always)
   func take(_ host: UInt64, byteCount: UInt64, limit: UInt64) -> (iova: IOVA, range: Range)? {
-    unsafe table.pointee.lock.lock()
-    defer { unsafe table.pointee.lock.unlock() }
-    guard unsafe table.pointee.isWanted, let range = unsafe table.pointee.find(host, byteCount) else { return nil }
+    unsafe guarded.pointee.lock.lock()
+    defer { unsafe guarded.pointee.lock.unlock() }
+    guard unsafe guarded.pointee.table.isWanted, let range = unsafe guarded.pointee.table.find(host, byteCount) else { return nil }
     guard unsafe range.pointee.isUsable else { return nil }
     let iova = unsafe range.pointee.iova &+ (host &- range.pointee.host)
     guard iova &+ (byteCount &- 1) <= limit else { return nil }
     unsafe range.pointee.live += 1
-    unsafe table.pointee.counts.maps &+= 1
-    unsafe table.pointee.counts.liveMappings &+= 1
-    unsafe table.pointee.counts.liveByteCount &+= byteCount
+    unsafe guarded.pointee.table.counts.maps &+= 1
+    unsafe guarded.pointee.table.counts.liveMappings &+= 1
+    unsafe guarded.pointee.table.counts.liveByteCount &+= byteCount
     return unsafe (IOVA(iova), range)
   }
 
   /// Ends a mapping that ``take(_:byteCount:limit:)`` began; true when it was the last in a range that is not to stay.
   @inline(__always)
   func give(_ range: Range, byteCount: UInt64) -> Bool {
-    unsafe table.pointee.lock.lock()
-    defer { unsafe table.pointee.lock.unlock() }
+    unsafe guarded.pointee.lock.lock()
+    defer { unsafe guarded.pointee.lock.unlock() }
     unsafe range.pointee.live -= 1
-    unsafe table.pointee.counts.unmaps &+= 1
-    unsafe table.pointee.counts.liveMappings &-= 1
-    unsafe table.pointee.counts.liveByteCount &-= byteCount
-    return unsafe range.pointee.live == 0 && (!table.pointee.isWanted || range.pointee.isEnded)
+    unsafe guarded.pointee.table.counts.unmaps &+= 1
+    unsafe guarded.pointee.table.counts.liveMappings &-= 1
+    unsafe guarded.pointee.table.counts.liveByteCount &-= byteCount
+    return unsafe range.pointee.live == 0 && (!guarded.pointee.table.isWanted || range.pointee.isEnded)
   }
 }
 

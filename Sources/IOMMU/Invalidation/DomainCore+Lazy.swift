@@ -10,16 +10,29 @@ extension DomainCore {
   /// is under way, is taken out of reach on the spot: the answer is 0, and the memory is the caller's to free.
   @inline(never)
   func unmapLazily(_ iova: IOVA, length: UInt64, memory: UnsafeMutableRawPointer?) -> Result<UInt64, MapFailure> {
-    guard enter() else {
-      waitUntilEmptied()
-      locked { $0.unmapped(iova, byteCount: length, systemCalls: 0) }
-      return .success(0)
+    let slot = unsafe slots.lock()
+    guard unsafe !slot.pointee.isClosed else {
+      unsafe slot.pointee.unlock()
+      return unmapClosed(iova, length)
     }
-    defer { leave() }
+    unsafe slot.pointee.inFlight &+= 1
+    unsafe slot.pointee.unlock()
     flushOverdue()
-    locked { $0.retire(iova, byteCount: length) }
-    return queueOrUnmap(
-      FlushQueue.Entry(iova: iova.rawValue, byteCount: length, memory: UInt(bitPattern: memory)))
+    var entry = FlushQueue.Entry(iova: iova.rawValue, byteCount: length, memory: UInt(bitPattern: memory))
+    // From here on nobody finds it.
+    if let record = records.end(iova) {
+      entry.isRecorded = true
+      unsafe slot.pointee.relock()
+      unsafe slot.pointee.counts.queuedBytes &+= length
+      let isIndexed = unsafe slot.pointee.countUnmap(length, systemCalls: 0)
+      unsafe slot.pointee.unlock()
+      if isIndexed { unindex(iova, record) }
+    } else {
+      locked { $0.retire(iova, byteCount: length) }
+    }
+    let result = queueOrUnmap(entry)
+    unsafe slots.leave(slot)
+    return result
   }
 
   /// As ``unmapLazily(_:length:memory:)``, for a range with several parts, of an area's worth at most: it waits as one,
@@ -64,7 +77,8 @@ extension DomainCore {
       }
     } catch { return stuck(.system(error), entry.byteCount) }
     locked { $0.statistics.systemCalls += callsEach }
-    releaseAddresses(of: entry)
+    let released = releaseAddresses(of: entry)
+    slots.count { $0.queuedBytes &-= released }
     return .success(0)
   }
 
@@ -94,7 +108,9 @@ extension DomainCore {
       case .queued(let number):
         queue.noteQueued(at: entry.time)
         if !queue.isTimerArmed.load(ordering: .relaxed) { armTimer() }
-        unsafe reclaim(ring, all: false)
+        if unsafe ring.pointee.settled.load(ordering: .relaxed) != queue.finished.load(ordering: .relaxed) {
+          unsafe reclaim(ring, all: false)
+        }
         return number
       case .full:
         unsafe reclaim(ring, all: true)
@@ -113,12 +129,17 @@ extension DomainCore {
   }
 
   /// Frees what may go of one ring: a few entries, or as long as there are any.
+  @inline(never)
   func reclaim(_ ring: UnsafeMutablePointer<FlushQueue.Ring>, all: Bool) {
     var batch = FlushQueue.Batch(repeating: .init())
     while true {
       let count = unsafe queue.take(from: ring, &batch)
-      for index in 0..<count { release(batch[index]) }
-      if count > 0 { unsafe ring.pointee.releasing.wrappingSubtract(1, ordering: .releasing) }
+      if count > 0 {
+        var released: UInt64 = 0
+        for index in 0..<count { released &+= release(batch[index]) }
+        slots.count { $0.queuedBytes &-= released }
+        unsafe ring.pointee.releasing.wrappingSubtract(1, ordering: .releasing)
+      }
       if !all || count < FlushQueue.Batch.count { return }
     }
   }
@@ -127,16 +148,23 @@ extension DomainCore {
     for index in 0..<queue.ringCount { unsafe reclaim(queue.rings! + index, all: true) }
   }
 
-  /// The range is out of reach: its address may be given out again, and its memory.
-  private func release(_ entry: FlushQueue.Entry) {
-    releaseAddresses(of: entry)
+  /// The range is out of reach: its address may be given out again, and its memory. As ``releaseAddresses(of:)``.
+  private func release(_ entry: FlushQueue.Entry) -> UInt64 {
+    let released = releaseAddresses(of: entry)
     if let memory = unsafe UnsafeMutableRawPointer(bitPattern: entry.memory) { unsafe streaming.free(memory) }
+    return released
   }
 
-  /// A list has many nodes; the lock is held for one at a time.
-  private func releaseAddresses(of entry: FlushQueue.Entry) {
+  /// Gives addresses back; how many bytes of them a slot has counted as queued. A list has many nodes; the lock is held for
+  /// one at a time.
+  private func releaseAddresses(of entry: FlushQueue.Entry) -> UInt64 {
+    if entry.isRecorded {
+      space.free(IOVA(entry.iova), byteCount: entry.byteCount)
+      return entry.byteCount
+    }
     var done: UInt64 = 0
     while done < entry.byteCount, let next = locked({ $0.releaseRetired(IOVA(entry.iova + done)) }) { done += next }
+    return 0
   }
 
   /// Whatever has waited longer than it may, since the process was stopped, goes before anything else is done.
@@ -206,7 +234,7 @@ extension DomainState {
   /// A mapping ends, but its address stays taken until the flush.
   mutating func retire(_ iova: IOVA, byteCount: UInt64) {
     if let host = store.setTag(0, at: iova) { unindex(iova, host: host) }
-    ended.append(iova, byteCount: byteCount)
+    noteEnded(iova, byteCount: byteCount)
     statistics.unmaps &+= 1
     statistics.liveMappings &-= 1
     statistics.liveBytes &-= byteCount

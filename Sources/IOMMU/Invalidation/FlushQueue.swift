@@ -26,6 +26,8 @@ final class FlushQueue: @unchecked Sendable {
     var time: UInt64 = 0
     /// On tables that the kernel owns: the flush under way has unmapped it.
     var isUnmapped = false
+    /// The range came from ``DomainCore/space`` as it is, and goes back there; else the store has a node for it, or several.
+    var isRecorded = false
   }
 
   @safe
@@ -42,8 +44,10 @@ final class FlushQueue: @unchecked Sendable {
     var entries: UnsafeMutablePointer<Entry>?
     /// Threads that give back what they took out.
     let releasing = Atomic<Int>(0)
+    /// ``FlushQueue/finished`` when no entry was left that may go: until that changes, none may.
+    let settled = Atomic<UInt64>(0)
     // Two rings on one cache line would slow each other down.
-    private var padding = InlineArray<6, UInt64>(repeating: 0)
+    private var padding = InlineArray<5, UInt64>(repeating: 0)
   }
 
   /// What came of queueing.
@@ -143,6 +147,7 @@ final class FlushQueue: @unchecked Sendable {
       unsafe ring.pointee.head += 1
       count += 1
     }
+    if count < Batch.count { unsafe ring.pointee.settled.store(finished, ordering: .relaxed) }
     if count > 0 { unsafe ring.pointee.releasing.wrappingAdd(1, ordering: .relaxed) }
     return count
   }

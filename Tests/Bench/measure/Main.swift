@@ -13,6 +13,7 @@ enum Main {
   static let usage = """
     usage: measure strict_vs_raw|arena_vs_ioctl|arena_file|domain_fixed [--interface iommufd|type1]
            measure alloc_1|alloc_32|alloc_64|alloc_512|fifo_1024|fifo_65536|cross_thread|threads_2|threads_16
+           measure translate_warm|translate_100k|lazy_pair
            measure fail_524k|sac_free|sac_exhausted|held_ratio OPERATIONS|magazine_idle|idle_wakeups
     """
 
@@ -40,6 +41,9 @@ enum Main {
       case ["cross_thread"]: say("cross_thread", nil, try AllocatorThreads.cross())
       case ["threads_2"]: say("threads_2", nil, try AllocatorThreads.scaling(2))
       case ["threads_16"]: say("threads_16", nil, try AllocatorThreads.scaling(16))
+      case ["translate_warm"]: say("translate_warm", nil, try DataPath.translate(live: 1))
+      case ["translate_100k"]: say("translate_100k", nil, try DataPath.translate(live: 100_000))
+      case ["lazy_pair"]: say("lazy_pair", nil, try DataPath.lazyPair())
       case ["fail_524k"]: say("fail_524k", nil, try AllocatorSpaces.failing())
       case ["sac_free"]: say("sac_free", nil, try AllocatorSpaces.sac(isExhausted: false))
       case ["sac_exhausted"]: say("sac_exhausted", nil, try AllocatorSpaces.sac(isExhausted: true))

@@ -138,4 +138,30 @@ import Testing
     }
     #expect(machine.isClean)
   }
+
+  /// An address that was mapped there and is kept for the next map is in nobody's way.
+  @Test(arguments: Interface.allCases)
+  func aCachedAddressMakesRoom(_ interface: Interface) throws {
+    let machine = Self.machineWithPeers()
+    do {
+      let first = try Device("0000:00:02.0", on: machine.host, interface: interface), dma = first.dma
+      let window = try #require(try machine.host.peerWindows(of: PCIAddress("0000:00:03.0")!).ranges.last)
+      let above = IOVARange(start: window.last + 1, last: IOVA(1 << 32 - 1))!
+      try Self.reserving(dma.usableRanges.intersection([above]).map(\.self), dma) {
+        #expect(window.contains(try LazyTests.mapAndUnmap(dma)), "the highest that is left below 4 GiB")
+        try Device("0000:00:03.0", on: machine.host, sharing: dma).close()
+        #expect(!window.contains(try LazyTests.mapAndUnmap(dma)))
+      }
+      first.close()
+    }
+    #expect(machine.isClean)
+  }
+
+  /// Calls a function while the highest ranges are taken.
+  private static func reserving(_ ranges: [IOVARange], _ dma: DMADomain, _ body: () throws -> Void) throws {
+    guard let range = ranges.last else { return try body() }
+    let reservation = try dma.reserve(byteCount: Int(range.byteCount), alignment: .fourKiB)
+    try reserving(Array(ranges.dropLast()), dma, body)
+    _ = try reservation.destroy()
+  }
 }
