@@ -47,7 +47,7 @@ extension DomainCore {
   /// Calls `body` with each range of which `fits` holds, claimed; it releases or removes it.
   ///
   /// - Parameter waits: Whether to wait for those that somebody else has claimed, which is for a few kernel calls.
-  private func forEachStanding<Failure: Error>(
+  func forEachStanding<Failure: Error>(
     waits: Bool, _ fits: (StandingRange, Bool) -> Bool, _ body: (StandingMaps.Range) throws(Failure) -> Void
   ) throws(Failure) {
     var from: UInt64 = 0
@@ -68,7 +68,7 @@ extension DomainCore {
   /// Unmaps what is not to be mapped and has no live mapping inside; the last failure.
   func lowerIdle(waits: Bool) -> MapFailure? {
     var failure: MapFailure?
-    forEachStanding(waits: waits) { range, isWanted in
+    unsafe forEachStanding(waits: waits) { range, isWanted in
       range.iova != 0 && range.live == 0 && !isWanted
     } _: { range in
       failure = unsafe lower(range) ?? failure
@@ -104,7 +104,7 @@ extension DomainCore {
     var isAbove = false
     standing.setWanted(true)
     do throws(DMAError) {
-      try forEachStanding(waits: true) { range, _ in
+      try unsafe forEachStanding(waits: true) { range, _ in
         (range.iova == 0 || range.loweredByteCount > 0) && !range.isEnded
       } _: { range throws(DMAError) in
         defer { unsafe standing.release(range) }

@@ -1,4 +1,4 @@
-public import AddressSpace
+import AddressSpace
 import Synchronization
 
 /// Memory of the caller's that was pinned for the domain once, so that later maps of it or of parts of it cost no system call.
@@ -137,7 +137,7 @@ extension DomainCore {
   func finishEnded(waits: Bool) -> MapFailure? {
     if standing.endedCount.load(ordering: .relaxed) == 0 { return nil }
     var failure: MapFailure?
-    forEachStanding(waits: waits) { range, _ in
+    unsafe forEachStanding(waits: waits) { range, _ in
       range.isEnded && range.live == 0
     } _: { range in
       switch unsafe finish(range) {
