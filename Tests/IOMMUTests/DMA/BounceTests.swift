@@ -69,7 +69,7 @@ import Testing
   @Test(arguments: [(0, 1), (8, 64), (63, 66), (100, 4096), (4095, 2), (1, 8191)])
   func partsOfPages(_ start: Int, _ count: Int) throws {
     let rig = try StandingRig(.ioas), dma = rig.dma, pages = Pages(2, filledWith: 0x55)
-    let memory = pages.part(start..<start + count)
+    let memory = unsafe pages.part(start..<start + count)
     #expect { _ = try unsafe dma.map(unsafe: memory, .toDevice) } throws: { ($0 as? DMAError)?.code == .unaligned }
     try dma.switchProtection(to: .bounce)
     let fill = try unsafe dma.map(unsafe: pages.part(0..<256), .toDevice)
@@ -204,7 +204,7 @@ import Testing
     case .mapped: throw Unexpected()
     case .failed(let back, let error):
       #expect(error.code == .memoryLock && error.device != nil && error.remedy != nil)
-      given = back
+      given = consume back
     }
     let code = StandingRig.code { _ = try dma.map(given.take()!, .toDevice) }
     #expect(code == .memoryLock)

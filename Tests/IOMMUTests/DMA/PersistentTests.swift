@@ -11,7 +11,7 @@ import Testing
     let rig = try StandingRig(tables, .vtd, .persistent), dma = rig.dma
     let other = try dma.buffer(byteCount: 100)
     var buffer = try dma.buffer(byteCount: 5000)
-    let memory = unsafe buffer.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
+    let memory = StandingRig.memory(of: buffer)
     var addresses: Set<IOVA> = []
     let before = dma.statistics
     rig.kernel.resetCounts()
@@ -48,7 +48,7 @@ import Testing
     #expect(areas == 1 && dma.statistics.persistentBytes == 256 << 10)
     var hosts: Set<UInt> = []
     func map(_ buffer: consuming DMABuffer) throws -> Mapping {
-      hosts.insert(unsafe buffer.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) })
+      hosts.insert(StandingRig.memory(of: buffer))
       return try dma.map(buffer, .bidirectional)
     }
     let first = try map(before)
@@ -87,7 +87,7 @@ import Testing
     #expect(dma.statistics.persistentBytes == 256 << 10 && dma.protection == next)
     #expect(try rig.writes(again), "a mapping that is live stays so")
     let strict = try dma.buffer(byteCount: 64)
-    let other = unsafe strict.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
+    let other = StandingRig.memory(of: strict)
     #expect(other < memory - memory % 4096 || other >= memory + 256 << 10, "not of the chunk in reach")
     let calls = rig.kernel.count(of: tables.flushCall)
     kept = try live.unmap()
@@ -96,7 +96,7 @@ import Testing
     #expect(try !rig.writes(again))
     _ = consume kept
     let third = try dma.buffer(byteCount: 64)
-    let place = unsafe third.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
+    let place = StandingRig.memory(of: third)
     #expect(place == memory, "free for new buffers")
     rig.device.close()
   }
@@ -200,12 +200,12 @@ import Testing
     try dma.switchProtection(to: .strict)
     rig.kernel.failFrom(1, of: tables.flushCall, with: .inputOutput)
     let buffer = try live.unmap()
-    let memory = unsafe buffer.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
+    let memory = StandingRig.memory(of: buffer)
     _ = consume buffer
     #expect(dma.statistics.persistentBytes == 256 << 10 && dma.statistics.leakedBytes == 0)
     #expect { try dma.drain() } throws: { ($0 as? DMAError)?.errno == .inputOutput }
     let other = try dma.buffer(byteCount: 64)
-    let place = unsafe other.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
+    let place = StandingRig.memory(of: other)
     #expect(place != memory)
     rig.kernel.passAll()
     try dma.drain()

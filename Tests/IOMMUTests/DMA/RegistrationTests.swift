@@ -66,13 +66,13 @@ import Testing
       for step in 0..<64 {
         let page = (step * 37 + round * 11) % 64
         if registrations[page] == nil {
-          let memory = pages.part(page * 4096..<(page + 1) * 4096)
+          let memory = unsafe pages.part(page * 4096..<(page + 1) * 4096)
           registrations[page] = Box(try unsafe dma.register(unsafe: memory))
         } else if step % 3 != 0 {
           registrations[page] = nil
         }
         #expect(dma.statistics.registrations == registrations.count)
-        let probe = (page * 5 + step) % 64, part = pages.part(probe * 4096 + 8..<probe * 4096 + 16)
+        let probe = (page * 5 + step) % 64, part = unsafe pages.part(probe * 4096 + 8..<probe * 4096 + 16)
         let code = StandingRig.code { try unsafe dma.map(unsafe: part, .toDevice).unmap() }
         #expect(code == (registrations[probe] == nil ? .unaligned : nil), "\(round) \(step)")
       }
@@ -155,8 +155,9 @@ import Testing
     }
     #expect(register(4096..<8192) == nil && register(16384..<20480) == nil, "neighbours are none")
     let buffer = try dma.buffer(byteCount: 4096)
-    let overlap = unsafe buffer.bytes.withUnsafeBytes { bytes in
-      StandingRig.code { _ = try unsafe dma.register(unsafe: bytes) }
+    let start = unsafe UnsafeRawPointer(bitPattern: StandingRig.memory(of: buffer))
+    let overlap = StandingRig.code {
+      _ = try unsafe dma.register(unsafe: UnsafeRawBufferPointer(start: start, count: 4096))
     }
     #expect(overlap == .overlap, "the library's own")
     try kept.unregister()

@@ -44,6 +44,11 @@ struct StandingRig {
     }
   }
 
+  /// Where a buffer's memory lies. A function, since a buffer whose bytes were looked at in place cannot be consumed there.
+  static func memory(of buffer: borrowing DMABuffer) -> UInt {
+    unsafe buffer.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
+  }
+
   /// The code of the error that `body` throws.
   static func code(_ body: () throws -> Void) -> DMAError.Code? {
     do { try body() } catch { return (error as? DMAError)?.code }
