@@ -127,6 +127,7 @@ extension DomainCore {
   fileprivate func unregister(_ range: StandingMaps.Range) -> MapFailure? {
     guard isOwner else { return .forked }
     unsafe standing.end(range)
+    processOwned?.hide(address: unsafe range.pointee.host)
     let failure = finishEnded(waits: true)
     if isClosed.load(ordering: .acquiring) { waitUntilEmptied() }
     return failure
@@ -158,9 +159,8 @@ extension DomainCore {
     guard let processOwned, enter() else { return .done }
     defer { leave() }
     let host = unsafe range.pointee.host
-    // In this order: what is mapped after the first step does not use it, what was mapped before is seen by the second,
-    // and what was unmapped before that is out of reach after the third.
-    processOwned.hide(address: host)
+    // In this order: what is mapped after it was hidden does not use it, what was mapped before is seen by the first step,
+    // and what was unmapped before that is out of reach after the second.
     if unsafe isMapped(range.pointee.hostRange) { return .inUse }
     if let failure = drain() { return .failed(failure) }
     processOwned.unregister(address: host)
