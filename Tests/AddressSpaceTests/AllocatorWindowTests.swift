@@ -41,7 +41,7 @@ import Testing
   /// No length that is not cached is answered, and none without an end.
   @Test func whatIsNotCached() throws {
     let allocator = try Self.allocator(.locked)
-    for byteCount in [0, 2 << 20 + 0x1000, 1 << 63, UInt64.max] {
+    for byteCount: UInt64 in [0, (2 << 20) + 0x1000, 1 << 63, .max] {
       #expect(allocator.allocateHere(byteCount: byteCount, limit: .max) == nil)
     }
     #expect(allocator.allocateHere(byteCount: 0x1000, limit: 0xfff - 1) == nil)

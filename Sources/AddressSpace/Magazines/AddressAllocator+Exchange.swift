@@ -44,7 +44,7 @@ extension AddressAllocator {
     let (stop, method) = unsafe (core.pointee.stop, core.pointee.method)
     var processor = processor
     while true {
-      let isInDepot = unsafe core.pointee.shared.pointee.depot.hasFull(sizeClass.order)
+      let isInDepot = unsafe core.pointee.shared.pointee.hasFull(sizeClass.order)
       var slot = unsafe slots(processor)
       if unsafe slot == core.pointee.absent {
         guard isInDepot, let made = unsafe makeSlots(processor) else { return Slot.none }
@@ -83,8 +83,8 @@ extension AddressAllocator {
       unsafe slot.pointee.previous = empty
       return previous
     }
-    unsafe shared.pointee.depot.lock.lock()
-    defer { unsafe shared.pointee.depot.lock.unlock() }
+    unsafe shared.pointee.depotLock.lock()
+    defer { unsafe shared.pointee.depotLock.unlock() }
     guard let full = unsafe shared.pointee.depot.takeFull(sizeClass.order) else {
       return unsafe empty ?? core.pointee.stop
     }
@@ -163,8 +163,8 @@ extension AddressAllocator {
       unsafe slot.pointee.previous = loaded
       return previous
     }
-    unsafe shared.pointee.depot.lock.lock()
-    defer { unsafe shared.pointee.depot.lock.unlock() }
+    unsafe shared.pointee.depotLock.lock()
+    defer { unsafe shared.pointee.depotLock.unlock() }
     guard let empty = unsafe fresh ?? shared.pointee.depot.takeSpare(size) else { return nil }
     if fresh == nil { empty.capacity = sizeClass.capacity(size) }
     fresh = nil
@@ -186,9 +186,9 @@ extension AddressAllocator {
   private func retire(_ magazine: Magazine, _ sizeClass: SizeClass) {
     let shared = unsafe core.pointee.shared
     drain(magazine)
-    unsafe shared.pointee.depot.lock.lock()
+    unsafe shared.pointee.depotLock.lock()
     let isKept = unsafe shared.pointee.depot.putSpare(magazine, magazine.size(sizeClass))
-    unsafe shared.pointee.depot.lock.unlock()
+    unsafe shared.pointee.depotLock.unlock()
     if !isKept { magazine.deallocate() }
   }
 

@@ -33,7 +33,7 @@ extension AddressAllocator {
         result.memoryByteCount += magazine.size(sizeClass).rawValue
       }
     }
-    unsafe shared.pointee.depot.lock.lock()
+    unsafe shared.pointee.depotLock.lock()
     for order in 0..<(unsafe core.pointee.classCount) {
       let contents = unsafe shared.pointee.depot.contents(sizeClass(order))
       result.cachedCount += contents.count
@@ -41,7 +41,7 @@ extension AddressAllocator {
       result.memoryByteCount += contents.memory
     }
     unsafe result.memoryByteCount += shared.pointee.depot.spareByteCount
-    unsafe shared.pointee.depot.lock.unlock()
+    unsafe shared.pointee.depotLock.unlock()
     for processor in 0..<(unsafe core.pointee.processorCount) where unsafe slots(processor) != core.pointee.absent {
       result.memoryByteCount += slotsByteCount
     }

@@ -152,13 +152,13 @@ extension AddressAllocator {
         unsafe take(slots + Int(order), sizeClass(order), &inSlots, &others)
       }
     }
-    unsafe shared.pointee.depot.lock.lock()
+    unsafe shared.pointee.depotLock.lock()
     for order in 0..<(unsafe Int(core.pointee.classCount)) {
       unsafe shared.pointee.depot.takeAllFull(order).forEachMagazine { $0.link(to: &others) }
     }
     unsafe shared.pointee.inDepot.store(0, ordering: .relaxed)
     let spares = unsafe shared.pointee.depot.takeAllSpares()
-    unsafe shared.pointee.depot.lock.unlock()
+    unsafe shared.pointee.depotLock.unlock()
     let isAny = inSlots != nil || others != nil
 
     for list in [others, spares.0, spares.1] { list.forEachMagazine { dispose($0) } }
@@ -167,9 +167,9 @@ extension AddressAllocator {
       if unsafe core.pointee.method == .locked || ci_membarrier_rseq() == 0 {
         inSlots.forEachMagazine { dispose($0) }
       } else {
-        unsafe shared.pointee.depot.lock.lock()
+        unsafe shared.pointee.depotLock.lock()
         unsafe shared.pointee.depot.strand(first)
-        unsafe shared.pointee.depot.lock.unlock()
+        unsafe shared.pointee.depotLock.unlock()
       }
     }
     return isAny

@@ -228,18 +228,27 @@ struct SharedState: ~Copyable {
   let inDepot = Atomic<UInt64>(0)
   /// For tests: how many times memory may still be asked for before it "runs out".
   let memoryBudget = Atomic<Int>(.max)
+  /// Guards the depot. A lock stands beside what it guards, never inside: who changes that as a whole would change it as well.
+  let depotLock = SpinLock()
   var depot: Depot
+  /// The depot's counts of full magazines, which are looked at without the lock.
+  private let fullCounts: UnsafeMutablePointer<Atomic<Int>>
 
   init(store: consuming RangeStore, classCount: Int) {
     unsafe storePointer = .allocate(capacity: 1)
     unsafe storePointer.initialize(to: store)
-    depot = Depot(classCount: classCount)
+    unsafe fullCounts = .allocate(capacity: classCount)
+    for order in 0..<classCount { unsafe (fullCounts + order).initialize(to: Atomic(0)) }
+    depot = unsafe Depot(classCount: classCount, fullCounts: fullCounts)
   }
 
   deinit {
     unsafe storePointer.deinitialize(count: 1)
     unsafe storePointer.deallocate()
   }
+
+  /// Whether the depot may have a full magazine of a size.
+  func hasFull(_ order: Int) -> Bool { unsafe fullCounts[order].load(ordering: .relaxed) != 0 }
 
   var store: RangeStore {
     @inline(__always) _read { yield unsafe storePointer.pointee }

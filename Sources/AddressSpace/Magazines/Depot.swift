@@ -2,13 +2,12 @@ internal import Synchronization
 
 /// What all processors share: full magazines of each size of range, and some empty ones.
 ///
-/// Its lock is held for a few instructions; memory is neither asked for nor given back meanwhile.
+/// The lock beside it is held for a few instructions; memory is neither asked for nor given back meanwhile.
 @safe
 struct Depot: ~Copyable {
-  let lock = SpinLock()
   /// Full magazines, a list for each size of range.
   private let full: UnsafeMutablePointer<Magazine?>
-  /// How many there are, to look at without the lock.
+  /// How many there are, for ``SharedState/hasFull(_:)``.
   private let fullCounts: UnsafeMutablePointer<Atomic<Int>>
   private let classCount: Int
   /// Empty magazines, so that an exchange asks for no memory.
@@ -20,12 +19,12 @@ struct Depot: ~Copyable {
   /// Empty magazines of a size that are kept.
   static var spareLimit: Int { 8 }
 
-  init(classCount: Int) {
+  /// Owns `fullCounts` from now on.
+  init(classCount: Int, fullCounts: UnsafeMutablePointer<Atomic<Int>>) {
     self.classCount = classCount
+    unsafe self.fullCounts = unsafe fullCounts
     unsafe full = .allocate(capacity: classCount)
     unsafe full.initialize(repeating: nil, count: classCount)
-    unsafe fullCounts = .allocate(capacity: classCount)
-    for order in 0..<classCount { unsafe (fullCounts + order).initialize(to: Atomic(0)) }
   }
 
   deinit {
@@ -40,9 +39,6 @@ struct Depot: ~Copyable {
 // MARK: - Full magazines
 
 extension Depot {
-  /// Whether there may be a full magazine of a size.
-  func hasFull(_ order: Int) -> Bool { unsafe fullCounts[order].load(ordering: .relaxed) != 0 }
-
   /// With the lock held: takes a full magazine out.
   mutating func takeFull(_ order: Int) -> Magazine? {
     guard let magazine = unsafe full[order] else { return nil }

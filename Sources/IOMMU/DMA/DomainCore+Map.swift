@@ -14,14 +14,14 @@ extension DomainCore {
     let host = UInt64(UInt(bitPattern: base))
     if length > records.largestByteCount { return mapLarge(host, length, limits, access) }
     let slot = unsafe slots.lock()
-    guard unsafe !slot.pointee.isClosed else {
+    guard unsafe !slot.pointee.tally.isClosed else {
       unsafe slot.pointee.unlock()
       return .failure(.closed)
     }
-    unsafe slot.pointee.inFlight &+= 1
+    unsafe slot.pointee.tally.inFlight &+= 1
     // Before the kernel call, and taken back if that fails: ``DomainState/report(_:_:)``.
-    unsafe slot.pointee.counts.maps &+= 1
-    unsafe slot.pointee.counts.liveBytes &+= length
+    unsafe slot.pointee.tally.counts.maps &+= 1
+    unsafe slot.pointee.tally.counts.liveBytes &+= length
     unsafe slot.pointee.unlock()
     if lazyMode.load(ordering: .relaxed) != .strict { flushOverdue() }
     let iova: IOVA
@@ -160,8 +160,8 @@ extension DomainCore {
   ) -> Result<IOVA, MapFailure> {
     locked { $0.statistics.failedMaps += 1 }
     unsafe slot.pointee.relock()
-    unsafe slot.pointee.counts.maps &-= 1
-    unsafe slot.pointee.counts.liveBytes &-= length
+    unsafe slot.pointee.tally.counts.maps &-= 1
+    unsafe slot.pointee.tally.counts.liveBytes &-= length
     unsafe slot.pointee.unlock()
     unsafe slots.leave(slot, systemCalls: systemCalls)
     return .failure(failure)

@@ -19,11 +19,11 @@ extension DomainCore {
   @inline(__always)
   private func unmapNow(_ iova: IOVA, _ length: UInt64) -> Result<UInt64, MapFailure> {
     let slot = unsafe slots.lock()
-    guard unsafe !slot.pointee.isClosed else {
+    guard unsafe !slot.pointee.tally.isClosed else {
       unsafe slot.pointee.unlock()
       return unmapClosed(iova, length)
     }
-    unsafe slot.pointee.inFlight &+= 1
+    unsafe slot.pointee.tally.inFlight &+= 1
     unsafe slot.pointee.unlock()
     do throws(Errno) {
       let done =
@@ -42,8 +42,8 @@ extension DomainCore {
     }
     guard let record = records.end(iova) else { return unsafe endStored(slot, iova, length) }
     unsafe slot.pointee.relock()
-    unsafe slot.pointee.inFlight &-= 1
-    let isIndexed = unsafe slot.pointee.countUnmap(length, systemCalls: callsEach)
+    unsafe slot.pointee.tally.inFlight &-= 1
+    let isIndexed = unsafe slot.pointee.tally.countUnmap(length, systemCalls: callsEach)
     unsafe slot.pointee.unlock()
     if isIndexed { unindex(iova, record) }
     space.free(iova, byteCount: length)
@@ -75,7 +75,7 @@ extension DomainCore {
   /// Counts a mapping that has ended, and frees its address.
   func countUnmap(_ iova: IOVA, _ record: MappingTable.Record, _ length: UInt64, systemCalls: UInt64) {
     let slot = unsafe slots.lock()
-    let isIndexed = unsafe slot.pointee.countUnmap(length, systemCalls: systemCalls)
+    let isIndexed = unsafe slot.pointee.tally.countUnmap(length, systemCalls: systemCalls)
     unsafe slot.pointee.unlock()
     if isIndexed { unindex(iova, record) }
     space.free(iova, byteCount: length)
@@ -85,7 +85,7 @@ extension DomainCore {
   func unindex(_ iova: IOVA, _ record: MappingTable.Record) { locked { $0.unindex(iova, host: record.host) } }
 }
 
-extension DomainSlots.Slot {
+extension DomainSlots.Tally {
   /// With the lock held: counts a mapping that has ended; whether there is an index of host addresses.
   @inline(__always)
   mutating func countUnmap(_ byteCount: UInt64, systemCalls: UInt64) -> Bool {

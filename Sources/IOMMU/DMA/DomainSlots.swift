@@ -10,6 +10,11 @@ struct DomainSlots: @unchecked Sendable {
   /// Behind its lock, which is held for a few instructions.
   struct Slot: ~Copyable {
     fileprivate let lock = SpinLock()
+    /// With the lock held; beside it, since ``DomainSlots/withAll(_:)`` and the like change it as a whole.
+    var tally = Tally()
+  }
+
+  struct Tally: BitwiseCopyable {
     /// Calls into the translation that began here and have not ended.
     var inFlight: UInt32 = 0
     /// No further call begins.
@@ -80,9 +85,9 @@ extension DomainSlots {
   @discardableResult
   func leave(_ slot: UnsafeMutablePointer<Slot>, systemCalls: UInt64 = 0) -> Bool {
     unsafe slot.pointee.relock()
-    unsafe slot.pointee.inFlight &-= 1
-    unsafe slot.pointee.counts.systemCalls &+= systemCalls
-    let isIndexed = unsafe slot.pointee.isIndexed
+    unsafe slot.pointee.tally.inFlight &-= 1
+    unsafe slot.pointee.tally.counts.systemCalls &+= systemCalls
+    let isIndexed = unsafe slot.pointee.tally.isIndexed
     unsafe slot.pointee.unlock()
     return isIndexed
   }
@@ -90,7 +95,7 @@ extension DomainSlots {
   /// Counts something, on whichever slot.
   func count(_ body: (inout Counts) -> Void) {
     let slot = unsafe lock()
-    unsafe body(&slot.pointee.counts)
+    unsafe body(&slot.pointee.tally.counts)
     unsafe slot.pointee.unlock()
   }
 }
@@ -109,21 +114,21 @@ extension DomainSlots.Slot {
 
 extension DomainSlots {
   /// Calls a function with each slot while all are held: no call begins or ends meanwhile.
-  private func withAll(_ body: (inout Slot) -> Void) {
+  private func withAll(_ body: (inout Tally) -> Void) {
     for index in 0...mask { unsafe slot(index).pointee.lock.lock() }
-    for index in 0...mask { unsafe body(&slot(index).pointee) }
+    for index in 0...mask { unsafe body(&slot(index).pointee.tally) }
     for index in 0...mask { unsafe slot(index).pointee.unlock() }
   }
 
   /// The sums, all as of one moment.
   func sum() -> Counts {
     var sum = Counts()
-    withAll { slot in
-      sum.maps &+= slot.counts.maps
-      sum.unmaps &+= slot.counts.unmaps
-      sum.systemCalls &+= slot.counts.systemCalls
-      sum.liveBytes &+= slot.counts.liveBytes
-      sum.queuedBytes &+= slot.counts.queuedBytes
+    withAll { tally in
+      sum.maps &+= tally.counts.maps
+      sum.unmaps &+= tally.counts.unmaps
+      sum.systemCalls &+= tally.counts.systemCalls
+      sum.liveBytes &+= tally.counts.liveBytes
+      sum.queuedBytes &+= tally.counts.queuedBytes
     }
     return sum
   }

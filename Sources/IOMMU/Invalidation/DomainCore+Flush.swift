@@ -109,7 +109,7 @@ extension FlushQueue {
     for ring in 0..<ringCount {
       let pointer = unsafe rings! + ring
       unsafe pointer.pointee.lock.lock()
-      let places = unsafe pointer.pointee.head..<pointer.pointee.tail
+      let places = unsafe pointer.pointee.waiting.head..<pointer.pointee.waiting.tail
       unsafe pointer.pointee.lock.unlock()
       for index in places {
         let entry = unsafe entry(ring, index).pointee
@@ -126,6 +126,6 @@ extension FlushQueue {
   func isUnmapped(_ waiting: Waiting) -> Bool { unsafe entry(waiting.ring, waiting.index).pointee.isUnmapped }
 
   private func entry(_ ring: Int, _ index: Int) -> UnsafeMutablePointer<Entry> {
-    unsafe rings![ring].entries! + (index & rings![ring].mask)
+    unsafe rings![ring].waiting.entries! + (index & rings![ring].waiting.mask)
   }
 }

@@ -11,11 +11,11 @@ extension DomainCore {
   @inline(never)
   func unmapLazily(_ iova: IOVA, length: UInt64, memory: UnsafeMutableRawPointer?) -> Result<UInt64, MapFailure> {
     let slot = unsafe slots.lock()
-    guard unsafe !slot.pointee.isClosed else {
+    guard unsafe !slot.pointee.tally.isClosed else {
       unsafe slot.pointee.unlock()
       return unmapClosed(iova, length)
     }
-    unsafe slot.pointee.inFlight &+= 1
+    unsafe slot.pointee.tally.inFlight &+= 1
     unsafe slot.pointee.unlock()
     flushOverdue()
     var entry = FlushQueue.Entry(iova: iova.rawValue, byteCount: length, memory: UInt(bitPattern: memory))
@@ -23,8 +23,8 @@ extension DomainCore {
     if let record = records.end(iova) {
       entry.isRecorded = true
       unsafe slot.pointee.relock()
-      unsafe slot.pointee.counts.queuedBytes &+= length
-      let isIndexed = unsafe slot.pointee.countUnmap(length, systemCalls: 0)
+      unsafe slot.pointee.tally.counts.queuedBytes &+= length
+      let isIndexed = unsafe slot.pointee.tally.countUnmap(length, systemCalls: 0)
       unsafe slot.pointee.unlock()
       if isIndexed { unindex(iova, record) }
     } else {
@@ -226,7 +226,7 @@ extension FlushQueue {
   func hasRoom(_ ring: UnsafeMutablePointer<Ring>) -> Bool {
     unsafe ring.pointee.lock.lock()
     defer { unsafe ring.pointee.lock.unlock() }
-    return unsafe ring.pointee.tail - ring.pointee.head < ring.pointee.mask
+    return unsafe ring.pointee.waiting.tail - ring.pointee.waiting.head < ring.pointee.waiting.mask
   }
 }
 

@@ -27,7 +27,7 @@ extension FlushQueue {
   func close() {
     for index in 0..<ringCount {
       unsafe rings![index].lock.lock()
-      unsafe rings![index].isOpen = false
+      unsafe rings![index].waiting.isOpen = false
       unsafe rings![index].lock.unlock()
     }
   }
@@ -41,12 +41,12 @@ extension FlushQueue {
       let entries = unsafe first.bindMemory(to: Entry.self, capacity: storage.depth)
       let ring = unsafe rings! + index
       unsafe ring.pointee.lock.lock()
-      assert(unsafe !ring.pointee.isOpen && ring.pointee.head == ring.pointee.tail)
-      unsafe ring.pointee.entries = entries
-      unsafe (ring.pointee.head, ring.pointee.tail) = (0, 0)
-      unsafe (ring.pointee.covered, ring.pointee.covering) = (0, 0)
-      unsafe ring.pointee.mask = storage.depth - 1
-      unsafe ring.pointee.isOpen = true
+      assert(unsafe !ring.pointee.waiting.isOpen && ring.pointee.waiting.head == ring.pointee.waiting.tail)
+      unsafe ring.pointee.waiting.entries = entries
+      unsafe (ring.pointee.waiting.head, ring.pointee.waiting.tail) = (0, 0)
+      unsafe (ring.pointee.waiting.covered, ring.pointee.waiting.covering) = (0, 0)
+      unsafe ring.pointee.waiting.mask = storage.depth - 1
+      unsafe ring.pointee.waiting.isOpen = true
       unsafe ring.pointee.lock.unlock()
     }
   }
@@ -55,7 +55,7 @@ extension FlushQueue {
   func reopen(_ mode: LazyMode) {
     for index in 0..<(mode == .single ? 1 : ringCount) where mode != .strict {
       unsafe rings![index].lock.lock()
-      unsafe rings![index].isOpen = true
+      unsafe rings![index].waiting.isOpen = true
       unsafe rings![index].lock.unlock()
     }
   }

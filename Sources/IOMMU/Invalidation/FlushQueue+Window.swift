@@ -9,7 +9,7 @@ extension FlushQueue {
     var oldest: UInt64 = 0
     forEachRing { ring in
       var end = ring.tail
-      while end > ring.covered, ring.entry(end - 1).counter >= number { end -= 1 }
+      while end > ring.firstUncovered, ring.entry(end - 1).counter >= number { end -= 1 }
       ring.covering = end
       oldest = earlier(oldest, ring.firstRange(before: end))
     }
@@ -53,10 +53,10 @@ extension FlushQueue {
     }
   }
 
-  private func forEachRing(_ body: (inout Ring) -> Void) {
+  private func forEachRing(_ body: (inout Ring.Waiting) -> Void) {
     for index in 0..<ringCount {
       unsafe rings![index].lock.lock()
-      unsafe body(&rings![index])
+      unsafe body(&rings![index].waiting)
       unsafe rings![index].lock.unlock()
     }
   }
@@ -66,13 +66,16 @@ extension FlushQueue {
   }
 }
 
-extension FlushQueue.Ring {
-  /// With the lock held.
+extension FlushQueue.Ring.Waiting {
+  /// Of the first entry that may be the first that no finished flush has covered: entries below ``head`` are gone, whoever
+  /// covered them, and their memory may be.
+  fileprivate var firstUncovered: Int { max(covered, head) }
+
   fileprivate func entry(_ place: Int) -> FlushQueue.Entry { unsafe entries![place & mask] }
 
   /// When the first range was queued that waits for a flush, below a place; 0 for none. Memory alone is nothing to reach.
   fileprivate func firstRange(before end: Int) -> UInt64 {
-    var place = max(covered, head)
+    var place = firstUncovered
     while place < end {
       let entry = entry(place)
       if entry.byteCount != 0 { return entry.time }

@@ -30,24 +30,31 @@ final class FlushQueue: @unchecked Sendable {
     var isRecorded = false
   }
 
+  /// A lock stands beside what it guards, never inside: who changes that as a whole would change the lock as well.
   @safe
   struct Ring: ~Copyable {
     let lock = SpinLock()
-    /// False: nothing is queued here, by the protection or because it is being switched.
-    var isOpen = false
-    /// Of the next entry to go and the next to come; they only grow.
-    var head = 0, tail = 0
-    /// Of the first entry that no finished flush has covered, and where the flush under way ends.
-    var covered = 0, covering = 0
-    /// The number of entries minus one.
-    var mask = 0
-    var entries: UnsafeMutablePointer<Entry>?
     /// Threads that give back what they took out.
     let releasing = Atomic<Int>(0)
     /// ``FlushQueue/finished`` when no entry was left that may go: until that changes, none may.
     let settled = Atomic<UInt64>(0)
+    /// With the lock held.
+    var waiting = Waiting()
     // Two rings on one cache line would slow each other down.
-    private var padding = InlineArray<5, UInt64>(repeating: 0)
+    private var padding = InlineArray<6, UInt64>(repeating: 0)
+
+    @safe
+    struct Waiting {
+      /// False: nothing is queued here, by the protection or because it is being switched.
+      var isOpen = false
+      /// Of the next entry to go and the next to come; they only grow.
+      var head = 0, tail = 0
+      /// Up to where finished flushes have covered entries, as far as they have told, and where the flush under way ends.
+      var covered = 0, covering = 0
+      /// The number of entries minus one.
+      var mask = 0
+      var entries: UnsafeMutablePointer<Entry>?
+    }
   }
 
   /// What came of queueing.
@@ -111,12 +118,12 @@ final class FlushQueue: @unchecked Sendable {
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     unsafe ring.pointee.lock.lock()
     defer { unsafe ring.pointee.lock.unlock() }
-    guard unsafe ring.pointee.isOpen else { return .closed }
-    guard unsafe ring.pointee.tail - ring.pointee.head < ring.pointee.mask else { return .full }
+    guard unsafe ring.pointee.waiting.isOpen else { return .closed }
+    guard unsafe ring.pointee.waiting.tail - ring.pointee.waiting.head < ring.pointee.waiting.mask else { return .full }
     var entry = entry
     entry.counter = started.load(ordering: .sequentiallyConsistent)
-    unsafe ring.pointee.entries![ring.pointee.tail & ring.pointee.mask] = entry
-    unsafe ring.pointee.tail += 1
+    unsafe ring.pointee.waiting.entries![ring.pointee.waiting.tail & ring.pointee.waiting.mask] = entry
+    unsafe ring.pointee.waiting.tail += 1
     return .queued(entry.counter + 1)
   }
 
@@ -125,8 +132,8 @@ final class FlushQueue: @unchecked Sendable {
   func attach(_ memory: UInt, to ring: UnsafeMutablePointer<Ring>, after number: UInt64) -> Bool {
     unsafe ring.pointee.lock.lock()
     defer { unsafe ring.pointee.lock.unlock() }
-    guard unsafe ring.pointee.tail > ring.pointee.head else { return false }
-    let last = unsafe ring.pointee.entries! + ((ring.pointee.tail - 1) & ring.pointee.mask)
+    guard unsafe ring.pointee.waiting.tail > ring.pointee.waiting.head else { return false }
+    let last = unsafe ring.pointee.waiting.entries! + ((ring.pointee.waiting.tail - 1) & ring.pointee.waiting.mask)
     guard unsafe last.pointee.memory == 0, unsafe last.pointee.counter + 1 >= number else { return false }
     unsafe last.pointee.memory = memory
     return true
@@ -140,11 +147,11 @@ final class FlushQueue: @unchecked Sendable {
     unsafe ring.pointee.lock.lock()
     defer { unsafe ring.pointee.lock.unlock() }
     var count = 0
-    while count < Batch.count, unsafe ring.pointee.head < ring.pointee.tail {
-      let entry = unsafe ring.pointee.entries![ring.pointee.head & ring.pointee.mask]
+    while count < Batch.count, unsafe ring.pointee.waiting.head < ring.pointee.waiting.tail {
+      let entry = unsafe ring.pointee.waiting.entries![ring.pointee.waiting.head & ring.pointee.waiting.mask]
       guard entry.counter < finished else { break }
       batch[count] = entry
-      unsafe ring.pointee.head += 1
+      unsafe ring.pointee.waiting.head += 1
       count += 1
     }
     if count < Batch.count { unsafe ring.pointee.settled.store(finished, ordering: .relaxed) }
@@ -161,7 +168,7 @@ final class FlushQueue: @unchecked Sendable {
     for index in 0..<ringCount {
       let ring = unsafe rings! + index
       unsafe ring.pointee.lock.lock()
-      count += unsafe ring.pointee.tail - ring.pointee.head
+      count += unsafe ring.pointee.waiting.tail - ring.pointee.waiting.head
       unsafe ring.pointee.lock.unlock()
     }
     return count

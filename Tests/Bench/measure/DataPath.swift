@@ -108,8 +108,8 @@ enum DataPath {
       pairs.append(pair)
     }
     try dma.switchProtection(to: .strict)
-    _ = consume held
-    _ = consume memory
+    held = nil
+    extendLifetime(memory)
     device.close()
     return Measurement(
       value: median(rest), anchor: "the allocator's pair, ns", anchorValue: median(pairs),

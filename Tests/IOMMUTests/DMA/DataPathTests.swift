@@ -47,7 +47,7 @@ import Testing
     try withDomain(.process, lazy: isLazy) { dma, _ in
       dma.setAddressPolicy(.full)
       let address = try LazyTests.mapAndUnmap(dma)
-      try Self.withPages(1) { page in
+      try unsafe Self.withPages(1) { page in
         let mapping = try unsafe dma.map(unsafe: page, .toDevice, at: address)
         #expect(mapping.address == address)
         try mapping.unmap()
@@ -70,7 +70,7 @@ import Testing
     try withDomain { dma, _ in
       try dma.setMask(.bits(14))  // three pages: page 0 is never given out
       let mapping = try dma.map(try dma.buffer(byteCount: 1), .toDevice), other = try LazyTests.mapAndUnmap(dma)
-      try Self.withPages(1) { page in
+      try unsafe Self.withPages(1) { page in
         let error = #expect(throws: DMAError.self) {
           _ = try unsafe dma.map(unsafe: page, .toDevice, at: mapping.address)
         }
@@ -107,7 +107,7 @@ import Testing
   /// Parts of one area that were mapped in one go can be unmapped by areas.
   @Test func unmapBulkOfASmallMapping() throws {
     try withDomain { dma, _ in
-      try Self.withPages(3) { pages in
+      try unsafe Self.withPages(3) { pages in
         let mapping = try unsafe dma.map(unsafe: pages, .toDevice), address = mapping.address
         guard let rest = try mapping.unmapBulk(isCancelled: { true }) else {
           Issue.record("it went to the end")
