@@ -19,12 +19,7 @@ extension DMADomain {
     guard core.isOwner else { return .failed(.forked) }
     if core.isClosed.load(ordering: .acquiring) { return .failed(.closed) }
     if core.alternative.load(ordering: .relaxed) == .bounce { return unsafe bounce(base, byteCount, limits, access) }
-    let host = UInt64(UInt(bitPattern: base))
-    // A chunk above the device's mask, which another device's allows, is of no use to it.
-    guard let (iova, range) = unsafe core.standing.take(host, byteCount: UInt64(byteCount), limit: limits.last) else {
-      return .own
-    }
-    return unsafe .mapped(iova, .standing(range))
+    return core.mapStanding(UInt64(UInt(bitPattern: base)), byteCount, limit: limits.last)
   }
 
   /// Maps memory of the caller's; nil where that takes a call of its own.
@@ -59,6 +54,14 @@ extension DMADomain {
 }
 
 extension DomainCore {
+  /// Maps what lies in memory that is mapped once for all.
+  @inline(__always)
+  fileprivate func mapStanding(_ host: UInt64, _ byteCount: Int, limit: UInt64) -> DMADomain.Otherwise {
+    // A chunk above the device's mask, which another device's allows, is of no use to it.
+    guard let (iova, range) = unsafe standing.take(host, byteCount: UInt64(byteCount), limit: limit) else { return .own }
+    return unsafe .mapped(iova, .standing(range))
+  }
+
   /// Ends a mapping that was no map of its own, in whatever mode the domain is now. Nothing waits for a flush.
   ///
   /// - Parameter copies: Whether what the device has written to a copy goes to the memory.

@@ -99,7 +99,9 @@ extension StandingMaps {
   func take(_ host: UInt64, byteCount: UInt64, limit: UInt64) -> (iova: IOVA, range: Range)? {
     unsafe guarded.pointee.lock.lock()
     defer { unsafe guarded.pointee.lock.unlock() }
-    guard unsafe guarded.pointee.table.isWanted, let range = unsafe guarded.pointee.table.find(host, byteCount) else { return nil }
+    guard unsafe guarded.pointee.table.isWanted, let range = unsafe guarded.pointee.table.find(host, byteCount) else {
+      return nil
+    }
     guard unsafe range.pointee.isUsable else { return nil }
     let iova = unsafe range.pointee.iova &+ (host &- range.pointee.host)
     guard iova &+ (byteCount &- 1) <= limit else { return nil }

@@ -89,9 +89,9 @@ extension DomainCore {
   /// Before the range is numbered: a flush that starts afterwards leaves nothing of it behind. And before it is retired:
   /// who looks whether memory is mapped sees the mapping, or nothing leads to that memory any more.
   private func clear(_ entry: FlushQueue.Entry) -> MapFailure? {
-    guard let processOwned else { return nil }
+    if processOwned == nil { return nil }
     do throws(Errno) {
-      let done = try processOwned.clear(iova: entry.iova, byteCount: entry.byteCount)
+      let done = try processOwned!.clear(iova: entry.iova, byteCount: entry.byteCount)
       return done == entry.byteCount - entry.gapByteCount ? nil : .mismatch(done)
     } catch { return .system(error) }
   }
