@@ -53,6 +53,11 @@ extension DomainCore {
   /// It stays so when the device leaves: what remains is right for every device that is there, and a range that came back
   /// for a while would be in the way of the next such device.
   func narrow(to usable: IOVARanges, for device: String) throws(DMAError) {
+    // What is kept without a mapping is in nobody's way. Where the kernel refuses, the answer is as for a mapping.
+    if enter() {
+      _ = emptyCache()
+      leave()
+    }
     var refused = reserveAll(but: usable)
     // Cached addresses make room.
     if case .occupied? = refused?.1, space.emptyCaches() { refused = reserveAll(but: usable) }

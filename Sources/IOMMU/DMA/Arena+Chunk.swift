@@ -84,8 +84,10 @@ extension DomainCore {
   /// above the first of them.
   func growCoherent(byteCount: Int, alignment: PageSize, _ limits: AddressLimits) throws(DMAError) -> Bool {
     var isAbove = false
-    try coherent.grow(byteCount: byteCount) { byteCount throws(DMAError) in
-      isAbove = limits.isAboveFirst(try addCoherent(byteCount: byteCount, alignment: alignment, limits))
+    try growMakingRoom { () throws(DMAError) in
+      try coherent.grow(byteCount: byteCount) { byteCount throws(DMAError) in
+        isAbove = limits.isAboveFirst(try addCoherent(byteCount: byteCount, alignment: alignment, limits))
+      }
     }
     return isAbove
   }

@@ -27,7 +27,8 @@ extension DMADomain {
     threads: Int = 1, isCancelled: @escaping @Sendable () -> Bool = { false }
   ) throws(DMAError) -> UnsafeMapping? {
     if core.alternative.load(ordering: .relaxed) != .none,
-      let mapping = try unsafe mapOtherwise(unsafe: memory, direction, at: address, "map(unsafe:)")
+      let mapping = try unsafe mapOtherwise(
+        unsafe: memory, direction, at: address, widening: widening, "map(unsafe:)")
     {
       return mapping
     }
@@ -110,11 +111,11 @@ extension DomainCore {
       _ = noSpace(error)
       return .failure(.space(error))
     }
-    let translation = translation, host = bulk.host
+    let host = bulk.host
     let work = BulkWork(byteCount: bulk.byteCount, threads: bulk.threads, isCancelled: bulk.isCancelled) {
-      offset, length in
+      [self] offset, length in
       do throws(Errno) {
-        try translation.map(
+        try mapMakingRoom(
           iova: iova.rawValue + offset, address: host + offset, byteCount: length, access: access)
         return nil
       } catch { return .system(error) }

@@ -21,10 +21,10 @@ extension DMADomain {
       case .failed(let failure): throw refuse(buffer, failure, limits)
       }
     }
-    switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
-    case .success(let address):
-      if address.rawValue > limits.first { tripped() }
-      return Mapping(buffer, at: address)
+    switch unsafe core.mapOwned(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
+    case .success(let placed):
+      if placed.iova.rawValue > limits.first { tripped() }
+      return Mapping(buffer, at: placed.iova, access: placed.access)
     case .failure(let failure): throw refuse(buffer, failure, limits)
     }
   }
@@ -40,10 +40,10 @@ extension DMADomain {
       case .failed(let failure): return giveBack(buffer, failure, limits)
       }
     }
-    switch unsafe core.map(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
-    case .success(let address):
-      if address.rawValue > limits.first { tripped() }
-      return .mapped(Mapping(buffer, at: address))
+    switch unsafe core.mapOwned(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
+    case .success(let placed):
+      if placed.iova.rawValue > limits.first { tripped() }
+      return .mapped(Mapping(buffer, at: placed.iova, access: placed.access))
     case .failure(let failure): return giveBack(buffer, failure, limits)
     }
   }
@@ -116,7 +116,8 @@ extension DMADomain {
     unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA? = nil, widening: Bool = false
   ) throws(DMAError) -> UnsafeMapping {
     if core.alternative.load(ordering: .relaxed) != .none,
-      let mapping = try unsafe mapOtherwise(unsafe: memory, direction, at: address, "map(unsafe:)")
+      let mapping = try unsafe mapOtherwise(
+        unsafe: memory, direction, at: address, widening: widening, "map(unsafe:)")
     {
       return mapping
     }
@@ -133,9 +134,11 @@ extension DMADomain {
         core.map(
           host: pages.host, byteCount: pages.byteCount, at: address, limit: limits.last, access: direction.access)
       } else {
-        unsafe core.map(
-          UnsafeRawPointer(bitPattern: UInt(pages.host))!, byteCount: pages.byteCount, limits: limits,
-          access: direction.access)
+        core.makingRoom {
+          unsafe core.map(
+            UnsafeRawPointer(bitPattern: UInt(pages.host))!, byteCount: pages.byteCount, limits: limits,
+            access: direction.access)
+        }
       }
     switch result {
     case .success(let iova):
@@ -213,7 +216,7 @@ extension DomainCore {
       }
     } catch { return noSpace(error) }
     do throws(Errno) {
-      try translation.map(iova: iova.rawValue, address: host, byteCount: UInt64(byteCount), access: access)
+      try mapMakingRoom(iova: iova.rawValue, address: host, byteCount: UInt64(byteCount), access: access)
     } catch { return undo(iova, byteCount: UInt64(byteCount), error) }
     return .success(iova)
   }

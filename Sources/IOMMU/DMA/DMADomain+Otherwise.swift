@@ -18,21 +18,35 @@ extension DMADomain {
   ) -> Otherwise {
     guard core.isOwner else { return .failed(.forked) }
     if core.isClosed.load(ordering: .acquiring) { return .failed(.closed) }
-    if core.alternative.load(ordering: .relaxed) == .bounce { return unsafe bounce(base, byteCount, limits, access) }
+    switch core.alternative.load(ordering: .relaxed) {
+    case .bounce: return unsafe bounce(base, byteCount, limits, access)
+    case .persistent: break
+    // Buffers are whole pages, and their maps are kept where that saves something.
+    case .none, .short: return .own
+    }
     return core.mapStanding(UInt64(UInt(bitPattern: base)), byteCount, limit: limits.last)
   }
 
   /// Maps memory of the caller's; nil where that takes a call of its own.
   func mapOtherwise(
-    unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA?, _ operation: String
+    unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA?, widening: Bool,
+    _ operation: String
   ) throws(DMAError) -> UnsafeMapping? {
+    let alternative = core.alternative.load(ordering: .relaxed)
     if address != nil {
-      guard core.alternative.load(ordering: .relaxed) == .bounce else { return nil }
+      guard alternative == .bounce else { return nil }
       throw notBounced(operation, "Memory at an address of the caller's choice", byteCount: memory.count)
     }
+    if alternative == .short, unsafe !isCopied(memory, direction.access, widening: widening) { return nil }
     let pages = try unsafe pages(of: memory, widening: true, operation), limits = addressing.limits
     let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(pages.host) + UInt(pages.offset))!
-    switch unsafe mapOtherwise(base, memory.count, limits, direction.access) {
+    let result =
+      if alternative == .short, core.isOwner, !isClosed {
+        unsafe bounce(base, memory.count, limits, direction.access)
+      } else {
+        unsafe mapOtherwise(base, memory.count, limits, direction.access)
+      }
+    switch result {
     case .own: return nil
     case .mapped(let iova, let kind):
       return unsafe UnsafeMapping(
@@ -42,6 +56,21 @@ extension DMADomain {
       throw core.failed(failure, operation, host: pages.host, byteCount: memory.count, limit: limits.last)
         .on(deviceName)
     }
+  }
+
+  /// Whether memory of the caller's is copied where short memory is.
+  private func isCopied(_ memory: UnsafeRawBufferPointer, _ access: DMAAccess, widening: Bool) -> Bool {
+    guard let base = memory.baseAddress, memory.count > 0 else { return false }
+    let edges = UInt64(UInt(bitPattern: base)) | UInt64(memory.count)
+    if edges & core.granuleMask != 0, !widening { return true }
+    return memory.count <= core.copyLimits.withLock { $0[access] }
+  }
+
+  /// Up to which length memory of the caller's is copied, in bytes: 0 unless ``AutomaticOptions/copiesShortMemory`` is in
+  /// force, and in a fork.
+  public func copiedByteCount(_ direction: DMADirection) -> Int {
+    guard ProcessGuard.isOwner, core.alternative.load(ordering: .relaxed) == .short else { return 0 }
+    return core.copyLimits.withLock { $0[direction.access] }
   }
 
   /// What can only be mapped in its place is refused where it may not be.
@@ -58,7 +87,9 @@ extension DomainCore {
   @inline(__always)
   fileprivate func mapStanding(_ host: UInt64, _ byteCount: Int, limit: UInt64) -> DMADomain.Otherwise {
     // A chunk above the device's mask, which another device's allows, is of no use to it.
-    guard let (iova, range) = unsafe standing.take(host, byteCount: UInt64(byteCount), limit: limit) else { return .own }
+    guard let (iova, range) = unsafe standing.take(host, byteCount: UInt64(byteCount), limit: limit) else {
+      return .own
+    }
     return unsafe .mapped(iova, .standing(range))
   }
 

@@ -81,7 +81,11 @@ public final class DMADomain: Sendable {
   /// Counters of the address space; one consistent copy. All zero in a fork of the process that opened the device.
   public var statistics: DMAStatistics {
     guard ProcessGuard.isOwner else { return DMAStatistics() }
-    var copy = core.locked { [core] in $0.report(core.slots.sum(), core.processOwned) }
+    var copy = core.cache.withCounts { [core] cache in
+      var copy = core.locked { $0.report(core.slots.sum(), core.processOwned) }
+      (copy.cacheHits, copy.cacheMisses, copy.cachedBytes) = (cache.hits, cache.misses, cache.byteCount)
+      return copy
+    }
     core.standing.add(to: &copy)
     copy.arenaBytes = UInt64(core.coherent.byteCount + core.streaming.byteCount)
     return copy

@@ -1,5 +1,5 @@
-/// Counters of a domain since it was made; all monotone but those named `live` and `queued`, and those of registrations and
-/// of ``persistentBytes``.
+/// Counters of a domain since it was made; all monotone but those named `live`, `queued` and `cached`, and those of
+/// registrations and of ``persistentBytes``.
 ///
 /// A mapping counts from its kernel call on. Where that fails while another thread looks, ``maps`` keeps what was seen
 /// until as many were made.
@@ -27,6 +27,11 @@ public struct DMAStatistics: Hashable, Sendable {
   public var flushes: UInt64 = 0, failedFlushes: UInt64 = 0
   /// Bytes of IOVA that were unmapped in a lazy mode and wait for a flush now.
   public var queuedBytes: UInt64 = 0
+  /// With ``Protection/automatic(_:)`` on page tables of the kernel's: maps of a buffer that took over one that was kept after
+  /// an earlier unmap, without a system call; and those that found none and took one, as ever.
+  public var cacheHits: UInt64 = 0, cacheMisses: UInt64 = 0
+  /// Bytes of IOVA that are kept like that now: within a device's reach, though no mapping has them.
+  public var cachedBytes: UInt64 = 0
   /// The longest time that an unmapped range stayed within reach, in nanoseconds, from when it was queued to the end of
   /// the flush; a few milliseconds exact.
   public var longestWindowNanoseconds: UInt64 = 0

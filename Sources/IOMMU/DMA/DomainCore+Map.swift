@@ -50,7 +50,7 @@ extension DomainCore {
   /// What an address from the caches must be at least. A device that gets addresses above 4 GiB gets no others, as long as there
   /// are any: one that cannot drive their bits fails with the first.
   @inline(__always)
-  private func lowest(_ limits: AddressLimits) -> UInt64 { limits.first >> 32 == 0 ? 0 : highAddresses }
+  func lowest(_ limits: AddressLimits) -> UInt64 { limits.first >> 32 == 0 ? 0 : highAddresses }
 
   /// An address that the loaded magazine has not got.
   @inline(never)
@@ -108,7 +108,7 @@ extension DomainCore {
       if space.emptyCaches() {
         do throws(RangeStoreFailure) { return try body() } catch { guard error.mayPass else { throw error } }
       }
-      guard lazyMode.load(ordering: .relaxed) != .strict, drain() == nil else { throw error }
+      guard lazyMode.load(ordering: .relaxed) != .strict || cache.count > 0, drain() == nil else { throw error }
       // What was flushed is cached now.
       space.emptyCaches()
     }

@@ -15,7 +15,7 @@ extension DomainCore {
     var done = 0, mapped: UInt64 = 0
     while let area = walk.next() {
       do throws(Errno) {
-        try translation.map(
+        try mapMakingRoom(
           iova: iova.rawValue + area.placement, address: area.host, byteCount: area.byteCount, access: access)
       } catch {
         let (failure, unmapped, calls) = unsafe unmapAreas(

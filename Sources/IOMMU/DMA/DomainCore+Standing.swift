@@ -100,6 +100,11 @@ extension DomainCore {
 extension DomainCore {
   /// What a protection wants mapped is mapped, or this throws and nothing has changed; whether above the first limit.
   func prepare(_ new: Protection, _ limits: AddressLimits) throws(DMAError) -> Bool {
+    if Alternative(new) == .short {
+      let (timed, isAbove) = try timeCopies(limits)
+      copyLimits.withLock { $0 = timed }
+      return isAbove
+    }
     guard new == .persistent else { return false }
     var isAbove = false
     standing.setWanted(true)
@@ -144,11 +149,14 @@ extension DomainCore {
 /// What the data path does in the place of a map of its own: what it reads of a ``Protection``.
 enum Alternative: UInt8, AtomicRepresentable {
   case none, persistent, bounce
+  /// Short memory of the caller's is copied.
+  case short
 
   init(_ protection: Protection) {
     switch protection {
     case .persistent: self = .persistent
     case .bounce: self = .bounce
+    case .automatic(let options) where options.copiesShortMemory: self = .short
     default: self = .none
     }
   }

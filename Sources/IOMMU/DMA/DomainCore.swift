@@ -46,8 +46,12 @@ final class DomainCore: @unchecked Sendable {
   let lazyMode = Atomic<LazyMode>(.strict)
   /// ``Alternative``, for maps that are no calls of their own.
   let alternative = Atomic<Alternative>(.none)
+  /// What ``Alternative/short`` goes by.
+  let copyLimits = Mutex(CopyLimits())
   let standing = StandingMaps()
   let queue: FlushQueue
+  /// Maps that are kept after their unmap, by ``Protection/automatic(_:)``.
+  let cache = MapCache()
   let protection = Mutex(ProtectionState())
 
   init(
@@ -144,6 +148,7 @@ final class DomainCore: @unchecked Sendable {
     guard ProcessGuard.isOwner else { return }
     if queue.isTimerArmed.load(ordering: .acquiring) { FlushTimer.disarm(self) }
     translation.close()
+    cache.drop()
     locked {
       $0.statistics.queuedBytes = 0
       slots.clearQueued()

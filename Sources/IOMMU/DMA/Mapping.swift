@@ -21,13 +21,15 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   public let byteCount: Int
   /// As the buffer's: an earlier unmap of the same memory may still wait for its flush.
   private let reachableUntil: UInt64
+  /// What the device may do, as ``DMAAccess/rawValue``.
+  private let access: UInt8
   /// How it was mapped.
   private let kind: MappingKind
 
-  /// Takes over a buffer that was mapped at an address.
+  /// Takes over a buffer that was mapped at an address, by a map of its own or otherwise.
   @inline(__always)
-  init(_ buffer: consuming DMABuffer, at address: IOVA, _ kind: MappingKind = .own) {
-    self.address = address
+  init(_ buffer: consuming DMABuffer, at address: IOVA, access: UInt8 = 0, _ kind: MappingKind = .own) {
+    (self.address, self.access) = (address, access)
     self.kind = kind
     byteCount = buffer.byteCount
     reachableUntil = buffer.reachableUntil
@@ -37,8 +39,9 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   deinit { unsafe DomainCore.drop(core, kind, base, byteCount, at: address, after: reachableUntil) }
 
   /// Takes the buffer back from the device: on return the device cannot reach it any more, or with a lazy
-  /// ``Protection`` from the next flush on. Mapped under ``Protection/persistent`` it stays within reach, with ``Protection/bounce``
-  /// it never was, and has now what the device has written to its copy.
+  /// ``Protection`` from the next flush on; with an automatic one the map may be kept for the next of the same buffer. Mapped
+  /// under ``Protection/persistent`` it stays within reach, with ``Protection/bounce`` it never was, and has now what the device
+  /// has written to its copy.
   ///
   /// The kernel call behind it is one `IOMMU_IOAS_UNMAP` or `VFIO_IOMMU_UNMAP_DMA`, none under those two. If that fails, or
   /// unmaps another number of bytes, the memory may still be within the device's reach: it is leaked, counted in
@@ -47,12 +50,13 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   /// - Throws: `.system` with the kernel's errno, `.mismatch`, `.forked`.
   public consuming func unmap() throws(DMAError) -> DMABuffer {
     let (core, base, byteCount, address, earlier) = unsafe (core, base, byteCount, address, reachableUntil)
-    let kind = kind
+    let (access, kind) = (access, kind)
     discard self
     // A function, since a closure of this size would be called.
     @inline(__always) func unmap(_ core: DomainCore) -> Result<UInt64, MapFailure> {
       unsafe kind.isOwn
-        ? core.unmap(address, byteCount: byteCount) : core.unmapOtherwise(kind, byteCount: byteCount)
+        ? core.unmapOwned(address, of: base, byteCount: byteCount, access: access)
+        : core.unmapOtherwise(kind, byteCount: byteCount)
     }
     switch unsafe core._withUnsafeGuaranteedRef(unmap) {
     case .success(let number):

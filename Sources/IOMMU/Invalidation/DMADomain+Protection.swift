@@ -9,16 +9,19 @@ extension DMADomain {
   /// Changes the protection while other threads map and unmap.
   ///
   /// Everything about the new one is said by the argument, nothing is taken over from the old one. What waits in the old
-  /// queue is flushed before this returns. Where the new queue cannot be had, or the flush fails, this throws and the old
-  /// protection stays in force. Mappings that are live end as they were made.
+  /// queue is flushed before this returns, and maps that were kept are unmapped. Where the new queue cannot be had, or the
+  /// flush fails, this throws and the old protection stays in force. Mappings that are live end as they were made.
   ///
   /// To ``Protection/persistent``: maps what the arena of buffers has, below the mask of this value's device, by one
   /// `IOMMU_IOAS_MAP_FILE`, `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA` for each area; where that cannot be, the same holds. From it:
   /// unmaps all but what live mappings are inside of.
   ///
-  /// - Throws: `.outOfMemory`, `.invalidArgument` for a depth outside of 2…2²⁴, `.busy` while another thread switches,
-  ///   `.closed`, `.forked`, `.system` and `.mismatch` when the flush or the unmap failed; to ``Protection/persistent`` also
-  ///   `.memoryLock`, `.noSpace`, `.tooManyMappings`.
+  /// For ``Protection/automatic(_:)`` this finds out what an invalidation costs: it reads a few files of sysfs and, where
+  /// they tell nothing, makes 64 invalidations, or 64 maps and unmaps of a page of its own. What it found holds for a minute.
+  ///
+  /// - Throws: `.outOfMemory`, `.invalidArgument` for a depth outside of 2…2²⁴ or a negative length, `.busy` while another
+  ///   thread switches, `.closed`, `.forked`, `.system` and `.mismatch` when the flush or an unmap failed; `.memoryLock`,
+  ///   `.noSpace`, `.tooManyMappings` and `.system` when the timing did, or to ``Protection/persistent`` a map.
   public func switchProtection(to protection: Protection) throws(DMAError) {
     guard ProcessGuard.isOwner else { throw core.failed(.forked, "switchProtection").on(deviceName) }
     guard core.enter() else { throw core.failed(.closed, "switchProtection").on(deviceName) }
@@ -49,12 +52,25 @@ extension DomainCore {
   struct ProtectionState {
     var current = Protection.strict
     var storage: FlushQueue.Storage?
+    var cacheStorage: MapCache.Storage?
     var isSwitching = false
+    /// What the last switch to an automatic protection went by.
+    var calibration: Calibration?
+    /// What the last signs and timings said, and when.
+    var measured: (Calibration, time: UInt64)?
+  }
+
+  /// What a protection comes to here.
+  enum Mode: Equatable {
+    case strict
+    case lazy(FlushQueueOptions)
+    case cache(AutomaticOptions)
   }
 
   /// Flushes until a flush that started after this call has finished.
   @inline(never)
   func drain() -> MapFailure? {
+    if let failure = emptyCache() { return failure }
     if queue.count == 0 {
       queue.waitForReleases(kernel)
       return nil
@@ -84,33 +100,71 @@ extension DomainCore {
       throw DMAError(.busy, "switchProtection", detail: "Another thread is switching the protection of this domain")
     }
     defer { protection.withLock { $0.isSwitching = false } }
-    let storage = try storage(for: new), isAbove = try prepare(new, limits)
-    let old = lazyMode.load(ordering: .relaxed)
+    let (mode, calibration) = try resolve(new)
+    let storage = try storage(for: mode), cacheStorage = try cacheStorage(for: mode)
+    let isAbove = try prepare(new, limits)
+    let old = lazyMode.load(ordering: .relaxed), isCaching = cache.isOpen.load(ordering: .relaxed)
     lazyMode.store(.strict, ordering: .releasing)
     queue.close()
+    cache.setOpen(false)
     if let failure = drain() ?? takeOver(new) {
       abandon()
       queue.reopen(old)
+      cache.setOpen(isCaching)
       lazyMode.store(old, ordering: .releasing)
       throw failed(failure, "switchProtection")
     }
     // Nobody looks at the old entries any more: the rings are closed, empty, and no flush is under way that saw them.
     while queue.isFlushing.load(ordering: .acquiring) { kernel.sleep(.microseconds(20)) }
-    if let storage, case .lazy(let options) = new {
+    cache.drop()
+    if let storage, case .lazy(let options) = mode {
       queue.open(storage, timeout: options.timeout)
       lazyMode.store(options.topology == .single ? .single : .perCPU, ordering: .releasing)
+    } else if let cacheStorage, case .cache(let options) = mode {
+      cache.open(cacheStorage, timeout: options.cacheTimeout)
     }
     let former = protection.withLock { state in
-      let former = state.storage
-      (state.current, state.storage) = (new, storage)
+      let former = (state.storage, state.cacheStorage)
+      (state.current, state.storage, state.cacheStorage) = (new, storage, cacheStorage)
+      state.calibration = calibration ?? state.calibration
       return former
     }
     _ = former
     return isAbove
   }
 
-  private func storage(for protection: Protection) throws(DMAError) -> FlushQueue.Storage? {
-    guard case .lazy(let options) = protection else { return nil }
+  private func resolve(_ protection: Protection) throws(DMAError) -> (Mode, Calibration?) {
+    switch protection {
+    case .strict, .persistent, .bounce: return (.strict, nil)
+    case .lazy(let options): return (.lazy(options), nil)
+    case .automatic(let options):
+      let calibration = try calibrate(options)
+      switch calibration.choice {
+      case .strict: return (.strict, calibration)
+      case .lazyPerCPU: return (.lazy(.perCPU), calibration)
+      case .lazySingle: return (.lazy(.single), calibration)
+      case .mapCache: return (.cache(options), calibration)
+      }
+    }
+  }
+
+  private func cacheStorage(for mode: Mode) throws(DMAError) -> MapCache.Storage? {
+    guard case .cache(let options) = mode else { return nil }
+    guard let byteLimit = UInt64(exactly: options.cacheByteCount) else {
+      throw DMAError(
+        .invalidArgument, "switchProtection", detail: "No cache of \(options.cacheByteCount) bytes",
+        remedy: "Ask for 0 bytes or more")
+    }
+    do throws(Errno) {
+      return try MapCache.Storage(kernel, byteLimit: byteLimit, granule: granuleMask + 1)
+    } catch {
+      throw DMAError(
+        .outOfMemory, "switchProtection", errno: error, detail: "No memory for a map cache of \(byteLimit) bytes")
+    }
+  }
+
+  private func storage(for mode: Mode) throws(DMAError) -> FlushQueue.Storage? {
+    guard case .lazy(let options) = mode else { return nil }
     do throws(Errno) {
       let storage = try FlushQueue.Storage(kernel, options, processors: queue.processors)
       queue.makeRings()

@@ -209,6 +209,10 @@ extension DomainCore {
   ///
   /// Where there is no queue any more, or no room in it, this waits for the flush under way, or makes one.
   func free(_ memory: UnsafeMutableRawPointer, byteCount: Int, after number: UInt64) {
+    // What is kept of it goes first.
+    if cache.count > 0, unsafe !tearDownMaps(of: memory) {
+      return locked { $0.statistics.leakedBytes += padded(byteCount) }
+    }
     while number > queue.finished.load(ordering: .acquiring) {
       guard enter() else {
         waitUntilEmptied()

@@ -107,7 +107,8 @@ extension DomainCore {
   @inline(never)
   func armTimer() { armTimer(after: queue.timeout.load(ordering: .relaxed)) }
 
-  private func armTimer(after nanoseconds: UInt64) {
+  @inline(never)
+  func armTimer(after nanoseconds: UInt64) {
     guard !queue.isTimerArmed.exchange(true, ordering: .acquiringAndReleasing) else { return }
     // Without a thread, the next operation that finds an entry overdue flushes.
     if !FlushTimer.arm(self, after: nanoseconds) {
@@ -122,6 +123,7 @@ extension DomainCore {
     queue.isTimerArmed.store(false, ordering: .sequentiallyConsistent)
     // Queued meanwhile, and left to the timer that is gone.
     if queue.count > 0 { armTimer() }
+    if cache.count > 0 { armTimer(after: cache.timeout.load(ordering: .relaxed)) }
   }
 
   /// The timeout is over for what was queued first. Where that was flushed since, it is not over for what was queued later:
@@ -131,7 +133,7 @@ extension DomainCore {
     queue.isTimerArmed.store(false, ordering: .sequentiallyConsistent)
     guard isOwner, enter() else { return }
     defer { leave() }
-    guard queue.count > 0 else { return }
+    guard queue.count > 0 else { return tearDownWhenDue() }
     let oldest = queue.refreshOldest(), timeout = queue.timeout.load(ordering: .relaxed), now = coarseNow()
     if oldest > now || now - oldest < timeout { return armTimer(after: timeout - (now - min(oldest, now))) }
     switch flush() {

@@ -4,6 +4,7 @@
 /// | --- | --- | --- |
 /// | ``strict`` | never | one invalidation an unmap, or a list |
 /// | ``lazy(_:)`` | until the next flush | amortised |
+/// | ``automatic(_:)`` | as one of these, or while its map is kept for the next: since its last use for at most ``AutomaticOptions/cacheTimeout`` while the process runs, without bound while it is stopped | nothing for a buffer that is mapped again |
 /// | ``persistent`` | always, if it is a buffer or was registered; other memory never | nothing |
 /// | ``bounce`` | never: it sees a copy, and never the memory | a copy each way that the direction has |
 ///
@@ -58,6 +59,23 @@ public enum Protection: Hashable, Sendable {
   /// A list is copied as a whole. What can only be mapped in its place is refused: memory at a fixed address, and links of a
   /// ``Reservation``. ``DMADomain/translate(_:byteCount:)-(IOVA,_)`` leads to the copy. Coherent arrays are what they always are.
   case bounce
+  /// The library chooses by what an invalidation costs here, which ``DMADomain/calibration`` tells.
+  ///
+  /// Where this process owns the page tables, an unmap waits for a flush: in a queue a processor where an invalidation is
+  /// cheap, in a single, deep one where it is dear.
+  ///
+  /// On tables that the kernel owns no queue saves an invalidation. Where one is cheap, this is as ``strict``. Where it is
+  /// dear, the maps of buffers outlive their unmap: the next map of the same buffer, with the same or less access, gets the
+  /// same address back, without a system call. Meanwhile the device reaches the buffer, *also while the driver
+  /// reads and writes it*, as a mapping that was `bidirectional` once lets it: what a device wrote must be checked after it
+  /// was copied, and secrets do not belong there. The cache lets go of a map when it was not used for
+  /// ``AutomaticOptions/cacheTimeout``, when the cache is full or the kernel short of room, in the order of use; when the buffer is
+  /// dropped, before its memory serves another; and of all by ``DMADomain/drain()`` and a switch. Lists, reservations and
+  /// memory of the caller's are unmapped as in ``strict``: nobody tells the library when such memory goes.
+  case automatic(AutomaticOptions)
+
+  /// The library finds out what suits; 64 MiB of maps at most are kept, for a second.
+  public static let automatic = Protection.automatic(AutomaticOptions())
 }
 
 /// How unmapped ranges wait for a flush. The corresponding kernel type is `struct iommu_dma_options`.

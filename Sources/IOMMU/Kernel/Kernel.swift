@@ -40,6 +40,10 @@ package protocol KernelFiles: AnyObject, Sendable {
   func pwrite(_ descriptor: Int32, _ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(Errno) -> Int
 }
 
+extension KernelEvents {
+  package func costClock() -> UInt64 { now() }
+}
+
 extension KernelFiles {
   package func storeFile(_ path: String, _ text: String) throws(Errno) { throw .notImplemented }
   package func removeFile(_ path: String) throws(Errno) { throw .notImplemented }
@@ -97,6 +101,9 @@ package protocol KernelEvents: AnyObject, Sendable {
   func waitReadable(_ descriptors: [Int32], timeout: Duration?) throws(Errno) -> Int?
   /// Nanoseconds of a clock that never goes back. The corresponding clock is `CLOCK_MONOTONIC`.
   func now() -> UInt64
+  /// The clock that tells what kernel and hardware take, in nanoseconds; on a simulated machine it goes on by what its table
+  /// of costs says, and by nothing else.
+  func costClock() -> UInt64
   /// Sleeps this long.
   func sleep(_ duration: Duration)
   /// Lines of the kernel's log from `sequence` on, oldest first, each with its own sequence number. The corresponding

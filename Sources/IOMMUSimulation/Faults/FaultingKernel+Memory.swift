@@ -74,6 +74,11 @@ extension FaultingKernel {
     return base.now()
   }
 
+  package func costClock() -> UInt64 {
+    note()
+    return base.costClock()
+  }
+
   package func sleep(_ duration: Duration) {
     note()
     base.sleep(duration)

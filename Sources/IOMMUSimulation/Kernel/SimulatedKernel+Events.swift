@@ -59,6 +59,8 @@ extension SimulatedKernel {
 
   package func now() -> UInt64 { locked { $0.clock.now } }
 
+  package func costClock() -> UInt64 { locked { $0.clock.charged } }
+
   /// Moves the clock on: nobody has to wait for a simulated machine.
   package func sleep(_ duration: Duration) {
     let end = now() &+ duration.nanoseconds

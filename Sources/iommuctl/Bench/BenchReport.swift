@@ -7,6 +7,8 @@ struct BenchReport {
   /// Which device took part, how it was reached, and who wrote its page tables; nil when none did.
   var device: (address: String, interface: String, translation: String)?
   var result = BenchResult()
+  /// What an automatic protection went by; nil for others.
+  var calibration: Calibration?
 
   init(run: BenchRun) { self.run = run }
 
@@ -27,6 +29,7 @@ struct BenchReport {
         "\(device.address) over \(device.interface), page tables of the \(device.translation), "
           + "protection \(run.protection.rawValue)")
     }
+    if let calibration { context.say("\(calibration.choice.rawValue): \(calibration.reason)") }
     if let trace = run.trace {
       context.say(
         "trace \(trace.name), seed \(trace.seed), digest 0x\(hexadecimal(trace.digest, digits: 16)), "
@@ -77,6 +80,7 @@ struct BenchReport {
       ("kind", .string(run.kind.rawValue)), ("device", JSON(device?.address)), ("interface", JSON(device?.interface)),
       ("translation", JSON(device?.translation)),
       ("protection", run.kind == .alloc ? .null : .string(run.protection.rawValue)),
+      ("calibration", calibration.map { .object($0.keys) } ?? .null),
       ("threads", JSON(trace?.threads ?? options.threads)),
       ("mode", isSteady && run.kind == .map ? .string(options.mode.rawValue) : .null),
       ("granule", isSteady ? JSON(options.granule) : .null),
@@ -104,6 +108,26 @@ struct BenchReport {
 
   private static func keys(_ part: BenchPart, _ kind: BenchKind) -> [(String, JSON)] {
     BenchResult.latencies(part, kind).map { ($0.key, .object($0.keys)) }
+  }
+}
+
+extension Calibration {
+  fileprivate var keys: [(String, JSON)] {
+    var shortest: UInt64?
+    if case .timings(let time) = evidence { shortest = time }
+    return [("choice", .string(choice.rawValue)), ("reason", .string(reason)), ("shortest_ns", JSON(shortest))]
+  }
+
+  /// How it is known what an invalidation costs, in words.
+  fileprivate var reason: String {
+    switch evidence {
+    case .cachingMode(let unit): "\(unit) has caching mode, which emulated units have"
+    case .virtioIOMMU(let unit): "\(unit) is a virtio-iommu"
+    case .hypervisor: "the processors are a hypervisor's"
+    case .timings(let shortest):
+      "an invalidation takes \(shortest) ns, the shortest of \(Calibration.timingCount) timings"
+    case .told: "so it was asked for"
+    }
   }
 }
 

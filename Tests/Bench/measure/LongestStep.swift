@@ -18,7 +18,7 @@ enum LongestStep {
       let kernel = FaultingKernel(machine.kernel)
       let device = try Device(
         "0000:00:02.0", on: Host(kernel: kernel), interface: interface, translation: translation)
-      let memory = try unsafe pages(huge: false)
+      let memory = try smallPages()
       defer { unsafe munmap(memory.baseAddress, total) }
       kernel.keepTimes(by: { UInt64(machine.chargedTime.components.attoseconds / 1_000_000_000) })
       let mapping = try unsafe device.dma.map(unsafe: UnsafeRawBufferPointer(memory), .bidirectional)
@@ -30,7 +30,8 @@ enum LongestStep {
       }
       device.close()
     }
-    return Measurement(value: Double(longest) / 1e6, anchor: "the whole, ms", anchorValue: Double(whole) / 1e6, repeats: 1)
+    return Measurement(
+      value: Double(longest) / 1e6, anchor: "the whole, ms", anchorValue: Double(whole) / 1e6, repeats: 1)
   }
 
   // MARK: - On a real kernel
@@ -49,7 +50,7 @@ enum LongestStep {
   }
 
   private static func small(_ dma: DMADomain, _ kernel: FaultingKernel, _ raw: RawSpace) throws -> Measurement {
-    let memory = try unsafe pages(huge: false)
+    let memory = try smallPages()
     defer { unsafe munmap(memory.baseAddress, total) }
     let address = unsafe UInt64(UInt(bitPattern: memory.baseAddress))
     var steps: [[Double]] = [], wholes: [Double] = []
@@ -87,7 +88,7 @@ enum LongestStep {
   }
 
   /// Memory that is there, on pages of 4 KiB.
-  private static func pages(huge: Bool) throws -> UnsafeMutableRawBufferPointer {
+  private static func smallPages() throws -> UnsafeMutableRawBufferPointer {
     let base = unsafe mmap(nil, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     guard let base = unsafe base, unsafe base != MAP_FAILED else { throw Failure(description: "mmap: errno \(errno)") }
     unsafe madvise(base, total, MADV_NOHUGEPAGE)
@@ -124,7 +125,7 @@ struct RawSpace {
 
   func close() { for descriptor in [device, iommufd] { kernel.close(descriptor) } }
 
-  private var flags: IOASMapFlags { [.fixed, .readable, .writable] }
+  private var flags: UInt32 { IOASMapFlags.fixed | IOASMapFlags.readable | IOASMapFlags.writable }
 
   func map(address: UInt64, _ byteCount: Int, at iova: UInt64) throws(Errno) {
     _ = try kernel.ioasMap(

@@ -53,7 +53,7 @@ extension Cases {
     try expectEqual(device.dma.statistics.systemCalls - before, 1, "system calls")
   }
 
-  private static func phase(_ name: String, _ number: UInt8, _ environment: Environment) throws {
+  static func phase(_ name: String, _ number: UInt8, _ environment: Environment) throws {
     environment.say("PHASE \(name) \(number)")
     try environment.mark(number)
   }

@@ -141,6 +141,8 @@ class Row:
         bad = [case for case in self.cases if case["verdict"] == "fail"]
         print(f"{self.machine}/{self.interface}: {self.count('pass')} passed, {len(bad)} failed, "
               f"{self.count('skip')} skipped in {self.seconds:.0f} s", flush=True)
+        if compared := commands.comparison(self.machine, self.counts):
+            print(f"  {compared}", flush=True)
         for line in self.stopped:
             print(f"  stopped: {line}", flush=True)
         for case in bad:

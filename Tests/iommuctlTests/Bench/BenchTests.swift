@@ -160,10 +160,21 @@ import iommuctl
     #expect(name == "persistent" && mode == "sg" ? calls > 0 : calls == 0, "\(calls)")
   }
 
-  @Test func protectionsThatAreNotThere() throws {
-    let result = Invocation("--json --simulated bench map --operations 1 --protection automatic")
-    #expect(result.status == .unsupported)
-    #expect(try result.error["remedy"].text?.contains("lazy-per-cpu") == true)
+  /// It says what it went by.
+  @Test(arguments: [
+    ("process", CostTable.vtd2000, "lazy-per-cpu", 2310), ("process", .virtual20000, "lazy-single", 20_310),
+    ("kernel", .vtd2000, "strict", 3025), ("kernel", .virtual20000, "map-cache", 21_025),
+  ])
+  func theAutomaticProtection(_ translation: String, _ costs: CostTable, _ choice: String, _ time: Int) throws {
+    let simulation = Simulation.changed { $0.costs = costs }
+    let line = "--simulated bench map --operations 1000 --protection automatic --translation \(translation)"
+    let document = try Invocation("--json " + line, simulation: simulation).document
+    #expect(document["protection"].text == "automatic" && document["calibration"]["choice"].text == choice)
+    #expect(document["calibration"]["shortest_ns"].number == time)
+    let calls = try #require(document["system_calls_per_operation"].real)
+    #expect(choice == "strict" ? calls == 2 : calls < 0.1)
+    let told = Invocation(line, simulation: simulation).out
+    #expect(told.contains("\n\(choice): an invalidation takes \(time) ns, the shortest of 64 timings\n"))
   }
 
   @Test(arguments: [
