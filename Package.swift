@@ -64,8 +64,18 @@ let package = Package(
   ],
   swiftLanguageModes: [.v6])
 
+// Tests/Stress/check alone builds them, for ThreadSanitizer.
+if Context.environment["SWIFT_IOMMU_STRESS"] != nil {
+  package.targets += [
+    .target(name: "StressRuntime", path: "Tests/Stress/runtime"),
+    .executableTarget(
+      name: "stress", dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation", "StressRuntime"],
+      path: "Tests/Stress/stress"),
+  ]
+}
+
 for target in package.targets
-where target.type != .system && !["CIOMMU", "RawIoctls"].contains(target.name) {
+where target.type != .system && !["CIOMMU", "RawIoctls", "StressRuntime"].contains(target.name) {
   target.swiftSettings = [
     .strictMemorySafety(),  // SE-0458
     .enableUpcomingFeature("ExistentialAny"),  // SE-0335

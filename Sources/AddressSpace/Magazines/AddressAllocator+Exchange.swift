@@ -38,6 +38,9 @@ extension AddressAllocator {
 // MARK: - Popping
 
 extension AddressAllocator {
+  /// The depot, to be used with ``SharedState/depotLock`` held.
+  var depot: UnsafeMutablePointer<Depot> { unsafe core.pointee.shared.pointee.depot }
+
   /// Takes an address of `lowest` to `highest` from what the processor or the depot has; ``Slot/none`` when none has.
   func refill(_ order: UInt64, lowest: UInt64, highest: UInt64, processor: UInt32) -> UInt64 {
     let (core, sizeClass) = unsafe (core, sizeClass(order))
@@ -85,13 +88,13 @@ extension AddressAllocator {
     }
     unsafe shared.pointee.depotLock.lock()
     defer { unsafe shared.pointee.depotLock.unlock() }
-    guard let full = unsafe shared.pointee.depot.takeFull(sizeClass.order) else {
+    guard let full = unsafe depot.pointee.takeFull(sizeClass.order) else {
       return unsafe empty ?? core.pointee.stop
     }
     unsafe shared.pointee.inDepot.wrappingSubtract(UInt64(full.count) * sizeClass.byteCount, ordering: .relaxed)
     if unsafe slot.pointee.previous == nil { unsafe swap(&slot.pointee.previous, &empty) }
     note(in: full, out: empty, sizeClass)
-    if let empty, unsafe !shared.pointee.depot.putSpare(empty, empty.size(sizeClass)) { surplus = empty }
+    if let empty, unsafe !depot.pointee.putSpare(empty, empty.size(sizeClass)) { surplus = empty }
     unsafe slot.pointee.exchanges = min(slot.pointee.exchanges + 1, AddressAllocator.growth)
     return full
   }
@@ -165,14 +168,14 @@ extension AddressAllocator {
     }
     unsafe shared.pointee.depotLock.lock()
     defer { unsafe shared.pointee.depotLock.unlock() }
-    guard let empty = unsafe fresh ?? shared.pointee.depot.takeSpare(size) else { return nil }
+    guard let empty = unsafe fresh ?? depot.pointee.takeSpare(size) else { return nil }
     if fresh == nil { empty.capacity = sizeClass.capacity(size) }
     fresh = nil
     unsafe slot.pointee.previous = loaded
     if let previous {
       if mayHold(UInt64(empty.capacity) * sizeClass.byteCount) {
         unsafe shared.pointee.inDepot.wrappingAdd(UInt64(previous.count) * sizeClass.byteCount, ordering: .relaxed)
-        unsafe shared.pointee.depot.putFull(previous, sizeClass.order)
+        unsafe depot.pointee.putFull(previous, sizeClass.order)
         unsafe slot.pointee.exchanges = min(slot.pointee.exchanges + 1, AddressAllocator.growth)
       } else {
         surplus = previous
@@ -187,7 +190,7 @@ extension AddressAllocator {
     let shared = unsafe core.pointee.shared
     drain(magazine)
     unsafe shared.pointee.depotLock.lock()
-    let isKept = unsafe shared.pointee.depot.putSpare(magazine, magazine.size(sizeClass))
+    let isKept = unsafe depot.pointee.putSpare(magazine, magazine.size(sizeClass))
     unsafe shared.pointee.depotLock.unlock()
     if !isKept { magazine.deallocate() }
   }

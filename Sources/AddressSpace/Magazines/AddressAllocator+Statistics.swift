@@ -35,12 +35,12 @@ extension AddressAllocator {
     }
     unsafe shared.pointee.depotLock.lock()
     for order in 0..<(unsafe core.pointee.classCount) {
-      let contents = unsafe shared.pointee.depot.contents(sizeClass(order))
+      let contents = unsafe depot.pointee.contents(sizeClass(order))
       result.cachedCount += contents.count
       result.cachedByteCount += UInt64(contents.count) * sizeClass(order).byteCount
       result.memoryByteCount += contents.memory
     }
-    unsafe result.memoryByteCount += shared.pointee.depot.spareByteCount
+    unsafe result.memoryByteCount += depot.pointee.spareByteCount
     unsafe shared.pointee.depotLock.unlock()
     for processor in 0..<(unsafe core.pointee.processorCount) where unsafe slots(processor) != core.pointee.absent {
       result.memoryByteCount += slotsByteCount
@@ -50,8 +50,8 @@ extension AddressAllocator {
     unsafe result.liveCount = max(0, shared.pointee.store.count(of: .allocation) - result.cachedCount)
     let allocated = unsafe shared.pointee.store.byteCount(of: .allocation)
     result.liveByteCount = allocated - min(allocated, result.cachedByteCount)
-    unsafe result.storeAllocations = shared.pointee.storeAllocations
-    unsafe result.visits = shared.pointee.visits
+    unsafe result.storeAllocations = shared.pointee.storeAllocations.load(ordering: .relaxed)
+    unsafe result.visits = shared.pointee.visits.load(ordering: .relaxed)
     unsafe shared.pointee.storeLock.unlock()
     return result
   }

@@ -77,8 +77,8 @@ extension AddressAllocator {
   ) throws(RangeStoreFailure) -> IOVA {
     let shared = unsafe core.pointee.shared
     return try withStore { store throws(RangeStoreFailure) in
-      unsafe shared.pointee.storeAllocations += 1
-      defer { unsafe shared.pointee.visits = store.visits }
+      unsafe shared.pointee.storeAllocations.wrappingAdd(1, ordering: .relaxed)
+      defer { unsafe shared.pointee.visits.store(store.visits, ordering: .relaxed) }
       return try store.allocate(request, kind: kind, tag: tag, auxiliary: auxiliary)
     }
   }
@@ -154,10 +154,10 @@ extension AddressAllocator {
     }
     unsafe shared.pointee.depotLock.lock()
     for order in 0..<(unsafe Int(core.pointee.classCount)) {
-      unsafe shared.pointee.depot.takeAllFull(order).forEachMagazine { $0.link(to: &others) }
+      unsafe depot.pointee.takeAllFull(order).forEachMagazine { $0.link(to: &others) }
     }
     unsafe shared.pointee.inDepot.store(0, ordering: .relaxed)
-    let spares = unsafe shared.pointee.depot.takeAllSpares()
+    let spares = unsafe depot.pointee.takeAllSpares()
     unsafe shared.pointee.depotLock.unlock()
     let isAny = inSlots != nil || others != nil
 
@@ -168,7 +168,7 @@ extension AddressAllocator {
         inSlots.forEachMagazine { dispose($0) }
       } else {
         unsafe shared.pointee.depotLock.lock()
-        unsafe shared.pointee.depot.strand(first)
+        unsafe depot.pointee.strand(first)
         unsafe shared.pointee.depotLock.unlock()
       }
     }

@@ -214,12 +214,12 @@ struct AllocatorCore: ~Copyable {
 /// The parts of an ``AddressAllocator`` that all processors change.
 @safe
 struct SharedState: ~Copyable {
-  /// Guards the store and the next two.
+  /// Guards the store, and changes of the next two.
   let storeLock = SpinLock()
   let storePointer: UnsafeMutablePointer<RangeStore>
   /// Allocations that the store was asked for, and the nodes that the last one visited.
-  var storeAllocations = 0
-  var visits = 0
+  let storeAllocations = Atomic<Int>(0)
+  let visits = Atomic<Int>(0)
   /// The bytes that are allocated in the store, cached ones as well; written with the store's lock held.
   let held = Atomic<UInt64>(0)
   /// The bytes of address space that the magazines of all slots can hold.
@@ -230,7 +230,7 @@ struct SharedState: ~Copyable {
   let memoryBudget = Atomic<Int>(.max)
   /// Guards the depot. A lock stands beside what it guards, never inside: who changes that as a whole would change it as well.
   let depotLock = SpinLock()
-  var depot: Depot
+  let depot: UnsafeMutablePointer<Depot>
   /// The depot's counts of full magazines, which are looked at without the lock.
   private let fullCounts: UnsafeMutablePointer<Atomic<Int>>
 
@@ -239,10 +239,13 @@ struct SharedState: ~Copyable {
     unsafe storePointer.initialize(to: store)
     unsafe fullCounts = .allocate(capacity: classCount)
     for order in 0..<classCount { unsafe (fullCounts + order).initialize(to: Atomic(0)) }
-    depot = unsafe Depot(classCount: classCount, fullCounts: fullCounts)
+    unsafe depot = .allocate(capacity: 1)
+    unsafe depot.initialize(to: Depot(classCount: classCount, fullCounts: fullCounts))
   }
 
   deinit {
+    unsafe depot.deinitialize(count: 1)
+    unsafe depot.deallocate()
     unsafe storePointer.deinitialize(count: 1)
     unsafe storePointer.deallocate()
   }

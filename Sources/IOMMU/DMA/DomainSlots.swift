@@ -9,9 +9,9 @@ import CIOMMU
 struct DomainSlots: @unchecked Sendable {
   /// Behind its lock, which is held for a few instructions.
   struct Slot: ~Copyable {
-    fileprivate let lock = SpinLock()
     /// With the lock held; beside it, since ``DomainSlots/withAll(_:)`` and the like change it as a whole.
     var tally = Tally()
+    fileprivate let lock = SpinLock()
   }
 
   struct Tally: BitwiseCopyable {

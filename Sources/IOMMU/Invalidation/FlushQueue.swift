@@ -33,13 +33,13 @@ final class FlushQueue: @unchecked Sendable {
   /// A lock stands beside what it guards, never inside: who changes that as a whole would change the lock as well.
   @safe
   struct Ring: ~Copyable {
+    /// With the lock held. It comes first: ThreadSanitizer takes a change of a part for one at the start of the whole.
+    var waiting = Waiting()
     let lock = SpinLock()
     /// Threads that give back what they took out.
     let releasing = Atomic<Int>(0)
     /// ``FlushQueue/finished`` when no entry was left that may go: until that changes, none may.
     let settled = Atomic<UInt64>(0)
-    /// With the lock held.
-    var waiting = Waiting()
     // Two rings on one cache line would slow each other down.
     private var padding = InlineArray<6, UInt64>(repeating: 0)
 
@@ -78,7 +78,9 @@ final class FlushQueue: @unchecked Sendable {
   /// As many as the machine can have processors; made by the first switch to a lazy mode, and seen by whoever sees that.
   private(set) var rings: UnsafeMutablePointer<Ring>?
   let processors: Int
-  var ringCount: Int { unsafe rings == nil ? 0 : processors }
+  /// 0 before they are made: whoever sees another number sees them.
+  var ringCount: Int { madeCount.load(ordering: .acquiring) }
+  private let madeCount = Atomic<Int>(0)
 
   init(processors: Int) { self.processors = processors }
 
@@ -93,6 +95,7 @@ final class FlushQueue: @unchecked Sendable {
     let new = UnsafeMutablePointer<Ring>.allocate(capacity: processors)
     for index in 0..<processors { unsafe (new + index).initialize(to: Ring()) }
     unsafe rings = unsafe new
+    madeCount.store(processors, ordering: .releasing)
   }
 
   /// The ring for a topology on the processor that runs this.

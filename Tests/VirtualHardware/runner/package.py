@@ -15,8 +15,9 @@ from parts import Failed, Parts
 SDK_TRIPLE = "aarch64-unknown-linux-gnu"
 STAMP = "resolved"
 
-# The program and its linker only: a guest has no room for symbols, and nobody to read them.
-OPTIONS = ["--configuration", "release", "--static-swift-stdlib", "-Xlinker", "-s"]
+# The program and its linker only: a guest has no room for symbols, and nobody to read them. Without making them the
+# compiler takes a quarter less time.
+OPTIONS = ["--configuration", "release", "--static-swift-stdlib", "-Xlinker", "-s", "-Xswiftc", "-gnone"]
 
 
 def build(package: Path, parts: Parts) -> list[Path]:

@@ -1,0 +1,1 @@
+// Nothing to call: linking runtime.c is enough.
