@@ -29,9 +29,9 @@ enum BounceChoice {
           let part = unsafe UnsafeRawBufferPointer(rebasing: memory[..<length])
           let pairs = max(2, min(64, (1 << 18) / length))
           for (number, direction) in directions.enumerated() {
-            let began = cpuTime()
+            let began = nanoseconds()
             for _ in 0..<pairs { try unsafe dma.map(unsafe: part, direction, widening: true).unmap() }
-            let time = Double(cpuTime() - began) / Double(pairs)
+            let time = Double(nanoseconds() - began) / Double(pairs)
             if round > 0 { times[index * directions.count + number][way].append(time) }
           }
         }

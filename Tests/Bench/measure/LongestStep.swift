@@ -18,7 +18,7 @@ enum LongestStep {
       let kernel = FaultingKernel(machine.kernel)
       let device = try Device(
         "0000:00:02.0", on: Host(kernel: kernel), interface: interface, translation: translation)
-      let memory = try smallPages()
+      let memory = try unsafe smallPages()
       defer { unsafe munmap(memory.baseAddress, total) }
       kernel.keepTimes(by: { UInt64(machine.chargedTime.components.attoseconds / 1_000_000_000) })
       let mapping = try unsafe device.dma.map(unsafe: UnsafeRawBufferPointer(memory), .bidirectional)
@@ -37,12 +37,12 @@ enum LongestStep {
   // MARK: - On a real kernel
 
   /// Against the same unmap as one area: memory of the caller's on 4 KiB pages, and the arena on huge pages, which areas of
-  /// 128 MiB have. Processor time; of each call the median of all repeats, and of these the longest.
+  /// 128 MiB have. Of each call the median of all repeats, and of these the longest.
   static func onTheKernel() throws -> [(variant: String, Measurement)] {
     let raw = try RawSpace()
     defer { raw.close() }
     let kernel = FaultingKernel(LiveKernel())
-    kernel.keepTimes(by: { cpuTime() })
+    kernel.keepTimes(by: { nanoseconds() })
     let device = try Device("0000:00:02.0", on: Host(kernel: kernel), translation: .kernel)
     defer { device.close() }
     let small = try small(device.dma, kernel, raw), huge = try huge(device.dma, kernel, raw)
@@ -50,9 +50,9 @@ enum LongestStep {
   }
 
   private static func small(_ dma: DMADomain, _ kernel: FaultingKernel, _ raw: RawSpace) throws -> Measurement {
-    let memory = try smallPages()
+    let memory = try unsafe smallPages()
     defer { unsafe munmap(memory.baseAddress, total) }
-    let address = unsafe UInt64(UInt(bitPattern: memory.baseAddress))
+    let address = UInt64(UInt(bitPattern: memory.baseAddress))
     var steps: [[Double]] = [], wholes: [Double] = []
     for _ in 0..<repeats {
       let mapping = try unsafe dma.map(unsafe: UnsafeRawBufferPointer(memory), .bidirectional)
@@ -137,11 +137,11 @@ struct RawSpace {
       iommufd, ioas: ioas, flags: flags, file: file, start: 0, byteCount: UInt64(byteCount), iova: iova)
   }
 
-  /// What the unmap of all that `map` has mapped takes, in nanoseconds of processor time.
+  /// What the unmap of all that `map` has mapped takes, in nanoseconds.
   func unmap(_ map: (UInt64) throws(Errno) -> Void) throws -> Double {
     try map(start)
-    let began = cpuTime()
+    let began = nanoseconds()
     _ = try kernel.ioasUnmap(iommufd, ioas: ioas, iova: start, byteCount: 1 << 30)
-    return Double(cpuTime() - began)
+    return Double(nanoseconds() - began)
   }
 }

@@ -199,7 +199,7 @@ import Testing
       }
     }
     #expect(failures == [])
-    try dma.drain()
+    try dma.switchProtection(to: .strict)
     let statistics = dma.statistics
     #expect(statistics.maps == statistics.unmaps && statistics.maps > 100)
     #expect(statistics.queuedBytes == 0 && statistics.leakedBytes == 0 && statistics.liveBytes == 0)
