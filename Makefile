@@ -1,5 +1,5 @@
 # The commands of a contributor; each sets up what it needs. The README tells what they do.
-.PHONY: demo test model-check hardware-test bench lint format docs clean help
+.PHONY: demo test model-check soak hardware-test bench lint format docs clean help
 
 demo: ## set-up, then the main job on the simulated machine
 	@Tests/setup packages
@@ -10,8 +10,13 @@ test: ## set-up, then every test that needs no root and no virtual machine
 
 model-check: ## random traces against the naive model; STEPS=… SEED=…
 	@Tests/setup packages
-	@STEPS=$(or $(STEPS),20000) SEED=$(or $(SEED),20261) bash -o pipefail -c \
-	  'swift test --disable-xctest --filter ModelTests 2>&1 | grep -E "^model check|Test run|recorded an issue|error:"'
+	@Tests/Soak/check model $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED))
+
+soak: ## the long forms: stress under ThreadSanitizer, 10^7 steps of the model check, 10^7 runs a fuzz target
+	@Tests/setup packages
+	@Tests/Stress/check --long
+	@Tests/Soak/check model --steps 10000000
+	@Tests/Soak/check fuzz --runs 10000000
 
 hardware-test: ## the suites in virtual machines with a real kernel; MACHINES="a b"
 	@Tests/VirtualHardware/hardware-test $(if $(MACHINES),--machines "$(MACHINES)")

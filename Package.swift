@@ -50,7 +50,8 @@ let package = Package(
       dependencies: ["AddressSpace", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation", "RawIoctls"],
       path: "Tests/Bench/measure"),
     .testTarget(name: "CShimsTests", dependencies: ["CIOMMU"]),
-    .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace", "CIOMMU"]),
+    .target(name: "AddressSpaceModels", dependencies: ["AddressSpace"], path: "Tests/AddressSpaceModels"),
+    .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace", "AddressSpaceModels", "CIOMMU"]),
     .testTarget(
       name: "IOMMUTests",
       dependencies: ["AddressSpace", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation"],
@@ -64,13 +65,16 @@ let package = Package(
   ],
   swiftLanguageModes: [.v6])
 
-// Tests/Stress/check alone builds them, for ThreadSanitizer.
-if Context.environment["SWIFT_IOMMU_STRESS"] != nil {
+// Programs that run for long. Tests/Stress/check and Tests/Soak/check alone build them, with sanitizers.
+if Context.environment["SWIFT_IOMMU_SOAK"] != nil {
   package.targets += [
     .target(name: "StressRuntime", path: "Tests/Stress/runtime"),
     .executableTarget(
       name: "stress", dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation", "StressRuntime"],
       path: "Tests/Stress/stress"),
+    .executableTarget(name: "model", dependencies: ["AddressSpaceModels"], path: "Tests/Soak/model"),
+    // With the sources of the trace files' parser, since a program cannot import another.
+    .executableTarget(name: "fuzz", dependencies: ["AddressSpaceModels", "IOMMU"], path: "Tests/Soak/fuzz"),
   ]
 }
 

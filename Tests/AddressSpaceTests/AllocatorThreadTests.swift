@@ -1,4 +1,5 @@
 import AddressSpace
+import AddressSpaceModels
 import CIOMMU
 import Glibc
 import Synchronization

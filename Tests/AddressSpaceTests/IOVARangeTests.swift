@@ -1,8 +1,6 @@
 import AddressSpace
+import AddressSpaceModels
 import Testing
-
-/// The range between two addresses, both inside.
-func range(_ start: UInt64, _ last: UInt64) -> IOVARange { IOVARange(start: IOVA(start), last: IOVA(last))! }
 
 struct IOVARangeTests {
   @Test(

@@ -1,4 +1,5 @@
 import AddressSpace
+import AddressSpaceModels
 import Testing
 
 /// Releasing what was allocated last and asking for the same again, which leaves the tree alone: nobody may notice.

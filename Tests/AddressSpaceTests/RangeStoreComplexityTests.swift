@@ -1,4 +1,5 @@
 import AddressSpace
+import AddressSpaceModels
 import Testing
 
 /// What searches cost in a space of many fragments, in nodes visited: counted, never timed.

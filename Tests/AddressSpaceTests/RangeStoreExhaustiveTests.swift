@@ -1,4 +1,5 @@
 import AddressSpace
+import AddressSpaceModels
 import Testing
 
 /// Every state of a tiny space against every request: what is chosen is the highest, or the lowest, of

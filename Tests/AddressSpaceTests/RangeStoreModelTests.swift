@@ -1,243 +1,36 @@
 import AddressSpace
+import AddressSpaceModels
 import Testing
 
 /// Random traces, run on the store and on ``NaiveStore`` side by side: same answer to every call,
-/// invariants after each step. `STEPS` (a trace) and `SEED` in the environment make it long or repeat a
-/// run.
+/// invariants after each step. `make model-check` runs more and longer ones.
 struct RangeStoreModelTests {
-  static let steps = environment("STEPS").flatMap { Int($0) } ?? 1_500
-  static let seed = environment("SEED").flatMap { UInt64($0) } ?? 20_261
+  static let steps = 1_500, seed: UInt64 = 20_261
 
   @Test(arguments: ModelSpace.all)
   func agreesWithTheModel(_ space: ModelSpace) throws {
-    let first = try run(space)
-    print("model check: \(space.name), seed \(Self.seed), \(Self.steps) steps, digest \(first)")
+    let outcome = try ModelRun.store(space, seed: Self.seed, steps: Self.steps)
+    if case .failure(let text) = outcome { Issue.record("\(text)") }
   }
 
   @Test func aSeedHasOneDigest() throws {
     let space = ModelSpace.all[0]
-    #expect(try run(space) == run(space))
+    let outcome = try ModelRun.store(space, seed: 1, steps: Self.steps)
+    #expect(try outcome == ModelRun.store(space, seed: 1, steps: Self.steps))
+    #expect(try outcome != ModelRun.store(space, seed: 2, steps: Self.steps))
   }
 
-  /// Runs a trace and returns its digest.
-  private func run(_ space: ModelSpace) throws -> String {
-    var trace = try ModelTrace(space, seed: Self.seed)
-    for step in 0..<Self.steps {
-      try trace.step()
-      if let failure = trace.store.checkInvariants() {
-        Issue.record("\(space.name), seed \(Self.seed), step \(step): \(failure)")
-        break
-      }
-      if let difference = trace.difference {
-        Issue.record("\(space.name), seed \(Self.seed), step \(step): \(difference)")
-        break
+  /// What a fuzzer found once, and anything else of bytes: an empty one, one that ends in the middle of a choice.
+  @Test func tracesOfBytes() throws {
+    for length in [0, 1, 2, 40, 700] {
+      for first in 0..<UInt8(ModelSpace.all.count) {
+        #expect(try ModelRun.bytes([first] + (0..<length).map { UInt8(truncatingIfNeeded: $0 &* 37) }) == nil)
       }
     }
-    return trace.digest.description
   }
 }
 
-/// A space to run a trace in, and how it is used.
-struct ModelSpace: Sendable, CustomTestStringConvertible {
-  var name: String
-  var granule: PageSize
-  var usable: IOVARanges
-  /// The largest size asked for, as a shift above the granule.
-  var largest: Int
-  /// The number of ranges beyond which freeing becomes more likely than allocating.
-  var crowd: Int
-
-  var testDescription: String { name }
-
-  static let all: [ModelSpace] = [
-    ModelSpace(
-      name: "64 granules at page 1", granule: .fourKiB, usable: [range(0x1000, 0x4_0fff)], largest: 4,
-      crowd: 30),
-    ModelSpace(
-      name: "the top 2 MiB", granule: .fourKiB, usable: [range(.max - 0x1f_ffff, .max)], largest: 6,
-      crowd: 150),
-    ModelSpace(
-      name: "x86 with its interrupt window", granule: .fourKiB,
-      usable: [range(0x1000, 0xfedf_ffff), range(0xfef0_0000, (1 << 48) - 1)], largest: 24, crowd: 300),
-    ModelSpace(
-      name: "around 4 GiB", granule: .fourKiB, usable: [range(0xffc0_0000, 0x1_003f_ffff)], largest: 7,
-      crowd: 600),
-    ModelSpace(
-      name: "splinters", granule: PageSize(shift: 16),
-      usable: IOVARanges((0..<40).map { range($0 << 20 | 0x8_1234, $0 << 20 | 0xf_4321) }), largest: 5,
-      crowd: 100),
-    ModelSpace(
-      name: "all 64 bits in 4 bytes", granule: PageSize(shift: 2), usable: [.full], largest: 61, crowd: 400),
-    ModelSpace(name: "nothing", granule: .fourKiB, usable: [range(0x1001, 0x1ffe)], largest: 3, crowd: 1),
-  ]
-}
-
-/// A trace under way.
-struct ModelTrace: ~Copyable {
-  let store: RangeStore
-  private var model: NaiveStore
-  private var random: SplitMix64
-  private let space: ModelSpace
-  /// What was allocated last, to be released and asked for again.
-  private var last: (request: RangeStore.Request, start: UInt64) = (RangeStore.Request(byteCount: 0), 0)
-  private(set) var digest = Digest()
-  /// Where the two differed.
-  private(set) var difference: String?
-
-  init(_ space: ModelSpace, seed: UInt64) throws {
-    store = try RangeStore(usable: space.usable, granule: space.granule)
-    model = NaiveStore(usable: space.usable, granule: space.granule)
-    random = SplitMix64(seed: seed)
-    self.space = space
-  }
-
-  mutating func step() throws {
-    let isCrowded = model.nodes.count > space.crowd
-    switch Int.random(in: 0..<20, using: &random) {
-    case 0..<(isCrowded ? 4 : 10): allocate()
-    case 10..<11: insert()
-    case 11..<12: reserve()
-    case 12..<13: unreserve()
-    case 13..<14: look()
-    case 14..<15: measure()
-    case 15..<16: allocateAgain()
-    default: remove()
-    }
-  }
-
-  private mutating func compare<Answer: Equatable>(
-    _ what: @autoclosure () -> String, _ got: Answer, _ expected: Answer
-  ) {
-    if got != expected { difference = difference ?? "\(what()) gave \(got), not \(expected)" }
-    digest.add(UInt64(String(describing: got).utf8.reduce(7) { ($0 &* 31 &+ UInt64($1)) }))
-  }
-}
-
-// MARK: - Steps
-
-extension ModelTrace {
-  private mutating func allocate() {
-    let request = random.once(in: 3) ? last.request : anyRequest()
-    let tag = random.next()
-    let got = Result { () throws(RangeStoreFailure) in try store.allocate(request, tag: tag) }
-    compare("\(request)", got, model.allocate(request, tag: tag))
-    if case .success(let start) = got { last = (request, start.rawValue) }
-  }
-
-  /// Releases what was just allocated and asks for the same, a few times, without the tree.
-  private mutating func allocateAgain() {
-    var request = anyRequest()
-    (request.lowest, request.boundary, request.direction) = (0, nil, .topDown)
-    let got = Result { () throws(RangeStoreFailure) in try store.allocate(request, tag: 0) }
-    compare("\(request)", got, model.allocate(request, tag: 0))
-    guard case .success(let start) = got, let natural = PageSize(fitting: request.byteCount) else { return }
-    for tag in 1...UInt64.random(in: 1...3, using: &random) {
-      compare("remove last \(start)", store.removeLast(start), model.remove(start)?.tag)
-      if random.once(in: 3) { return }
-      let again = store.allocateAgain(
-        byteCount: request.byteCount, alignment: request.alignment ?? natural, limit: request.limit, tag: tag)
-      compare("again \(request)", again, try? model.allocate(request, tag: tag).get())
-    }
-  }
-
-  private mutating func insert() {
-    let kind = RangeStore.Kind.allCases.randomElement(using: &random)!
-    let node = RangeStore.Node(
-      range: anyRange(), kind: kind, tag: random.next(), auxiliary: UInt32(model.nodes.count))
-    let limit = random.once(in: 4) ? anyAddress() : .max
-    compare(
-      "insert \(node)", failure { () throws(RangeStoreFailure) in try store.insert(node, limit: limit) },
-      model.insert(node, limit: limit))
-  }
-
-  private mutating func reserve() {
-    let range = anyRange()
-    let node = RangeStore.Node(range: range.widened(to: space.granule), kind: .reservation)
-    compare(
-      "reserve \(range)", failure { () throws(RangeStoreFailure) in try store.reserve(range) },
-      model.insert(node, limit: .max))
-  }
-
-  private mutating func unreserve() {
-    let reserved = model.nodes.filter { $0.kind == .reservation }.randomElement(using: &random)
-    let range = random.once(in: 4) ? anyRange() : reserved?.range ?? anyRange()
-    compare("unreserve \(range)", store.unreserve(range), model.unreserve(range))
-  }
-
-  private mutating func remove() {
-    var start =
-      random.once(in: 8) ? anyAddress() : model.nodes.randomElement(using: &random)?.start.rawValue ?? 0
-    if random.once(in: 2) { start = last.start }
-    if random.once(in: 2), let tag = store.removeLast(IOVA(start)) {
-      return compare("remove last \(start)", tag, model.remove(IOVA(start))?.tag)
-    }
-    compare("remove \(start)", store.remove(IOVA(start)), model.remove(IOVA(start)))
-  }
-
-  private mutating func look() {
-    let (address, range) = (IOVA(anyAddress()), anyRange())
-    compare("find \(address)", store.find(containing: address), model.find(containing: address))
-    compare("find \(range)", store.find(overlapping: range), model.find(overlapping: range))
-    compare("next \(address)", store.next(from: address), model.next(from: address))
-    var all: [RangeStore.Node] = []
-    store.forEach { all.append($0) }
-    compare("all", all, model.nodes)
-    compare("count", store.count, model.nodes.count)
-    compare("bytes", store.byteCount, model.nodes.reduce(0) { $0 &+ $1.byteCount })
-  }
-
-  private mutating func measure() {
-    let window = random.once(in: 3) ? range(0, UInt64(UInt32.max)) : random.once(in: 2) ? .full : anyRange()
-    let got = store.largestFreeByteCount(limit: window.last.rawValue, lowest: window.start.rawValue)
-    compare("largest in \(window)", got, model.largestFreeByteCount(window))
-  }
-
-  private func failure(_ body: () throws(RangeStoreFailure) -> Void) -> RangeStoreFailure? {
-    do throws(RangeStoreFailure) { try body() } catch { return error }
-    return nil
-  }
-}
-
-// MARK: - Choices
-
-extension ModelTrace {
-  /// An address near something: a usable range, a node, 4 GiB, or anywhere.
-  private mutating func anyAddress() -> UInt64 {
-    let anchors =
-      [0, 1 << 32, .max] + space.usable.flatMap { [$0.start.rawValue, $0.last.rawValue] }
-      + (model.nodes.randomElement(using: &random).map { [$0.start.rawValue, $0.range.last.rawValue] } ?? [])
-    let offset = UInt64.random(in: 0..<1 << UInt64.random(in: 0...24, using: &random), using: &random)
-    let anchor = anchors.randomElement(using: &random)!
-    let address = random.once(in: 2) ? anchor &+ offset : anchor &- offset
-    return random.once(in: 2) ? space.granule.alignedDown(address) : address
-  }
-
-  private mutating func anySize() -> UInt64 {
-    let shift = UInt64.random(in: 0...UInt64(space.largest), using: &random)
-    let power = UInt64(1) << shift
-    let count = random.once(in: 2) ? power : UInt64.random(in: 1...power, using: &random)
-    return count << UInt64(space.granule.shift) | (random.once(in: 64) ? 1 : 0)
-  }
-
-  private mutating func anyRange() -> IOVARange {
-    let start = space.granule.alignedDown(anyAddress()) | (random.once(in: 16) ? 1 : 0)
-    return IOVARange(start: IOVA(start), byteCount: anySize()) ?? range(start, .max)
-  }
-
-  private mutating func anyRequest() -> RangeStore.Request {
-    var request = RangeStore.Request(byteCount: random.once(in: 64) ? 0 : anySize())
-    if random.once(in: 2) {
-      request.alignment = PageSize(shift: min(space.granule.shift + .random(in: 0...9, using: &random), 63))
-    } else if random.once(in: 3) {
-      request.alignment = space.granule
-    }
-    if random.once(in: 3) { request.limit = random.once(in: 2) ? UInt64(UInt32.max) : anyAddress() }
-    if random.once(in: 4) { request.lowest = anyAddress() }
-    if random.once(in: 4) {
-      request.boundary = PageSize(
-        fitting: max(request.byteCount, 1) << UInt64.random(in: 0...2, using: &random))
-    }
-    if random.once(in: 3) { request.direction = .bottomUp }
-    return request
-  }
+extension ModelSpace: CustomTestStringConvertible {
+  /// For the runner.
+  public var testDescription: String { name }
 }

@@ -1,4 +1,5 @@
 import AddressSpace
+import AddressSpaceModels
 import Testing
 
 /// Looking ranges up, walking them, and the counters, in a space with holes.

@@ -1,4 +1,5 @@
 import AddressSpace
+import AddressSpaceModels
 import Testing
 
 /// A store in 4 KiB granules.

@@ -1,4 +1,5 @@
 import AddressSpace
+import AddressSpaceModels
 import Testing
 
 /// Long runs that split and merge nodes at every level, in the orders that real users have.

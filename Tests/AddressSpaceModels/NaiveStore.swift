@@ -1,19 +1,22 @@
-import AddressSpace
+package import AddressSpace
+
+/// The range between two addresses, both inside.
+package func range(_ start: UInt64, _ last: UInt64) -> IOVARange { IOVARange(start: IOVA(start), last: IOVA(last))! }
 
 /// What ``RangeStore`` must do, done the plain way: a sorted array, gaps computed anew each time,
 /// addresses tried one by one. It shares no arithmetic with the store.
-struct NaiveStore {
-  let granule: PageSize
-  let usable: IOVARanges
-  private(set) var nodes: [RangeStore.Node] = []
+package struct NaiveStore {
+  package let granule: PageSize
+  package let usable: IOVARanges
+  private(set) package var nodes: [RangeStore.Node] = []
 
-  init(usable: IOVARanges, granule: PageSize) {
+  package init(usable: IOVARanges, granule: PageSize) {
     self.usable = usable.trimmed(to: granule)
     self.granule = granule
   }
 
   /// The free ranges from the lowest. Usable ranges that touch are one; nodes that touch leave none between.
-  var gaps: [IOVARange] {
+  package var gaps: [IOVARange] {
     var gaps: [IOVARange] = []
     var index = 0
     for area in usable {
@@ -35,7 +38,7 @@ struct NaiveStore {
 // MARK: - Allocation
 
 extension NaiveStore {
-  mutating func allocate(_ request: RangeStore.Request, tag: UInt64) -> Result<IOVA, RangeStoreFailure> {
+  package mutating func allocate(_ request: RangeStore.Request, tag: UInt64) -> Result<IOVA, RangeStoreFailure> {
     guard request.byteCount != 0 else { return .failure(.empty) }
     guard request.byteCount % granule.byteCount == 0 else { return .failure(.unaligned) }
     guard let natural = PageSize(fitting: request.byteCount) else { return .failure(.noSpace) }
@@ -89,7 +92,7 @@ extension NaiveStore {
 
   /// The largest length that fits a gap at natural alignment: for each alignment what lies behind its
   /// first multiple, as far as it needs that alignment.
-  func capacity(_ gap: IOVARange) -> UInt64 {
+  package func capacity(_ gap: IOVARange) -> UInt64 {
     var best: UInt64 = 0
     for shift in granule.shift...63 {
       let size = PageSize(shift: shift)
@@ -102,7 +105,7 @@ extension NaiveStore {
   }
 
   /// The largest length for which an allocation with natural alignment succeeds in a window.
-  func largestFreeByteCount(_ window: IOVARange) -> UInt64 {
+  package func largestFreeByteCount(_ window: IOVARange) -> UInt64 {
     guard let window = window.trimmed(to: granule) else { return 0 }
     return gaps.compactMap { $0.intersection(window) }.map { capacity($0) }.max() ?? 0
   }
@@ -112,7 +115,7 @@ extension NaiveStore {
 
 extension NaiveStore {
   /// What an insertion fails with; `nil` when it succeeds.
-  mutating func insert(_ node: RangeStore.Node, limit: UInt64) -> RangeStoreFailure? {
+  package mutating func insert(_ node: RangeStore.Node, limit: UInt64) -> RangeStoreFailure? {
     let range = node.range
     guard range.start.rawValue % granule.byteCount == 0, range.last.rawValue & granule.mask == granule.mask
     else {
@@ -134,11 +137,11 @@ extension NaiveStore {
     nodes.insert(node, at: nodes.firstIndex { $0.start > node.start } ?? nodes.count)
   }
 
-  mutating func remove(_ start: IOVA) -> RangeStore.Node? {
+  package mutating func remove(_ start: IOVA) -> RangeStore.Node? {
     nodes.firstIndex { $0.start == start }.map { nodes.remove(at: $0) }
   }
 
-  mutating func unreserve(_ range: IOVARange) -> Bool {
+  package mutating func unreserve(_ range: IOVARange) -> Bool {
     let range = range.widened(to: granule)
     guard let index = nodes.firstIndex(where: { $0.range == range && $0.kind == .reservation }) else {
       return false
@@ -147,7 +150,7 @@ extension NaiveStore {
     return true
   }
 
-  func find(containing address: IOVA) -> RangeStore.Node? { nodes.first { $0.range.contains(address) } }
-  func find(overlapping range: IOVARange) -> RangeStore.Node? { nodes.first { $0.range.overlaps(range) } }
-  func next(from address: IOVA) -> RangeStore.Node? { nodes.first { $0.start >= address } }
+  package func find(containing address: IOVA) -> RangeStore.Node? { nodes.first { $0.range.contains(address) } }
+  package func find(overlapping range: IOVARange) -> RangeStore.Node? { nodes.first { $0.range.overlaps(range) } }
+  package func next(from address: IOVA) -> RangeStore.Node? { nodes.first { $0.start >= address } }
 }

@@ -1,0 +1,1 @@
+../../../Sources/iommuctl/Bench/TraceText.swift
