@@ -13,6 +13,10 @@ func good(_ device: Device) throws(DMAError) {
   case .failed(let same, _): buffer = same
   }
 
+  let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
+  let registration = try device.dma.register(unsafe: UnsafeRawBufferPointer(memory))
+  try registration.unregister()
+
   var list = ScatterList()
   list.append(buffer)
   let mapped = try device.dma.map(list, .fromDevice)

@@ -92,9 +92,14 @@ extension DomainCore {
     return isAbove
   }
 
-  /// Grows the streaming arena by at least `byteCount` bytes.
-  func growStreaming(byteCount: Int) throws(DMAError) {
-    try streaming.grow(byteCount: byteCount) { byteCount throws(DMAError) in try addStreaming(byteCount: byteCount) }
+  /// Grows the streaming arena by at least `byteCount` bytes; whether it is mapped above the first limit, where the
+  /// protection wants it mapped.
+  func growStreaming(byteCount: Int, _ limits: AddressLimits) throws(DMAError) -> Bool {
+    var isAbove = false
+    try streaming.grow(byteCount: byteCount) { byteCount throws(DMAError) in
+      isAbove = try addStreaming(byteCount: byteCount, limits)
+    }
+    return isAbove
   }
 
   /// Makes a chunk of the coherent arena: memory, one IOVA range, areas of capped size.
@@ -104,8 +109,8 @@ extension DomainCore {
     let memory = try coherent.makeMemory(byteCount: byteCount)
     var mapped: IOVA?
     do throws(DMAError) {
-      let fileAreas = try register(memory, "allocate")
-      let start = try mapArena(memory, alignment: alignment, limits)
+      let fileAreas = try pin(memory, "allocate")
+      let start = try mapArena(memory, alignment: alignment, limits, "allocate")
       mapped = start
       do throws(RangeStoreFailure) {
         try coherent.add(memory, iova: mapped)
@@ -117,50 +122,64 @@ extension DomainCore {
       return IOVARange(start: start, byteCount: UInt64(memory.byteCount))!
     } catch {
       if let mapped { unmapArena(mapped, memory.byteCount) }
-      unregister(memory)
+      unpin(memory)
       unsafe coherent.release(memory.base, memory.byteCount, memory.file)
       throw error
     }
   }
 
-  private func addStreaming(byteCount: Int) throws(DMAError) {
+  /// Makes a chunk of the streaming arena: memory that can be mapped once for all, and is where the protection wants that.
+  private func addStreaming(byteCount: Int, _ limits: AddressLimits) throws(DMAError) -> Bool {
     let memory = try streaming.makeMemory(byteCount: byteCount)
+    var range: StandingMaps.Range?
+    var isAbove = false
     do throws(DMAError) {
-      _ = try register(memory, "buffer")
+      _ = try pin(memory, "buffer")
+      // Memory of the caller's that was unmapped while it was registered is in the way of what is there now.
+      if case .added(let added) = standing.add(StandingRange(memory)) { unsafe range = added }
+      if let range = unsafe range, standing.isWanted { isAbove = try unsafe raise(range, limits, "buffer") }
       do throws(RangeStoreFailure) {
         try streaming.add(memory, iova: nil)
       } catch { throw DMAError(.outOfMemory, "buffer", byteCount: UInt64(byteCount)) }
+      if let range = unsafe range { unsafe standing.release(range) }
+      return isAbove
     } catch {
-      unregister(memory)
+      if let range = unsafe range {
+        if unsafe range.pointee.iova != 0 { unsafe unmapArena(IOVA(range.pointee.iova), memory.byteCount) }
+        unsafe standing.remove(range)
+      }
+      unpin(memory)
       unsafe streaming.release(memory.base, memory.byteCount, memory.file)
       throw error
     }
   }
 
-  /// Registers a chunk, once, where this process owns the page tables: maps of it cost no system call then. Returns how many
-  /// areas went by file.
-  private func register(_ memory: Arena.Memory, _ operation: String) throws(DMAError) -> Int {
+  /// Pins a chunk, or memory of the caller's, once, where this process owns the page tables: maps of it cost no system call
+  /// then. Returns how many areas went by file.
+  func pin(_ memory: Arena.Memory, _ operation: String) throws(DMAError) -> Int {
     guard let processOwned else { return 0 }
     guard enter() else { throw failed(.closed, operation, byteCount: memory.byteCount) }
     defer { leave() }
     do throws(Errno) {
       return try processOwned.register(
-        address: unsafe UInt64(UInt(bitPattern: memory.base)), byteCount: UInt64(memory.byteCount), file: memory.file,
+        address: unsafe UInt64(UInt(bitPattern: memory.base)), byteCount: UInt64(memory.byteCount),
+        file: memory.file < 0 ? nil : memory.file,
         areaByteCount: UInt64(memory.areaByteCount)
       ).fileAreas
     } catch { throw failed(.system(error), operation, byteCount: memory.byteCount) }
   }
 
-  private func unregister(_ memory: Arena.Memory) {
+  func unpin(_ memory: Arena.Memory) {
     guard let processOwned, enter() else { return }
     defer { leave() }
     processOwned.unregister(address: unsafe UInt64(UInt(bitPattern: memory.base)))
   }
 
-  private func mapArena(
-    _ memory: Arena.Memory, alignment: PageSize, _ limits: AddressLimits
+  /// Maps memory once for all, in areas of capped size, at addresses that are a mapping's in every respect.
+  func mapArena(
+    _ memory: Arena.Memory, alignment: PageSize, _ limits: AddressLimits, _ operation: String
   ) throws(DMAError) -> IOVA {
-    guard enter() else { throw failed(.closed, "allocate", byteCount: memory.byteCount) }
+    guard enter() else { throw failed(.closed, operation, byteCount: memory.byteCount) }
     defer { leave() }
     let length = UInt64(memory.byteCount)
     let iova: IOVA
@@ -172,7 +191,7 @@ extension DomainCore {
           try state.store.allocate(request, limits, kind: .fixed, tag: host)
         }
       }
-    } catch { throw failed(.space(error), "allocate", byteCount: memory.byteCount) }
+    } catch { throw failed(.space(error), operation, byteCount: memory.byteCount) }
     let area = memory.areaByteCount
     var offset = 0
     while offset < memory.byteCount {
@@ -181,7 +200,7 @@ extension DomainCore {
         try mapArea(memory, iova, offset, part)
       } catch {
         unmapArena(iova, offset)
-        throw failed(.system(error), "allocate", iova, byteCount: part)
+        throw failed(.system(error), operation, iova, byteCount: part)
       }
       offset += part
     }
@@ -192,7 +211,7 @@ extension DomainCore {
   /// One area: by the file where the kernel can, which pins whole folios at a time, else by address.
   private func mapArea(_ memory: Arena.Memory, _ iova: IOVA, _ offset: Int, _ byteCount: Int) throws(Errno) {
     let at = iova.rawValue + UInt64(offset)
-    if translation.canMapFiles {
+    if memory.file >= 0, translation.canMapFiles {
       do throws(Errno) {
         try translation.map(
           iova: at, file: memory.file, start: UInt64(offset), byteCount: UInt64(byteCount), access: .readWrite)
@@ -207,12 +226,12 @@ extension DomainCore {
     }
     let address = unsafe UInt64(UInt(bitPattern: memory.base)) + UInt64(offset)
     try translation.map(iova: at, address: address, byteCount: UInt64(byteCount), access: .readWrite)
-    locked { $0.statistics.arenaAreas += 1 }
+    if memory.file >= 0 { locked { $0.statistics.arenaAreas += 1 } }
   }
 
   /// Takes a half-made chunk back out. If the kernel will not, its IOVA stays taken, though no memory of ours is there;
   /// what the device reaches there is the kernel's, which keeps it pinned.
-  private func unmapArena(_ iova: IOVA, _ byteCount: Int) {
+  func unmapArena(_ iova: IOVA, _ byteCount: Int) {
     var done: UInt64? = UInt64(byteCount)
     if byteCount > 0, enter() {
       defer { leave() }

@@ -4,7 +4,7 @@ import Synchronization
 /// Memory of the library's own, in chunks: memory files on huge pages where they are to be had, near the device.
 ///
 /// The coherent arena maps each chunk once, when it is made; the streaming arena maps nothing, its buffers are mapped one
-/// by one. A fork does not get the memory. Chunks stay until the domain goes.
+/// by one, or by ``StandingMaps``, which know its chunks. A fork does not get the memory. Chunks stay until the domain goes.
 @safe
 final class Arena: Sendable {
   /// A stretch of memory, and what of it is in use.
@@ -36,6 +36,8 @@ final class Arena: Sendable {
   /// A box, since an array does not hold what cannot be copied.
   final class ChunkBox: @unchecked Sendable {
     var chunk: Chunk
+    /// No memory of it is given out for now.
+    var isWithheld = false
     init(_ chunk: consuming Chunk) { self.chunk = chunk }
   }
 
@@ -64,7 +66,7 @@ final class Arena: Sendable {
   func allocate(byteCount: Int, alignment: PageSize, limit: UInt64) -> (base: UnsafeMutableRawPointer, iova: IOVA?)? {
     let found = chunks.withLock { chunks -> UInt64? in
       let request = RangeStore.Request(byteCount: rounded(byteCount), alignment: alignment, direction: .bottomUp)
-      for box in chunks.list {
+      for box in chunks.list where !box.isWithheld {
         if let iova = box.chunk.iova, iova.rawValue + UInt64(box.chunk.byteCount - 1) > limit { continue }
         guard let key = try? box.chunk.store.allocate(request) else { continue }
         return unsafe UInt64(UInt(bitPattern: box.chunk.base)) + (key.rawValue - box.chunk.firstKey)
@@ -73,6 +75,13 @@ final class Arena: Sendable {
     }
     guard let found, let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(found)) else { return nil }
     return unsafe (base, iova(of: base))
+  }
+
+  /// Gives out no memory of the chunks of whose first address `isLeftOut` holds, and of the others again.
+  func withhold(where isLeftOut: (UInt64) -> Bool) {
+    chunks.withLock { chunks in
+      for box in chunks.list { box.isWithheld = unsafe isLeftOut(UInt64(UInt(bitPattern: box.chunk.base))) }
+    }
   }
 
   /// Gives memory back.

@@ -61,11 +61,13 @@ extension DMADomain {
   /// Streaming memory that the CPU owns first; its contents are whatever an earlier buffer of this domain left.
   ///
   /// From the domain's buffer arena: a system call only when the arena has to grow. It is not within the device's reach
-  /// before ``map(_:_:)-(DMABuffer,_)``.
+  /// before ``map(_:_:)-(DMABuffer,_)``, unless the protection is ``Protection/persistent``.
   ///
-  /// Where this process owns the page tables, the arena's memory is pinned when it grows, and not by each map.
+  /// Where this process owns the page tables, or with that protection, the arena's memory is pinned when it grows, and not by
+  /// each map.
   ///
-  /// - Throws: `.empty`, `.outOfMemory`, `.memoryLock`, `.closed`, `.forked`.
+  /// - Throws: `.empty`, `.outOfMemory`, `.memoryLock`, `.closed`, `.forked`; with ``Protection/persistent`` also `.noSpace`,
+  ///   `.tooManyMappings`, `.system`.
   public func buffer(byteCount: Int) throws(DMAError) -> DMABuffer {
     guard byteCount > 0 else { throw core.failed(.space(.empty), "buffer", byteCount: byteCount).on(deviceName) }
     guard byteCount <= Int.max / 4 else {
@@ -81,7 +83,7 @@ extension DMADomain {
         return unsafe DMABuffer(core: .passRetained(core), base: base, byteCount: byteCount)
       }
       do throws(DMAError) {
-        try core.growStreaming(byteCount: length)
+        if try core.growStreaming(byteCount: length, addressing.limits) { tripped() }
       } catch { throw error.on(deviceName) }
     }
   }
@@ -106,10 +108,16 @@ extension DomainCore {
 
   /// A mapping was dropped: unmap, then the memory goes back. If that fails the memory is leaked and counted.
   static func drop(
-    _ core: Unmanaged<DomainCore>, _ base: UnsafeMutableRawPointer, _ byteCount: Int, at address: IOVA,
-    after earlier: UInt64
+    _ core: Unmanaged<DomainCore>, _ kind: MappingKind, _ base: UnsafeMutableRawPointer, _ byteCount: Int,
+    at address: IOVA, after earlier: UInt64
   ) {
-    switch unsafe core._withUnsafeGuaranteedRef({ unsafe $0.unmap(address, byteCount: byteCount, freeing: base) }) {
+    let result = unsafe core._withUnsafeGuaranteedRef { core in
+      // Nobody will read what the device has written.
+      unsafe kind.isOwn
+        ? core.unmap(address, byteCount: byteCount, freeing: base)
+        : core.unmapOtherwise(kind, byteCount: byteCount, copies: false)
+    }
+    switch result {
     // Unmapped on the spot: then the memory waits only for what was unmapped of it before.
     case .success(0): unsafe freeBuffer(core, base, byteCount, after: earlier)
     case .success: unsafe core.release()

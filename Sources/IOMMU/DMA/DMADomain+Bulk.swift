@@ -17,12 +17,21 @@ extension DMADomain {
   ///     where the kernel has to find the pages, as it does for each in turn.
   ///   - isCancelled: Asked before each area, on any of the threads. When it says so, what is mapped by then comes back:
   ///     the mapping's ``UnsafeMapping/byteCount`` is less than the memory's.
+  /// Under ``Protection/bounce``, and for parts of a ``Registration`` with ``Protection/persistent``, there is no kernel call
+  /// to spread or to stop: the memory is mapped as a whole, by this thread.
+  ///
   /// - Returns: The mapping; nil when it was stopped before anything was mapped.
   /// - Throws: As ``map(unsafe:_:at:widening:)``; what was mapped until then is taken back.
   public func mapBulk(
     unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA? = nil, widening: Bool = false,
     threads: Int = 1, isCancelled: @escaping @Sendable () -> Bool = { false }
   ) throws(DMAError) -> UnsafeMapping? {
+    if core.alternative.load(ordering: .relaxed) != .none,
+      let mapping = try unsafe mapOtherwise(
+        unsafe: memory, direction, at: address, widening: widening, "map(unsafe:)")
+    {
+      return mapping
+    }
     let pages = try unsafe pages(of: memory, widening: widening)
     let limits = addressing.limits
     let bulk = DomainCore.Bulk(
@@ -60,8 +69,12 @@ extension UnsafeMapping {
   public consuming func unmapBulk(
     threads: Int = 1, isCancelled: @escaping @Sendable () -> Bool = { false }
   ) throws(DMAError) -> UnsafeMapping? {
-    let (core, pages, address, byteCount) = unsafe (core, pages, address, byteCount)
+    let (core, kind, pages, address, byteCount) = unsafe (core, kind, pages, address, byteCount)
     discard self
+    guard kind.isOwn else {
+      if let error = unsafe DomainCore.dropUnsafe(core, kind, pages.address, pages.byteCount) { throw error }
+      return nil
+    }
     let result = unsafe DomainCore.unmapBulk(core, pages.address, pages.byteCount, threads, isCancelled)
     switch result {
     case .failure(let error): throw error

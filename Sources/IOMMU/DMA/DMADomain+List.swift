@@ -18,7 +18,9 @@ extension DMADomain {
     guard list.count > 0 else { throw core.failed(.space(.empty), "map(list)", byteCount: 0).on(deviceName) }
     guard list.isAll(of: core) else { throw foreignBuffer("map(list)") }
     let constraints = constraints
-    let layout = try place(&list, constraints)
+    // Asked once: what may be copied must not be mapped.
+    let isBounced = core.alternative.load(ordering: .relaxed) == .bounce
+    let layout = try place(&list, constraints, mayShare: isBounced)
     guard layout.count <= constraints.maxSegmentCount else {
       throw DMAError(
         .tooManySegments, "map(list)", byteCount: layout.end, device: deviceName,
@@ -26,6 +28,7 @@ extension DMADomain {
           "\(list.count) buffers take \(layout.count) segments, and the device takes \(constraints.maxSegmentCount)",
         remedy: "Map fewer buffers at once, or buffers whose lengths are multiples of \(granule), which join")
     }
+    if isBounced { return try bounce(list, layout, constraints, direction.access) }
     let limits = addressing.limits
     let request = constraints.request(byteCount: layout.end, alignment: DomainCore.alignment(layout.end))
     switch core.map(list, request, limits, access: direction.access) {
@@ -43,11 +46,13 @@ extension DMADomain {
   }
 
   /// Gives each part its place in the range.
-  private func place(_ list: inout ScatterList, _ constraints: DMAConstraints) throws(DMAError) -> ListLayout {
+  private func place(
+    _ list: inout ScatterList, _ constraints: DMAConstraints, mayShare: Bool
+  ) throws(DMAError) -> ListLayout {
     var layout = ListLayout(constraints, granuleMask: core.granuleMask)
     for index in 0..<list.count {
       let part = list[index]
-      if part.isUnsafe { try check(part, constraints) }
+      if part.isUnsafe { try check(part, constraints, mayShare: mayShare) }
       let placement = layout.add(
         offset: part.host & core.granuleMask, byteCount: UInt64(part.byteCount), emit: { _, _ in })
       guard let placement else { throw core.failed(.space(.overflow), "map(list)").on(deviceName) }
@@ -56,10 +61,10 @@ extension DMADomain {
     return layout
   }
 
-  /// Refuses memory of the caller's that is none, or that shares its pages, or begins where no segment may.
-  private func check(_ part: MemoryPart, _ constraints: DMAConstraints) throws(DMAError) {
+  /// Refuses memory of the caller's that is none, or that shares its pages unless it may, or begins where no segment may.
+  private func check(_ part: MemoryPart, _ constraints: DMAConstraints, mayShare: Bool) throws(DMAError) {
     let memory = unsafe UnsafeRawBufferPointer(start: part.base, count: part.byteCount)
-    let pages = try unsafe pages(of: memory, widening: part.isWidened, "map(list)")
+    let pages = try unsafe pages(of: memory, widening: part.isWidened || mayShare, "map(list)")
     guard constraints.alignment.isAligned(UInt64(pages.offset)) else {
       throw DMAError(
         .unaligned, "map(list)", address: part.host, byteCount: UInt64(part.byteCount), device: deviceName,

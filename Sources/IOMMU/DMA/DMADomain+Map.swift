@@ -4,15 +4,23 @@ import Synchronization
 extension DMADomain {
   /// Gives a buffer to the device: on return the device can reach it, and the CPU cannot touch it.
   ///
-  /// The kernel call behind it is one `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA`, which pins the pages. If it throws, the
-  /// buffer is freed; ``tryMap(_:_:)`` gives it back instead. Up to 2 MiB O(1) but for the kernel, and without a lock that
-  /// processors share, when one of this length was unmapped here before; else O(log n) in the number of mappings.
+  /// The kernel call behind it is one `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA`, which pins the pages; none under
+  /// ``Protection/persistent`` and ``Protection/bounce``. If it throws, the buffer is freed; ``tryMap(_:_:)`` gives it back instead.
+  /// Up to 2 MiB O(1) but for the kernel, and without a lock that processors share, when one of this length was unmapped
+  /// here before; else O(log n) in the number of mappings.
   ///
   /// - Throws: `.memoryLock`, `.noSpace`, `.tooManyMappings`, `.closed`, `.forked`, `.invalidArgument` for a buffer of
   ///   another domain, `.system`.
   public func map(_ buffer: consuming DMABuffer, _ direction: DMADirection) throws(DMAError) -> Mapping {
     guard isOurs(buffer) else { throw refuse(buffer) }
     let limits = addressing.limits
+    if core.alternative.load(ordering: .relaxed) != .none {
+      switch unsafe mapOtherwise(buffer.base, buffer.byteCount, limits, direction.access) {
+      case .own: break
+      case .mapped(let address, let kind): return Mapping(buffer, at: address, kind)
+      case .failed(let failure): throw refuse(buffer, failure, limits)
+      }
+    }
     switch unsafe core.mapOwned(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
     case .success(let placed):
       if placed.iova.rawValue > limits.first { tripped() }
@@ -25,6 +33,13 @@ extension DMADomain {
   public func tryMap(_ buffer: consuming DMABuffer, _ direction: DMADirection) -> MapResult {
     guard isOurs(buffer) else { return giveBack(buffer) }
     let limits = addressing.limits
+    if core.alternative.load(ordering: .relaxed) != .none {
+      switch unsafe mapOtherwise(buffer.base, buffer.byteCount, limits, direction.access) {
+      case .own: break
+      case .mapped(let address, let kind): return .mapped(Mapping(buffer, at: address, kind))
+      case .failed(let failure): return giveBack(buffer, failure, limits)
+      }
+    }
     switch unsafe core.mapOwned(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
     case .success(let placed):
       if placed.iova.rawValue > limits.first { tripped() }
@@ -91,12 +106,21 @@ extension DMADomain {
   /// The kernel call behind it is one `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA` for each 32 MiB, which pins the pages:
   /// ``mapBulk(unsafe:_:at:widening:threads:isCancelled:)`` does that on several threads, and can be stopped. O(log n).
   ///
+  /// Inside of a ``Registration`` under ``Protection/persistent``, and under ``Protection/bounce``, it makes no call, and the memory
+  /// need not be whole pages; under the latter an `address` is refused as `.notSupported`.
+  ///
   /// - Throws: `.empty`, `.unaligned`, `.overflow`; for a fixed address `.outsideAperture`, `.reserved`, `.outsideMask`,
   ///   `.overlap` (both ranges in the detail); `.badMemory` for memory that is not mapped or not writable as asked;
   ///   `.memoryLock`, `.noSpace`, `.tooManyMappings`, `.closed`, `.forked`, `.system`.
   public func map(
     unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA? = nil, widening: Bool = false
   ) throws(DMAError) -> UnsafeMapping {
+    if core.alternative.load(ordering: .relaxed) != .none,
+      let mapping = try unsafe mapOtherwise(
+        unsafe: memory, direction, at: address, widening: widening, "map(unsafe:)")
+    {
+      return mapping
+    }
     if memory.count > Limits.areaByteCount {
       guard let mapping = try unsafe mapBulk(unsafe: memory, direction, at: address, widening: widening) else {
         preconditionFailure("nothing stops this")
@@ -198,10 +222,17 @@ extension DomainCore {
   }
 
   /// Ends an unsafe mapping and its reference; the reference stays when the unmap fails.
-  static func dropUnsafe(_ core: Unmanaged<DomainCore>, _ address: IOVA, _ byteCount: Int) -> DMAError? {
-    if byteCount > Limits.areaByteCount { return unsafe dropBulk(core, address, byteCount) }
-    switch unsafe core._withUnsafeGuaranteedRef({ unsafe $0.unmap(address, byteCount: byteCount) }) {
+  static func dropUnsafe(
+    _ core: Unmanaged<DomainCore>, _ kind: MappingKind, _ address: IOVA, _ byteCount: Int
+  ) -> DMAError? {
+    if kind.isOwn, byteCount > Limits.areaByteCount { return unsafe dropBulk(core, address, byteCount) }
+    let result = unsafe core._withUnsafeGuaranteedRef { core in
+      unsafe kind.isOwn
+        ? core.unmap(address, byteCount: byteCount) : core.unmapOtherwise(kind, byteCount: byteCount)
+    }
+    switch result {
     case .success:
+      unsafe core._withUnsafeGuaranteedRef { _ = $0.finishEnded(waits: false) }
       unsafe core.release()
       return nil
     case .failure(let failure): return unsafe leak(core, failure, "unmap", address, byteCount)

@@ -86,6 +86,7 @@ public final class DMADomain: Sendable {
       (copy.cacheHits, copy.cacheMisses, copy.cachedBytes) = (cache.hits, cache.misses, cache.byteCount)
       return copy
     }
+    core.standing.add(to: &copy)
     copy.arenaBytes = UInt64(core.coherent.byteCount + core.streaming.byteCount)
     return copy
   }

@@ -1,4 +1,5 @@
-/// Counters of a domain since it was made; all monotone but those named `live`, `queued` and `cached`.
+/// Counters of a domain since it was made; all monotone but those named `live`, `queued` and `cached`, and those of
+/// registrations and of ``persistentBytes``.
 ///
 /// A mapping counts from its kernel call on. Where that fails while another thread looks, ``maps`` keeps what was seen
 /// until as many were made.
@@ -42,7 +43,16 @@ public struct DMAStatistics: Hashable, Sendable {
   public var coherentArenaBytes: UInt64 = 0
   /// Devices of the domain whose ``AddressPolicy/sacFirst`` found no room below 4 GiB and got out of the way, for good.
   public var addressPolicyTrips: UInt64 = 0
-  /// Areas that the coherent arena was mapped in, and those of them that went by `IOMMU_IOAS_MAP_FILE`.
+  /// Registrations that there are now, those included that have ended and wait for mappings inside of them; see ``Registration``.
+  public var registrations = 0
+  /// Bytes of memory that is registered now.
+  public var registeredBytes: UInt64 = 0
+  /// Bytes of the buffer arena and of registrations that are mapped once for all now, under ``Protection/persistent``, or
+  /// since then, because of live mappings inside of them: within the device's reach, mapped for the driver or not.
+  public var persistentBytes: UInt64 = 0
+  /// Bytes that were copied under ``Protection/bounce``, both ways.
+  public var bouncedBytes: UInt64 = 0
+  /// Areas that arenas were mapped in once for all, and those of them that went by `IOMMU_IOAS_MAP_FILE`.
   public var arenaAreas = 0, arenaFileAreas = 0
 
   /// All zero.

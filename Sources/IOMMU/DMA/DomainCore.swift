@@ -44,6 +44,11 @@ final class DomainCore: @unchecked Sendable {
   let streaming: Arena
   /// What the data path needs to know of the protection.
   let lazyMode = Atomic<LazyMode>(.strict)
+  /// ``Alternative``, for maps that are no calls of their own.
+  let alternative = Atomic<Alternative>(.none)
+  /// What ``Alternative/short`` goes by.
+  let copyLimits = Mutex(CopyLimits())
+  let standing = StandingMaps()
   let queue: FlushQueue
   /// Maps that are kept after their unmap, by ``Protection/automatic(_:)``.
   let cache = MapCache()

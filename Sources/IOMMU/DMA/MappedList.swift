@@ -18,6 +18,8 @@ public struct MappedList: ~Copyable, @unchecked Sendable {
   private let core: Unmanaged<DomainCore>
   private let parts: ScatterList.Parts
   private let constraints: DMAConstraints
+  /// How it was mapped.
+  private let kind: MappingKind
   /// Where the range begins; with memory of the caller's that does not begin on a page, its first byte lies further on.
   public let address: IOVA
   /// The range in bytes, whole pages.
@@ -28,8 +30,9 @@ public struct MappedList: ~Copyable, @unchecked Sendable {
   /// Takes over a reference to `core`, and the list.
   init(
     core: Unmanaged<DomainCore>, address: IOVA, byteCount: Int, list: consuming ScatterList, segmentCount: Int,
-    constraints: DMAConstraints
+    constraints: DMAConstraints, kind: MappingKind = .own
   ) {
+    self.kind = kind
     unsafe self.core = core
     (self.address, self.byteCount) = (address, byteCount)
     (self.segmentCount, self.constraints) = (segmentCount, constraints)
@@ -38,7 +41,7 @@ public struct MappedList: ~Copyable, @unchecked Sendable {
 
   deinit {
     // Nothing can be thrown here: an unmap that fails is counted, and the memory stays out of use.
-    if unsafe Self.retire(core, address, byteCount, parts) == nil { _ = ScatterList(parts) }
+    if unsafe Self.retire(core, kind, address, byteCount, parts) == nil { _ = ScatterList(parts) }
   }
 
   /// How many buffers the list has.
@@ -79,21 +82,23 @@ public struct MappedList: ~Copyable, @unchecked Sendable {
 
   /// Takes all buffers back from the device: one kernel call for each 32 MiB that are mapped. With a lazy ``Protection``
   /// a list of up to 32 MiB waits for the next flush as one range, without a call of its own; a longer one does not wait.
+  /// Under ``Protection/bounce`` what the device has written is copied to the parts.
   ///
   /// - Throws: As ``Mapping/unmap()``; the memory that could not be unmapped is leaked then, and counted.
   public consuming func unmap() throws(DMAError) -> ScatterList {
-    let (core, address, byteCount, parts) = unsafe (core, address, byteCount, parts)
+    let (core, kind, address, byteCount, parts) = unsafe (core, kind, address, byteCount, parts)
     discard self
-    if let error = unsafe Self.retire(core, address, byteCount, parts) { throw error }
+    if let error = unsafe Self.retire(core, kind, address, byteCount, parts) { throw error }
     return ScatterList(parts)
   }
 
   /// Unmaps and gives the reference back. On failure the reference stays, as do the parts that are still mapped.
   private static func retire(
-    _ core: Unmanaged<DomainCore>, _ address: IOVA, _ byteCount: Int, _ parts: ScatterList.Parts
+    _ core: Unmanaged<DomainCore>, _ kind: MappingKind, _ address: IOVA, _ byteCount: Int, _ parts: ScatterList.Parts
   ) -> DMAError? {
-    let (failure, done) = unsafe core._withUnsafeGuaranteedRef {
-      $0.unmap(parts, from: address, byteCount: UInt64(byteCount))
+    let (failure, done) = unsafe core._withUnsafeGuaranteedRef { core -> (MapFailure?, Int) in
+      if case .bounced(let slot) = kind { return (core.endBounce(parts, in: slot), 0) }
+      return core.unmap(parts, from: address, byteCount: UInt64(byteCount))
     }
     guard let failure else {
       unsafe core.release()

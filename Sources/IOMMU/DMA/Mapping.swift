@@ -23,33 +23,40 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   private let reachableUntil: UInt64
   /// What the device may do, as ``DMAAccess/rawValue``.
   private let access: UInt8
+  /// How it was mapped.
+  private let kind: MappingKind
 
-  /// Takes over a buffer that was mapped at an address.
+  /// Takes over a buffer that was mapped at an address, by a map of its own or otherwise.
   @inline(__always)
-  init(_ buffer: consuming DMABuffer, at address: IOVA, access: UInt8) {
+  init(_ buffer: consuming DMABuffer, at address: IOVA, access: UInt8 = 0, _ kind: MappingKind = .own) {
     (self.address, self.access) = (address, access)
+    self.kind = kind
     byteCount = buffer.byteCount
     reachableUntil = buffer.reachableUntil
     unsafe (core, base) = buffer.take()
   }
 
-  deinit { unsafe DomainCore.drop(core, base, byteCount, at: address, after: reachableUntil) }
+  deinit { unsafe DomainCore.drop(core, kind, base, byteCount, at: address, after: reachableUntil) }
 
   /// Takes the buffer back from the device: on return the device cannot reach it any more, or with a lazy
-  /// ``Protection`` from the next flush on; with an automatic one the map may be kept for the next of the same buffer.
+  /// ``Protection`` from the next flush on; with an automatic one the map may be kept for the next of the same buffer. Mapped
+  /// under ``Protection/persistent`` it stays within reach, with ``Protection/bounce`` it never was, and has now what the device
+  /// has written to its copy.
   ///
-  /// The kernel call behind it is one `IOMMU_IOAS_UNMAP` or `VFIO_IOMMU_UNMAP_DMA`. If that fails, or unmaps another
-  /// number of bytes, the memory may still be within the device's reach: it is leaked, counted in
+  /// The kernel call behind it is one `IOMMU_IOAS_UNMAP` or `VFIO_IOMMU_UNMAP_DMA`, none under those two. If that fails, or
+  /// unmaps another number of bytes, the memory may still be within the device's reach: it is leaked, counted in
   /// ``DMAStatistics/leakedBytes``, and never reused.
   ///
   /// - Throws: `.system` with the kernel's errno, `.mismatch`, `.forked`.
   public consuming func unmap() throws(DMAError) -> DMABuffer {
     let (core, base, byteCount, address, earlier) = unsafe (core, base, byteCount, address, reachableUntil)
-    let access = access
+    let (access, kind) = (access, kind)
     discard self
     // A function, since a closure of this size would be called.
     @inline(__always) func unmap(_ core: DomainCore) -> Result<UInt64, MapFailure> {
-      unsafe core.unmapOwned(address, of: base, byteCount: byteCount, access: access)
+      unsafe kind.isOwn
+        ? core.unmapOwned(address, of: base, byteCount: byteCount, access: access)
+        : core.unmapOtherwise(kind, byteCount: byteCount)
     }
     switch unsafe core._withUnsafeGuaranteedRef(unmap) {
     case .success(let number):
@@ -58,7 +65,7 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
     }
   }
 
-  /// Which side may touch the memory during ``sync(for:_:)``.
+  /// Which side may touch the memory during ``sync(for:_:_:)``.
   public enum Side: Hashable, Sendable {
     /// The CPU looks at, or changes, what the device shares.
     case cpu
@@ -69,13 +76,22 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   /// The devices that can be attached are coherent, so this costs no cache maintenance: only a barrier on each side.
   /// That the device leaves the memory alone meanwhile is the driver's duty; the span does not leave the closure.
   ///
+  /// Under ``Protection/bounce`` the part is copied: from where the device writes before `body`, to where it reads after.
+  ///
   /// The corresponding kernel calls are `dma_sync_single_for_cpu` and `dma_sync_single_for_device`.
+  ///
+  /// - Parameters:
+  ///   - side: Who may touch it.
+  ///   - range: The part of the buffer that the span is, in bytes; nil for all of it. Within the buffer.
+  ///   - body: Looks at it, or changes it.
   public mutating func sync<Result: ~Copyable, Failure: Error>(
-    for side: Side, _ body: (inout MutableRawSpan) throws(Failure) -> Result
+    for side: Side, _ range: Range<Int>? = nil, _ body: (inout MutableRawSpan) throws(Failure) -> Result
   ) throws(Failure) -> Result {
-    dmaReadBarrier()
-    defer { dmaWriteBarrier() }
-    var span = unsafe MutableRawSpan(_unsafeStart: base, byteCount: byteCount)
+    let range = range ?? 0..<byteCount, (core, kind) = unsafe (core, kind)
+    precondition(range.lowerBound >= 0 && range.upperBound <= byteCount, "sync outside of the mapping")
+    unsafe core._withUnsafeGuaranteedRef { kind.syncForCPU(range, $0) }
+    defer { unsafe core._withUnsafeGuaranteedRef { kind.syncForDevice(range, $0) } }
+    var span = unsafe MutableRawSpan(_unsafeStart: base + range.lowerBound, byteCount: range.count)
     return try body(&span)
   }
 }

@@ -36,6 +36,7 @@ final class ReservedRange: @unchecked Sendable {
     let pages = part.pages(core.granuleMask)
     let index: Int
     do throws(DMAError) {
+      try refuseBounce(part)
       index = try self.index(for: part, at: offset)
     } catch {
       part.free()
@@ -47,6 +48,15 @@ final class ReservedRange: @unchecked Sendable {
     let byteCount = part.byteCount, address = IOVA(range.start.rawValue + UInt64(offset))
     if case .stuck = failure { keepCore() } else { part.free() }
     throw core.failed(failure, "link", address, byteCount: byteCount).on(deviceName)
+  }
+
+  /// What is linked is mapped in its place, at once, where the caller says.
+  private func refuseBounce(_ part: MemoryPart) throws(DMAError) {
+    guard core.alternative.load(ordering: .relaxed) == .bounce else { return }
+    throw DMAError(
+      .notSupported, "link", byteCount: UInt64(part.byteCount), device: deviceName,
+      detail: "A link cannot be bounced, and with this protection the device sees no memory but the library's own",
+      remedy: "Map a ScatterList, or switch the protection")
   }
 
   private func map(_ part: MemoryPart, _ pages: (host: UInt64, byteCount: UInt64), access: DMAAccess) -> MapFailure? {

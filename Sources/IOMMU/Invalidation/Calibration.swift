@@ -63,6 +63,11 @@ public struct AutomaticOptions: Hashable, Sendable {
   public var cacheByteCount = 64 << 20
   /// How long a map without a mapping is kept, while the process runs.
   public var cacheTimeout = Duration.seconds(1)
+  /// Whether short memory of the caller's is copied, as with ``Protection/bounce``, and long memory mapped, each where it costs
+  /// less: the library times both. Memory that is not whole pages is copied whatever its length, unless `widening` is said.
+  ///
+  /// False, as a driver that looks at mapped memory without ``UnsafeMapping/sync(for:_:)`` works with maps only.
+  public var copiesShortMemory = false
 
   /// What suits most drivers: the library finds out, and keeps up to 64 MiB for a second.
   public init() {}

@@ -10,24 +10,32 @@ extension DMADomain {
   ///
   /// Everything about the new one is said by the argument, nothing is taken over from the old one. What waits in the old
   /// queue is flushed before this returns, and maps that were kept are unmapped. Where the new queue cannot be had, or the
-  /// flush fails, this throws and the old protection stays in force.
+  /// flush fails, this throws and the old protection stays in force. Mappings that are live end as they were made.
+  ///
+  /// To ``Protection/persistent``: maps what the arena of buffers has, below the mask of this value's device, by one
+  /// `IOMMU_IOAS_MAP_FILE`, `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA` for each area; where that cannot be, the same holds. From it:
+  /// unmaps all but what live mappings are inside of.
   ///
   /// For ``Protection/automatic(_:)`` this finds out what an invalidation costs: it reads a few files of sysfs and, where
   /// they tell nothing, makes 64 invalidations, or 64 maps and unmaps of a page of its own. What it found holds for a minute.
   ///
   /// - Throws: `.outOfMemory`, `.invalidArgument` for a depth outside of 2…2²⁴ or a negative length, `.busy` while another
-  ///   thread switches, `.closed`, `.forked`, `.system` and `.mismatch` when the flush failed; `.memoryLock`, `.noSpace`,
-  ///   `.tooManyMappings` and `.system` when the timing did.
+  ///   thread switches, `.closed`, `.forked`, `.system` and `.mismatch` when the flush or an unmap failed; `.memoryLock`,
+  ///   `.noSpace`, `.tooManyMappings` and `.system` when the timing did, or to ``Protection/persistent`` a map.
   public func switchProtection(to protection: Protection) throws(DMAError) {
     guard ProcessGuard.isOwner else { throw core.failed(.forked, "switchProtection").on(deviceName) }
     guard core.enter() else { throw core.failed(.closed, "switchProtection").on(deviceName) }
     defer { core.leave() }
-    do throws(DMAError) { try core.switchProtection(to: protection) } catch { throw error.on(deviceName) }
+    do throws(DMAError) {
+      if try core.switchProtection(to: protection, addressing.limits) { tripped() }
+    } catch { throw error.on(deviceName) }
   }
 
-  /// On return, nothing that was unmapped before this call is in a device's reach, and all of it may be used again.
+  /// On return, nothing that was unmapped before this call is in a device's reach, and all of it may be used again; but
+  /// what is mapped once for all under ``Protection/persistent`` stays.
   ///
-  /// In strict mode every unmap has seen to that, and this makes no system call.
+  /// In strict mode every unmap has seen to that, and this makes no system call, unless something is left of another
+  /// protection, or of a ``Registration``, that could not be unmapped before.
   ///
   /// - Throws: `.forked`; `.system` and `.mismatch` when the kernel refuses to unmap or to invalidate: then the ranges stay queued.
   public func drain() throws(DMAError) {
@@ -35,7 +43,7 @@ extension DMADomain {
     // A closed domain is out of reach as a whole, or soon: an unmap on it waits for that.
     guard core.enter() else { return core.waitUntilEmptied() }
     defer { core.leave() }
-    if let failure = core.drain() { throw core.failed(failure, "drain").on(deviceName) }
+    if let failure = core.drain() ?? core.settle() { throw core.failed(failure, "drain").on(deviceName) }
   }
 }
 
@@ -82,7 +90,8 @@ extension DomainCore {
     return nil
   }
 
-  func switchProtection(to new: Protection) throws(DMAError) {
+  /// Whether something was mapped above the first limit.
+  func switchProtection(to new: Protection, _ limits: AddressLimits) throws(DMAError) -> Bool {
     let mayBegin = protection.withLock { state in
       defer { state.isSwitching = true }
       return !state.isSwitching
@@ -93,11 +102,13 @@ extension DomainCore {
     defer { protection.withLock { $0.isSwitching = false } }
     let (mode, calibration) = try resolve(new)
     let storage = try storage(for: mode), cacheStorage = try cacheStorage(for: mode)
+    let isAbove = try prepare(new, limits)
     let old = lazyMode.load(ordering: .relaxed), isCaching = cache.isOpen.load(ordering: .relaxed)
     lazyMode.store(.strict, ordering: .releasing)
     queue.close()
     cache.setOpen(false)
-    if let failure = drain() {
+    if let failure = drain() ?? takeOver(new) {
+      abandon()
       queue.reopen(old)
       cache.setOpen(isCaching)
       lazyMode.store(old, ordering: .releasing)
@@ -119,11 +130,12 @@ extension DomainCore {
       return former
     }
     _ = former
+    return isAbove
   }
 
   private func resolve(_ protection: Protection) throws(DMAError) -> (Mode, Calibration?) {
     switch protection {
-    case .strict: return (.strict, nil)
+    case .strict, .persistent, .bounce: return (.strict, nil)
     case .lazy(let options): return (.lazy(options), nil)
     case .automatic(let options):
       let calibration = try calibrate(options)

@@ -19,6 +19,7 @@ extension DomainCore {
     unsafe slot.pointee.unlock()
     flushOverdue()
     var entry = FlushQueue.Entry(iova: iova.rawValue, byteCount: length, memory: UInt(bitPattern: memory))
+    let failure = clear(entry)
     // From here on nobody finds it.
     if let record = records.end(iova) {
       entry.isRecorded = true
@@ -30,7 +31,7 @@ extension DomainCore {
     } else {
       locked { $0.retire(iova, byteCount: length) }
     }
-    let result = queueOrUnmap(entry)
+    let result = queueOrUnmap(entry, failure)
     unsafe slots.leave(slot)
     return result
   }
@@ -43,23 +44,24 @@ extension DomainCore {
     _ parts: UnsafePointer<MemoryPart>, count: Int, from iova: IOVA, byteCount: UInt64
   ) -> Result<UInt64, MapFailure> {
     flushOverdue()
-    var next: UInt64 = 0, gaps: UInt64 = 0
+    var entry = FlushQueue.Entry(iova: iova.rawValue, byteCount: byteCount, gapByteCount: byteCount)
+    for index in 0..<count { entry.gapByteCount -= unsafe parts[index].pages(granuleMask).byteCount }
+    let failure = clear(entry)
+    var next: UInt64 = 0
     for index in 0..<count {
       let part = unsafe parts[index], length = part.pages(granuleMask).byteCount
       locked { state in
         if part.placement > next { state.retireGap(IOVA(iova.rawValue + next)) }
         state.retire(IOVA(iova.rawValue + part.placement), byteCount: length)
       }
-      gaps += part.placement - next
       next = part.placement + length
     }
-    return queueOrUnmap(FlushQueue.Entry(iova: iova.rawValue, byteCount: byteCount, gapByteCount: gaps))
+    return queueOrUnmap(entry, failure)
   }
 
-  /// Queues a range that is retired, or unmaps it on the spot where there is no room.
-  private func queueOrUnmap(_ entry: FlushQueue.Entry) -> Result<UInt64, MapFailure> {
-    // Before the entry is numbered: a flush that starts afterwards leaves nothing of the range behind.
-    if processOwned != nil, let failure = clear(entry) { return stuck(failure, entry.byteCount) }
+  /// Queues a range that is cleared, or could not be, and retired; unmaps it on the spot where there is no room.
+  private func queueOrUnmap(_ entry: FlushQueue.Entry, _ failure: MapFailure?) -> Result<UInt64, MapFailure> {
+    if let failure { return stuck(failure, entry.byteCount) }
     if let number = enqueue(entry) { return .success(number) }
     return unmapOnTheSpot(entry)
   }
@@ -83,7 +85,11 @@ extension DomainCore {
   }
 
   /// On tables of this process the entry goes at once: what is cached of it is all that a device still has.
+  ///
+  /// Before the range is numbered: a flush that starts afterwards leaves nothing of it behind. And before it is retired:
+  /// who looks whether memory is mapped sees the mapping, or nothing leads to that memory any more.
   private func clear(_ entry: FlushQueue.Entry) -> MapFailure? {
+    if processOwned == nil { return nil }
     do throws(Errno) {
       let done = try processOwned!.clear(iova: entry.iova, byteCount: entry.byteCount)
       return done == entry.byteCount - entry.gapByteCount ? nil : .mismatch(done)

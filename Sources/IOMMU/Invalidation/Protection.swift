@@ -5,8 +5,11 @@
 /// | ``strict`` | never | one invalidation an unmap, or a list |
 /// | ``lazy(_:)`` | until the next flush | amortised |
 /// | ``automatic(_:)`` | as one of these, or while its map is kept for the next: since its last use for at most ``AutomaticOptions/cacheTimeout`` while the process runs, without bound while it is stopped | nothing for a buffer that is mapped again |
+/// | ``persistent`` | always, if it is a buffer or was registered; other memory never | nothing |
+/// | ``bounce`` | never: it sees a copy, and never the memory | a copy each way that the direction has |
 ///
-/// The corresponding kernel interface is `/sys/kernel/iommu_groups/N/type`, `DMA` and `DMA-FQ`.
+/// The corresponding kernel interface is `/sys/kernel/iommu_groups/N/type`, `DMA` and `DMA-FQ`; for ``bounce``
+/// `CONFIG_SWIOTLB` with untrusted devices.
 public enum Protection: Hashable, Sendable {
   /// An unmap returns when the memory is out of reach. The default.
   case strict
@@ -26,6 +29,36 @@ public enum Protection: Hashable, Sendable {
   /// waits as one range. Lists and memory of the caller's of more than 32 MiB, which take several ioctls, and what is
   /// unlinked from a ``Reservation``, whose addresses may be linked anew, do not wait.
   case lazy(FlushQueueOptions)
+  /// Memory of the buffer arena, and what was registered, is mapped once for all, in areas of capped size: mapping and
+  /// unmapping an owned buffer is arithmetic, without a system call and without an invalidation.
+  ///
+  /// The device can read and write *all* of that memory *all* the time, whichever direction a mapping has and whether it is
+  /// mapped or not. It is memory that only buffers of this domain are made of, so nothing else of the process is shown: but
+  /// a buffer that the CPU works on may change under its hands, if the device misbehaves.
+  ///
+  /// Memory is mapped by the switch, and when the arena grows: both throw when it cannot be. What is not a single buffer, or
+  /// a single piece of registered memory, is mapped and unmapped as with ``strict``: lists, reservations, memory of the
+  /// caller's that is not registered, memory at a fixed address, and in a domain that several devices share what lies above
+  /// the mask of the device that maps it.
+  ///
+  /// A switch to another protection unmaps all chunks and registrations in which no mapping is live. What is left, which
+  /// ``DMAStatistics/persistentBytes`` tells, stays within reach until the last mapping inside is unmapped; no new
+  /// buffer is made of it before. A buffer that the driver already has may still lie there: unmapping it is strict from
+  /// then on only where nothing is left.
+  case persistent
+  /// The device never sees the memory that is mapped: it gets a copy, in memory of the library's own that is mapped once for all.
+  ///
+  /// Copied is what the direction says: to the copy when memory is mapped that the device reads, from it when memory is
+  /// unmapped that the device writes, and parts of it by ``Mapping/sync(for:_:_:)`` and ``UnsafeMapping/sync(for:_:)``. What
+  /// the device writes without having been asked to reaches nobody, and what it could write and does not comes back as
+  /// zeros with ``DMADirection/fromDevice``. Memory of the caller's need not be whole pages: no other byte of its pages is
+  /// copied. It is read and written by this process, which ends if it is not there, where other protections throw.
+  ///
+  /// The device can read and write all copies that there are, and what is left of earlier ones, which it was given once.
+  ///
+  /// A list is copied as a whole. What can only be mapped in its place is refused: memory at a fixed address, and links of a
+  /// ``Reservation``. ``DMADomain/translate(_:byteCount:)-(IOVA,_)`` leads to the copy. Coherent arrays are what they always are.
+  case bounce
   /// The library chooses by what an invalidation costs here, which ``DMADomain/calibration`` tells.
   ///
   /// Where this process owns the page tables, an unmap waits for a flush: in a queue a processor where an invalidation is

@@ -212,6 +212,8 @@ extension ProcessOwnedFlat {
     return count
   }
 
+  package func hide(address: UInt64) { memory.hide(address) }
+
   package func unregister(address: UInt64) {
     guard let (ipa, byteCount) = memory.remove(address) else { return }
     leave(ipa, byteCount, orRetireFor: nil)

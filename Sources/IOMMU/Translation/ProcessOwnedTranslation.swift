@@ -22,7 +22,9 @@ package protocol ProcessOwnedTranslation: Translation {
   func register(
     address: UInt64, byteCount: UInt64, file: Int32?, areaByteCount: UInt64
   ) throws(Errno) -> (areas: Int, fileAreas: Int)
-  /// Ends the registration of the memory that begins at an address. Nothing of it may be mapped.
+  /// Lets no later map find the registration of the memory that begins at an address; it goes on for those that there are.
+  func hide(address: UInt64)
+  /// Ends the registration of the memory that begins at an address. Nothing of it may be mapped, or cached by devices.
   func unregister(address: UInt64)
 
   /// Invalidation commands that this process sent, and waits for their completion: one for each `IOMMU_HWPT_INVALIDATE`.

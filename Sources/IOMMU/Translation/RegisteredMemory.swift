@@ -22,6 +22,10 @@ final class RegisteredMemory: Sendable {
     var usable = IOVARanges([])
     /// Keyed by host address; the tag is the IPA.
     let registrations: RangeStore
+    /// Registrations that are found no more, by host address.
+    var hidden: [UInt64: (ipa: UInt64, byteCount: UInt64)] = [:]
+    /// The registration that was found last.
+    var last: RangeStore.Node?
     var retired: [Retired] = []
 
     init(registrations: consuming RangeStore) { self.registrations = registrations }
@@ -66,12 +70,14 @@ extension RegisteredMemory {
 // MARK: - Registrations
 
 extension RegisteredMemory {
-  /// Where registered memory lies, if all of it does in one registration. O(log n).
+  /// Where registered memory lies, if all of it does in one registration. O(log n), O(1) in the one that was found last.
   @inline(__always)
   func ipa(of address: UInt64, byteCount: UInt64) -> UInt64? {
     guard let range = IOVARange(start: IOVA(address), byteCount: byteCount) else { return nil }
     return state.withLock { state in
+      if let last = state.last, last.range.contains(range) { return last.tag + (address - last.start.rawValue) }
       guard let node = state.registrations.find(containing: range.start), node.range.contains(range) else { return nil }
+      state.last = node
       return node.tag + (address - node.start.rawValue)
     }
   }
@@ -86,7 +92,17 @@ extension RegisteredMemory {
 
   /// Takes out the registration that begins at an address: its IPA and its length.
   func remove(_ address: UInt64) -> (ipa: UInt64, byteCount: UInt64)? {
-    state.withLock { state in state.registrations.remove(IOVA(address)).map { ($0.tag, $0.byteCount) } }
+    hide(address)
+    return state.withLock { $0.hidden.removeValue(forKey: address) }
+  }
+
+  /// Lets the registration that begins at an address be found no more.
+  func hide(_ address: UInt64) {
+    state.withLock { state in
+      state.last = nil
+      guard let node = state.registrations.remove(IOVA(address)) else { return }
+      state.hidden[address] = (node.tag, node.byteCount)
+    }
   }
 }
 

@@ -50,6 +50,12 @@ extension FaultingKernel {
     plan.withLock { $0.interjection = (name, body) }
   }
 
+  /// From now on notes by `clock`, in nanoseconds, how long each call takes that can fail.
+  package func keepTimes(by clock: @escaping @Sendable () -> UInt64) { plan.withLock { $0.clock = clock } }
+
+  /// What the calls of a name took, in order, since the counts began.
+  package func times(of name: String) -> [UInt64] { plan.withLock { $0.times[name] ?? [] } }
+
   /// Passes everything on again. Counts stay.
   package func passAll() {
     plan.withLock {
@@ -63,6 +69,7 @@ extension FaultingKernel {
   package func resetCounts() {
     plan.withLock {
       ($0.counts, $0.names, $0.fallible, $0.failed) = ([:], [], 0, 0)
+      $0.times = [:]
       ($0.unmaps.done, $0.invalidations.done) = (0, 0)
       $0.failedName = nil
     }
@@ -93,6 +100,12 @@ extension FaultingKernel {
   ) throws(Errno) -> Result {
     plan.withLock { $0.takeInterjection(name) }?()
     if let errno = plan.withLock({ $0.step(name) }) { throw errno }
+    guard let clock = plan.withLock({ $0.clock }) else { return try body() }
+    let began = clock()
+    defer {
+      let time = clock() - began
+      plan.withLock { $0.times[FaultPlan.baseName(name), default: []].append(time) }
+    }
     return try body()
   }
 
@@ -135,6 +148,8 @@ struct FaultPlan {
   var interjection: (name: String, body: @Sendable () -> Void)?
   var counts: [String: Int] = [:]
   var names: [String] = []
+  var clock: (@Sendable () -> UInt64)?
+  var times: [String: [UInt64]] = [:]
   var fallible = 0, failed = 0
   var failedName: String?
   /// What callers believe to be mapped, to answer a swallowed unmap.
@@ -173,7 +188,7 @@ struct FaultPlan {
   }
 
   /// `ioasMap(_:ioas:…)` without its labels.
-  private static func baseName(_ function: String) -> String {
+  static func baseName(_ function: String) -> String {
     String(function.prefix { $0 != "(" })
   }
 }

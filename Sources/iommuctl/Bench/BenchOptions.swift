@@ -13,21 +13,22 @@ enum BenchKind: String, CaseIterable, ExpressibleByArgument {
   case queue
 }
 
-/// The protections by name; this version does not have all of them.
+/// The protections by name.
 enum BenchProtection: String, CaseIterable, ExpressibleByArgument {
   case strict
   case lazyPerCPU = "lazy-per-cpu"
   case lazySingle = "lazy-single"
   case persistent, bounce, automatic
 
-  /// nil for what this version does not have.
-  var protection: Protection? {
+  /// What the library calls it.
+  var protection: Protection {
     switch self {
     case .strict: .strict
     case .lazyPerCPU: .lazy(.perCPU)
     case .lazySingle: .lazy(.single)
+    case .persistent: .persistent
+    case .bounce: .bounce
     case .automatic: .automatic
-    case .persistent, .bounce: nil
     }
   }
 }

@@ -33,12 +33,6 @@ struct BenchRun {
 
   /// Opens the device, and measures.
   func drive(_ address: String, _ report: inout BenchReport) throws(Failure) {
-    guard let protection = protection.protection else {
-      throw .library(
-        DMAError(
-          .notSupported, "bench", device: address, detail: "This version has no protection \(self.protection.rawValue)",
-          remedy: "--protection strict, lazy-per-cpu, lazy-single or automatic"))
-    }
     try library { () throws(DMAError) -> Void in
       let device = try Device(
         address, on: machine.host, interface: options.interface, translation: options.translation)
@@ -46,7 +40,7 @@ struct BenchRun {
       if let bits = options.dmaBits { try device.dma.setMask(.bits(bits)) }
       report.device = (device.address.description, machine.name(device.interface), device.translation.owner.rawValue)
       if kind == .alloc { return try allocate(from: device.dma.usableRanges, &report) }
-      try device.dma.switchProtection(to: protection)
+      try device.dma.switchProtection(to: protection.protection)
       report.calibration = device.dma.calibration
       try measure(device.dma, &report)
     }

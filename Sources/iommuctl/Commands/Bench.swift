@@ -26,7 +26,7 @@ struct Bench: Subcommand {
   @OptionGroup var options: BenchOptions
 
   func validate() throws {
-    if kind == .queue, options.protection == .strict {
+    if kind == .queue, let protection = options.protection, [.strict, .persistent, .bounce].contains(protection) {
       throw ValidationError("Without a lazy protection there is no flush queue.")
     }
     if options.hasTrace, kind == .lookup || kind == .queue {

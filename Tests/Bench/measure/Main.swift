@@ -11,7 +11,8 @@ import IOMMU
 @main
 enum Main {
   static let usage = """
-    usage: measure strict_vs_raw|arena_file|domain_fixed [--interface iommufd|type1]
+    usage: measure strict_vs_raw|arena_vs_ioctl|arena_file|domain_fixed [--interface iommufd|type1]
+           measure step_1g [virtual]|bounce_choice
            measure alloc_1|alloc_32|alloc_64|alloc_512|fifo_1024|fifo_65536|cross_thread|threads_2|threads_16
            measure translate_warm|translate_100k|lazy_pair
            measure fail_524k|sac_free|sac_exhausted|held_ratio OPERATIONS|magazine_idle|idle_wakeups
@@ -29,6 +30,10 @@ enum Main {
     do {
       switch words {
       case ["strict_vs_raw"]: say("strict_vs_raw", interface.rawValue, try StrictAgainstRaw(interface).run())
+      case ["arena_vs_ioctl"]: say("arena_vs_ioctl", nil, try StrictAgainstRaw(interface).runPersistent())
+      case ["bounce_choice"]: say("bounce_choice", nil, try BounceChoice.run())
+      case ["step_1g"]: say("step_1g", try LongestStep.onTheKernel())
+      case ["step_1g", "virtual"]: say("step_1g", "virtual", try LongestStep.onTheVirtualClock())
       case ["arena_file"]: say("arena_file", nil, try arenaFile())
       case ["domain_fixed"]: say("domain_fixed", nil, try domainFixed())
       case ["alloc_1"]: say("alloc_1", try AllocatorPairs.locks(0x1000))

@@ -56,7 +56,8 @@ enum Cases {
     + reservations + leaks
   // A kernel reports few of the faults of five seconds: cases that look for one stand apart, and those that make faults
   // and look for none come last.
-  static let dma = outOfReach + edu + nvme + outOfReachNVMe + linked + lazyModes + automatic + afterUnmap
+  static let dma =
+    outOfReach + edu + nvme + outOfReachNVMe + linked + lazyModes + automatic + standing + bounced + afterUnmap
 }
 
 /// A case's verdict.

@@ -48,10 +48,49 @@ import Testing
     attempt { () throws(DMAError) in _ = try device.registers(bar: 0)[0] }
   }
 
+  /// As ``drive(_:_:)``, for memory that is mapped once for all, and for copies.
+  private static func driveStanding(_ device: Device, _ failures: inout [DMAError]) {
+    func attempt(_ body: () throws(DMAError) -> Void) {
+      do throws(DMAError) { try body() } catch { failures.append(error) }
+    }
+    let dma = device.dma, pages = Pages(2)
+    attempt { () throws(DMAError) in
+      try dma.switchProtection(to: .persistent)
+      _ = try dma.map(try dma.buffer(byteCount: 600 << 10), .toDevice).unmap()
+      let registration = try unsafe dma.register(unsafe: pages.all)
+      try unsafe dma.map(unsafe: pages.part(0..<4096), .fromDevice).unmap()
+      try registration.unregister()
+    }
+    attempt { () throws(DMAError) in
+      try dma.switchProtection(to: .bounce)
+      _ = try dma.map(try dma.buffer(byteCount: 300 << 10), .bidirectional).unmap()
+      try unsafe dma.map(unsafe: pages.part(1..<100), .fromDevice).unmap()
+    }
+    attempt { () throws(DMAError) in try dma.switchProtection(to: .strict) }
+  }
+
   @Test(arguments: ways, [Errno.noMemory, .noDevice])
   func nothingIsLeftBehind(_ way: (Interface, TranslationChoice), _ errno: Errno) throws {
+    try Self.failEach(way, errno, after: 0, Self.drive)
+  }
+
+  /// Each call after those that open the device.
+  @Test(arguments: ways, [Errno.noMemory, .noDevice])
+  func nothingOfStandingMapsIsLeftBehind(_ way: (Interface, TranslationChoice), _ errno: Errno) throws {
+    let machine = SimulatedHost(devices: [Self.address: EduModel(addressBits: 64)])
+    let kernel = FaultingKernel(machine.kernel)
+    let device = try Device(Self.address, on: Host(kernel: kernel), interface: way.0, translation: way.1)
+    let opening = kernel.callCount
+    device.close()
+    try Self.failEach(way, errno, after: opening, Self.driveStanding)
+  }
+
+  private static func failEach(
+    _ way: (Interface, TranslationChoice), _ errno: Errno, after first: Int,
+    _ drive: (Device, inout [DMAError]) -> Void
+  ) throws {
     let (interface, translation) = way
-    var n = 0
+    var n = first
     while true {
       n += 1
       let machine = SimulatedHost(devices: [Self.address: EduModel(addressBits: 64)])
@@ -60,7 +99,7 @@ import Testing
       kernel.fail(n, with: errno)
       do throws(DMAError) {
         let device = try Device(Self.address, on: Host(kernel: kernel), interface: interface, translation: translation)
-        Self.drive(device, &failures)
+        drive(device, &failures)
         let statistics = device.dma.statistics
         leaked = statistics.leakedBytes
         device.close()
@@ -82,6 +121,6 @@ import Testing
       }
       if !kernel.hasFailed { break }
     }
-    #expect(n > 50)
+    #expect(n > max(50, first + 20))
   }
 }

@@ -9,7 +9,7 @@ import Testing
 @Suite struct SwitchTests {
   private static let all: [Protection] = [
     .strict, .lazy(.perCPU), .lazy(.single), .lazy(FlushQueueOptions(.perCPU, depth: 8, timeout: .milliseconds(1))),
-    .lazy(FlushQueueOptions(.single, depth: 1000, timeout: .seconds(2))),
+    .lazy(FlushQueueOptions(.single, depth: 1000, timeout: .seconds(2))), .persistent, .bounce,
     .automatic, .automatic(Caching.options()),
   ]
 
@@ -35,13 +35,50 @@ import Testing
           for _ in 0..<7 { _ = try buffer.use(dma) }
           let after = dma.statistics
           // On tables of the kernel's a cheap invalidation is not put off.
-          let isStrict = new == .strict || (new == .automatic && tables != .process)
+          let isStrict = [.strict, .persistent, .bounce].contains(new) || (new == .automatic && tables != .process)
           let isCached = new == .automatic(Caching.options()) && tables != .process
           #expect((after.cachedBytes > 0) == isCached)
           #expect((after.queuedBytes == 0) == (isStrict || isCached) || before.flushes < after.flushes)
         }
       }
     }
+  }
+
+  /// Mappings that were made under one protection end under another as they have to, whichever it is.
+  @Test(arguments: LazyTests.Tables.allCases, [Protection.strict, .lazy(.single), .persistent, .bounce])
+  func mappingsOutliveTheSwitch(_ tables: LazyTests.Tables, _ old: Protection) throws {
+    let rig = try StandingRig(tables), dma = rig.dma
+    for new in [Protection.strict, .lazy(.perCPU), .persistent, .bounce] {
+      try dma.switchProtection(to: old)
+      let pages = Pages(1, filledWith: 0x11)
+      let buffer = try dma.map(try dma.buffer(byteCount: 64), .bidirectional), first = buffer.address
+      let foreign = try unsafe dma.map(unsafe: pages.all, .bidirectional), second = foreign.address
+      var list = ScatterList()
+      for _ in 0..<2 { list.append(try dma.buffer(byteCount: 4096)) }
+      let mapped = try dma.map(list, .bidirectional), third = mapped.address(ofBufferAt: 1)
+      let dropped = try dma.map(try dma.buffer(byteCount: 64), .bidirectional)
+      // One of each waits in the queue of a lazy mode.
+      try Self.mapAndUnmap(dma)
+      try dma.switchProtection(to: new)
+      #expect(try rig.writes(first) && rig.writes(second) && rig.writes(third), "\(new): live mappings stay")
+      pages[0] = 0x22
+      _ = consume dropped
+      let memory = try buffer.unmap(), isBounced = old == .bounce
+      try foreign.unmap()
+      list = try mapped.unmap()
+      #expect(pages[0] == (isBounced ? 0 : 0x22), "\(new): a copy comes back, and only a copy")
+      try dma.drain()
+      let statistics = dma.statistics
+      #expect(statistics.liveMappings == 0 && statistics.liveBytes == 0 && statistics.queuedBytes == 0)
+      #expect(statistics.maps == statistics.unmaps && statistics.leakedBytes == 0)
+      #expect((statistics.persistentBytes > 0) == (new == .persistent))
+      for (address, isKept) in [(first, old == .persistent), (second, false), (third, false)] {
+        let isInReach = isBounced || (isKept && new == .persistent)
+        #expect(try rig.writes(address) == isInReach, "\(new): \(address)")
+      }
+      _ = consume memory
+    }
+    rig.device.close()
   }
 
   /// The depth is the argument's, not the old queue's: 8 entries take 7, 1,000 are rounded up to 1,024.
@@ -162,12 +199,13 @@ import Testing
       }
     }
     #expect(failures == [])
-    try dma.drain()
+    try dma.switchProtection(to: .strict)
     let statistics = dma.statistics
     #expect(statistics.maps == statistics.unmaps && statistics.maps > 100)
     #expect(statistics.queuedBytes == 0 && statistics.leakedBytes == 0 && statistics.liveBytes == 0)
     // Tables of the process have the arena registered.
-    #expect(machine.kernel.census.pinnedBytes == (tables == .process ? statistics.arenaBytes : 0))
+    let pinned = tables == .process ? statistics.arenaBytes : statistics.coherentArenaBytes
+    #expect(machine.kernel.census.pinnedBytes == pinned && statistics.persistentBytes == 0)
     device.close()
   }
 }

@@ -1,0 +1,111 @@
+import AddressSpace
+import Synchronization
+
+/// Maps that are no kernel call: addresses inside of what is mapped once for all, and copies.
+extension DMADomain {
+  /// What came of a map under a protection that has other ways.
+  enum Otherwise {
+    /// None of them: it is to be mapped by a call of its own.
+    case own
+    case mapped(IOVA, MappingKind)
+    case failed(MapFailure)
+  }
+
+  /// Maps a buffer.
+  @inline(never)
+  func mapOtherwise(
+    _ base: UnsafeMutableRawPointer, _ byteCount: Int, _ limits: AddressLimits, _ access: DMAAccess
+  ) -> Otherwise {
+    guard core.isOwner else { return .failed(.forked) }
+    if core.isClosed.load(ordering: .acquiring) { return .failed(.closed) }
+    switch core.alternative.load(ordering: .relaxed) {
+    case .bounce: return unsafe bounce(base, byteCount, limits, access)
+    case .persistent: break
+    // Buffers are whole pages, and their maps are kept where that saves something.
+    case .none, .short: return .own
+    }
+    return core.mapStanding(UInt64(UInt(bitPattern: base)), byteCount, limit: limits.last)
+  }
+
+  /// Maps memory of the caller's; nil where that takes a call of its own.
+  func mapOtherwise(
+    unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA?, widening: Bool,
+    _ operation: String
+  ) throws(DMAError) -> UnsafeMapping? {
+    let alternative = core.alternative.load(ordering: .relaxed)
+    if address != nil {
+      guard alternative == .bounce else { return nil }
+      throw notBounced(operation, "Memory at an address of the caller's choice", byteCount: memory.count)
+    }
+    if alternative == .short, unsafe !isCopied(memory, direction.access, widening: widening) { return nil }
+    let pages = try unsafe pages(of: memory, widening: true, operation), limits = addressing.limits
+    let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(pages.host) + UInt(pages.offset))!
+    let result =
+      if alternative == .short, core.isOwner, !isClosed {
+        unsafe bounce(base, memory.count, limits, direction.access)
+      } else {
+        unsafe mapOtherwise(base, memory.count, limits, direction.access)
+      }
+    switch result {
+    case .own: return nil
+    case .mapped(let iova, let kind):
+      return unsafe UnsafeMapping(
+        core: .passRetained(core), pages: (iova, memory.count), address: iova, byteCount: memory.count, kind: kind)
+    case .failed(let failure):
+      noteFailure(failure, limits)
+      throw core.failed(failure, operation, host: pages.host, byteCount: memory.count, limit: limits.last)
+        .on(deviceName)
+    }
+  }
+
+  /// Whether memory of the caller's is copied where short memory is.
+  private func isCopied(_ memory: UnsafeRawBufferPointer, _ access: DMAAccess, widening: Bool) -> Bool {
+    guard let base = memory.baseAddress, memory.count > 0 else { return false }
+    let edges = UInt64(UInt(bitPattern: base)) | UInt64(memory.count)
+    if edges & core.granuleMask != 0, !widening { return true }
+    return memory.count <= core.copyLimits.withLock { $0[access] }
+  }
+
+  /// Up to which length memory of the caller's is copied, in bytes: 0 unless ``AutomaticOptions/copiesShortMemory`` is in
+  /// force, and in a fork.
+  public func copiedByteCount(_ direction: DMADirection) -> Int {
+    guard ProcessGuard.isOwner, core.alternative.load(ordering: .relaxed) == .short else { return 0 }
+    return core.copyLimits.withLock { $0[direction.access] }
+  }
+
+  /// What can only be mapped in its place is refused where it may not be.
+  func notBounced(_ operation: String, _ what: String, byteCount: Int) -> DMAError {
+    DMAError(
+      .notSupported, operation, byteCount: UInt64(exactly: byteCount), device: deviceName,
+      detail: "\(what) cannot be bounced, and with this protection the device sees no memory but the library's own",
+      remedy: "Map it without an address, or switch the protection")
+  }
+}
+
+extension DomainCore {
+  /// Maps what lies in memory that is mapped once for all.
+  @inline(__always)
+  fileprivate func mapStanding(_ host: UInt64, _ byteCount: Int, limit: UInt64) -> DMADomain.Otherwise {
+    // A chunk above the device's mask, which another device's allows, is of no use to it.
+    guard let (iova, range) = unsafe standing.take(host, byteCount: UInt64(byteCount), limit: limit) else {
+      return .own
+    }
+    return unsafe .mapped(iova, .standing(range))
+  }
+
+  /// Ends a mapping that was no map of its own, in whatever mode the domain is now. Nothing waits for a flush.
+  ///
+  /// - Parameter copies: Whether what the device has written to a copy goes to the memory.
+  @inline(never)
+  func unmapOtherwise(_ kind: MappingKind, byteCount: Int, copies: Bool = true) -> Result<UInt64, MapFailure> {
+    guard isOwner else { return .failure(.forked) }
+    // What the device has still under way ends with the close.
+    if isClosed.load(ordering: .acquiring) { waitUntilEmptied() }
+    switch kind {
+    case .own: break
+    case .standing(let range): if unsafe standing.give(range, byteCount: UInt64(byteCount)) { afterLast() }
+    case .bounced(let slot): endBounce(slot, byteCount: byteCount, copies: copies)
+    }
+    return .success(0)
+  }
+}

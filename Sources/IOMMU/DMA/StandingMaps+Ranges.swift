@@ -1,0 +1,136 @@
+import AddressSpace
+import Synchronization
+
+/// Which ranges there are, and whose turn it is to map, unmap or remove one.
+extension StandingMaps {
+  /// What came of adding a range.
+  @safe
+  enum Added {
+    /// It is claimed.
+    case added(Range)
+    /// This one is in the way.
+    case overlap(IOVARange)
+  }
+
+  /// Adds a range, claimed. O(n).
+  func add(_ new: StandingRange) -> Added {
+    let range = Range.allocate(capacity: 1)
+    unsafe range.initialize(to: new)
+    let obstacle = locked { unsafe $0.insert(range) }
+    guard let obstacle else { return unsafe .added(range) }
+    unsafe range.deallocate()
+    return .overlap(obstacle)
+  }
+
+  /// Takes out a claimed range, in which no mapping is live. O(n).
+  func remove(_ range: Range) {
+    locked { unsafe $0.remove(range) }
+    if unsafe range.pointee.isEnded { endedCount.wrappingSubtract(1, ordering: .relaxed) }
+    unsafe range.deallocate()
+  }
+
+  /// What came of looking for a range.
+  @safe
+  enum Claim {
+    case range(Range)
+    /// Somebody else has one that may be it.
+    case busy
+    case none
+  }
+
+  /// Claims the first range, from an address of this process on, of which `fits` holds. O(n).
+  ///
+  /// - Parameters:
+  ///   - skipsBusy: Whether what somebody else has claimed is passed over.
+  ///   - fits: Is told the range, and whether all are to be mapped.
+  func claim(from host: UInt64, skipsBusy: Bool, _ fits: (StandingRange, Bool) -> Bool) -> Claim {
+    locked { table in
+      for index in table.place(host)..<table.count {
+        let range = unsafe table.ranges[index]
+        if unsafe range.pointee.isBusy {
+          if skipsBusy { continue }
+          return .busy
+        }
+        guard unsafe fits(range.pointee, table.isWanted) else { continue }
+        unsafe range.pointee.isBusy = true
+        return unsafe .range(range)
+      }
+      return .none
+    }
+  }
+
+  func release(_ range: Range) { locked { _ in unsafe range.pointee.isBusy = false } }
+
+  /// A claimed range is mapped now.
+  func raised(_ range: Range, at iova: IOVA) {
+    locked { table in
+      unsafe range.pointee.iova = iova.rawValue
+      table.counts.standingByteCount += unsafe range.pointee.byteCount
+    }
+  }
+
+  /// Some more of a claimed range is unmapped; with all of it, it is as if it had never been mapped.
+  func lowered(_ range: Range, by byteCount: UInt64) {
+    locked { table in
+      unsafe range.pointee.loweredByteCount += byteCount
+      guard unsafe range.pointee.loweredByteCount == range.pointee.byteCount else { return }
+      unsafe (range.pointee.iova, range.pointee.loweredByteCount) = (0, 0)
+      table.counts.standingByteCount -= unsafe range.pointee.byteCount
+    }
+  }
+
+  /// Whether the range that begins at an address of this process is mapped, though it is not to be.
+  func isLeftOver(_ host: UInt64) -> Bool {
+    locked { table in
+      let place = table.place(host)
+      guard !table.isWanted, place < table.count, unsafe table.ranges[place].pointee.host == host else { return false }
+      return unsafe table.ranges[place].pointee.iova != 0
+    }
+  }
+
+  /// A registration ends: no later mapping finds it.
+  func end(_ range: Range) {
+    locked { _ in unsafe range.pointee.isEnded = true }
+    endedCount.wrappingAdd(1, ordering: .relaxed)
+  }
+}
+
+extension StandingMaps.Table {
+  /// Puts a range at its place; the range that is in the way instead.
+  mutating func insert(_ new: StandingMaps.Range) -> IOVARange? {
+    let host = unsafe new.pointee.host, place = place(host)
+    if place > 0, unsafe ranges[place - 1].pointee.hostRange.overlaps(new.pointee.hostRange) {
+      return unsafe ranges[place - 1].pointee.hostRange
+    }
+    if place < count, unsafe ranges[place].pointee.hostRange.overlaps(new.pointee.hostRange) {
+      return unsafe ranges[place].pointee.hostRange
+    }
+    if count == capacity { grow() }
+    unsafe (ranges + place + 1).update(from: ranges + place, count: count - place)
+    unsafe ranges[place] = new
+    count += 1
+    if unsafe new.pointee.file < 0 {
+      counts.registrations += 1
+      counts.registeredByteCount += unsafe new.pointee.byteCount
+    }
+    return nil
+  }
+
+  mutating func remove(_ range: StandingMaps.Range) {
+    let place = unsafe place(range.pointee.host)
+    unsafe (ranges + place).update(from: ranges + place + 1, count: count - place - 1)
+    count -= 1
+    unsafe last = nil
+    guard unsafe range.pointee.file < 0 else { return }
+    counts.registrations -= 1
+    counts.registeredByteCount -= unsafe range.pointee.byteCount
+  }
+
+  private mutating func grow() {
+    let larger = UnsafeMutablePointer<StandingMaps.Range>.allocate(capacity: capacity * 2)
+    unsafe larger.update(from: ranges, count: count)
+    unsafe ranges.deallocate()
+    unsafe ranges = larger
+    capacity *= 2
+  }
+}

@@ -1,0 +1,44 @@
+import Glibc
+import IOMMU
+
+/// What the library chooses, to copy or to map, against the better of the two at each length of memory of the caller's: the
+/// better one's time as a share of the choice's, at the length and in the direction where that is least.
+enum BounceChoice {
+  private static let rounds = 21
+
+  static func run() throws -> Measurement {
+    let device = try Device("0000:00:02.0", translation: .kernel), dma = device.dma
+    defer { device.close() }
+    var options = AutomaticOptions()
+    options.copiesShortMemory = true
+    let ways: [Protection] = [.strict, .bounce, .automatic(options)]
+    let lengths = (6...20).map { 1 << $0 }, directions: [DMADirection] = [.toDevice, .fromDevice]
+    let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 20, alignment: 4096)
+    defer { unsafe memory.deallocate() }
+    unsafe memory.initializeMemory(as: UInt8.self, repeating: 1)
+    // By length and direction, then by way.
+    var times = [[[Double]]](
+      repeating: [[Double]](repeating: [], count: ways.count), count: lengths.count * directions.count)
+    var limit = 0
+    for round in 0...rounds {
+      for turn in 0..<ways.count {
+        let way = (turn + round) % ways.count
+        try dma.switchProtection(to: ways[way])
+        limit = max(limit, dma.copiedByteCount(.toDevice))
+        for (index, length) in lengths.enumerated() {
+          let part = unsafe UnsafeRawBufferPointer(rebasing: memory[..<length])
+          let pairs = max(2, min(64, (1 << 18) / length))
+          for (number, direction) in directions.enumerated() {
+            let began = nanoseconds()
+            for _ in 0..<pairs { try unsafe dma.map(unsafe: part, direction, widening: true).unmap() }
+            let time = Double(nanoseconds() - began) / Double(pairs)
+            if round > 0 { times[index * directions.count + number][way].append(time) }
+          }
+        }
+      }
+    }
+    let shares = times.map { ways in min(median(ways[0]), median(ways[1])) / median(ways[2]) }
+    return Measurement(
+      value: shares.min()!, anchor: "copied up to, bytes", anchorValue: Double(limit), repeats: rounds)
+  }
+}
