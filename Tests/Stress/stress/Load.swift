@@ -15,7 +15,8 @@ struct Load {
 
   private static let protections: [Protection] = [
     .strict, .lazy(.perCPU), .lazy(.single), .lazy(FlushQueueOptions(.perCPU, depth: 8, timeout: .milliseconds(1))),
-    .lazy(FlushQueueOptions(.single, depth: 4, timeout: .milliseconds(2))), .lazy(FlushQueueOptions(.perCPU, depth: 2)), .automatic,
+    .lazy(FlushQueueOptions(.single, depth: 4, timeout: .milliseconds(2))), .lazy(FlushQueueOptions(.perCPU, depth: 2)),
+    .automatic,
   ]
 
   /// What is left when everything was dropped.
