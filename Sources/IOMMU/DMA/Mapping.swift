@@ -91,7 +91,9 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
     precondition(range.lowerBound >= 0 && range.upperBound <= byteCount, "sync outside of the mapping")
     unsafe core._withUnsafeGuaranteedRef { kind.syncForCPU(range, $0) }
     defer { unsafe core._withUnsafeGuaranteedRef { kind.syncForDevice(range, $0) } }
-    var span = unsafe MutableRawSpan(_unsafeStart: base + range.lowerBound, byteCount: range.count)
+    // In two steps: Swift 6.2 stops at the sum in its place.
+    let start = unsafe base + range.lowerBound
+    var span = unsafe MutableRawSpan(_unsafeStart: start, byteCount: range.count)
     return try body(&span)
   }
 }
