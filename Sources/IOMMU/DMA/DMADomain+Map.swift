@@ -12,6 +12,17 @@ extension DMADomain {
   /// - Throws: `.memoryLock`, `.noSpace`, `.tooManyMappings`, `.closed`, `.forked`, `.invalidArgument` for a buffer of
   ///   another domain, `.system`.
   public func map(_ buffer: consuming DMABuffer, _ direction: DMADirection) throws(DMAError) -> Mapping {
+    // What is mapped already is a few instructions, which the rest would only slow down.
+    if core.alternative.load(ordering: .relaxed) == .persistent, isOurs(buffer),
+      let found = unsafe core.takeStanding(buffer.base, buffer.byteCount, limit: addressing.limits.last)
+    {
+      return unsafe Mapping(buffer, at: found.iova, .standing(found.range))
+    }
+    return try mapElse(buffer, direction)
+  }
+
+  @inline(never)
+  private func mapElse(_ buffer: consuming DMABuffer, _ direction: DMADirection) throws(DMAError) -> Mapping {
     guard isOurs(buffer) else { throw refuse(buffer) }
     let limits = addressing.limits
     if core.alternative.load(ordering: .relaxed) != .none {

@@ -24,7 +24,8 @@ extension DMADomain {
     // Buffers are whole pages, and their maps are kept where that saves something.
     case .none, .short: return .own
     }
-    return core.mapStanding(UInt64(UInt(bitPattern: base)), byteCount, limit: limits.last)
+    guard let found = unsafe core.takeStanding(base, byteCount, limit: limits.last) else { return .own }
+    return unsafe .mapped(found.iova, .standing(found.range))
   }
 
   /// Maps memory of the caller's; nil where that takes a call of its own.
@@ -83,14 +84,22 @@ extension DMADomain {
 }
 
 extension DomainCore {
-  /// Maps what lies in memory that is mapped once for all.
+  /// Begins a mapping in memory that is mapped once for all; nil where this memory is not, or may not be mapped.
   @inline(__always)
-  fileprivate func mapStanding(_ host: UInt64, _ byteCount: Int, limit: UInt64) -> DMADomain.Otherwise {
+  func takeStanding(
+    _ base: UnsafeMutableRawPointer, _ byteCount: Int, limit: UInt64
+  ) -> (iova: IOVA, range: StandingMaps.Range)? {
     // A chunk above the device's mask, which another device's allows, is of no use to it.
-    guard let (iova, range) = unsafe standing.take(host, byteCount: UInt64(byteCount), limit: limit) else {
-      return .own
-    }
-    return unsafe .mapped(iova, .standing(range))
+    guard isOwner, !isClosed.load(ordering: .acquiring) else { return nil }
+    return unsafe standing.take(UInt64(UInt(bitPattern: base)), byteCount: UInt64(byteCount), limit: limit)
+  }
+
+  /// Ends a mapping that ``takeStanding(_:_:limit:)`` began; false when there is more to do for it.
+  @inline(__always)
+  func giveStanding(_ range: StandingMaps.Range, _ byteCount: Int) -> Bool {
+    guard isOwner, !isClosed.load(ordering: .acquiring) else { return false }
+    if unsafe standing.give(range, byteCount: UInt64(byteCount)) { afterLast() }
+    return true
   }
 
   /// Ends a mapping that was no map of its own, in whatever mode the domain is now. Nothing waits for a flush.

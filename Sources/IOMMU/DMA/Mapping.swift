@@ -52,6 +52,19 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
     let (core, base, byteCount, address, earlier) = unsafe (core, base, byteCount, address, reachableUntil)
     let (access, kind) = (access, kind)
     discard self
+    if case .standing(let range) = kind,
+      unsafe core._withUnsafeGuaranteedRef({ unsafe $0.giveStanding(range, byteCount) })
+    {
+      return unsafe DMABuffer(core: core, base: base, byteCount: byteCount, reachableUntil: earlier)
+    }
+    return try unsafe Self.unmapElse(core, base, byteCount, at: address, earlier, access, kind)
+  }
+
+  @inline(never)
+  private static func unmapElse(
+    _ core: Unmanaged<DomainCore>, _ base: UnsafeMutableRawPointer, _ byteCount: Int, at address: IOVA,
+    _ earlier: UInt64, _ access: UInt8, _ kind: MappingKind
+  ) throws(DMAError) -> DMABuffer {
     // A function, since a closure of this size would be called.
     @inline(__always) func unmap(_ core: DomainCore) -> Result<UInt64, MapFailure> {
       unsafe kind.isOwn

@@ -27,7 +27,7 @@ final class StandingMaps: @unchecked Sendable {
 
   /// What ``DMAStatistics`` tells of these.
   struct Counts {
-    var maps: UInt64 = 0, unmaps: UInt64 = 0, liveMappings = 0, liveByteCount: UInt64 = 0
+    var maps: UInt64 = 0, unmaps: UInt64 = 0, liveByteCount: UInt64 = 0
     var standingByteCount: UInt64 = 0, bouncedByteCount: UInt64 = 0
     var registrations = 0, registeredByteCount: UInt64 = 0
   }
@@ -67,7 +67,7 @@ final class StandingMaps: @unchecked Sendable {
     let counts = locked { $0.counts }
     statistics.maps += counts.maps
     statistics.unmaps += counts.unmaps
-    statistics.liveMappings += counts.liveMappings
+    statistics.liveMappings += Int(counts.maps &- counts.unmaps)
     statistics.liveBytes += counts.liveByteCount
     (statistics.registrations, statistics.registeredBytes) = (counts.registrations, counts.registeredByteCount)
     (statistics.persistentBytes, statistics.bouncedBytes) = (counts.standingByteCount, counts.bouncedByteCount)
@@ -83,7 +83,6 @@ final class StandingMaps: @unchecked Sendable {
     locked { table in
       table.counts.maps &+= maps
       table.counts.unmaps &+= unmaps
-      table.counts.liveMappings += Int(maps) - Int(unmaps)
       table.counts.liveByteCount = table.counts.liveByteCount &+ (maps &- unmaps) &* UInt64(byteCount)
       table.counts.bouncedByteCount &+= UInt64(copied)
     }
@@ -107,7 +106,6 @@ extension StandingMaps {
     guard iova &+ (byteCount &- 1) <= limit else { return nil }
     unsafe range.pointee.live += 1
     unsafe guarded.pointee.table.counts.maps &+= 1
-    unsafe guarded.pointee.table.counts.liveMappings &+= 1
     unsafe guarded.pointee.table.counts.liveByteCount &+= byteCount
     return unsafe (IOVA(iova), range)
   }
@@ -119,7 +117,6 @@ extension StandingMaps {
     defer { unsafe guarded.pointee.lock.unlock() }
     unsafe range.pointee.live -= 1
     unsafe guarded.pointee.table.counts.unmaps &+= 1
-    unsafe guarded.pointee.table.counts.liveMappings &-= 1
     unsafe guarded.pointee.table.counts.liveByteCount &-= byteCount
     return unsafe range.pointee.live == 0 && (!guarded.pointee.table.isWanted || range.pointee.isEnded)
   }
@@ -140,6 +137,11 @@ extension StandingMaps.Table {
   @inline(__always)
   mutating func find(_ host: UInt64, _ byteCount: UInt64) -> StandingMaps.Range? {
     if let last = unsafe last, unsafe last.pointee.covers(host, byteCount) { return unsafe last }
+    return unsafe search(host, byteCount)
+  }
+
+  @inline(never)
+  private mutating func search(_ host: UInt64, _ byteCount: UInt64) -> StandingMaps.Range? {
     let above = place(host &+ 1)
     guard above > 0, unsafe ranges[above - 1].pointee.covers(host, byteCount) else { return nil }
     unsafe last = unsafe ranges[above - 1]

@@ -38,7 +38,11 @@ enum BounceChoice {
       }
     }
     let shares = times.map { ways in min(median(ways[0]), median(ways[1])) / median(ways[2]) }
+    let worst = shares.indices.min { shares[$0] < shares[$1] }!
+    let place =
+      "\(lengths[worst / directions.count]) bytes \(worst % directions.count == 0 ? "to-device" : "from-device")"
     return Measurement(
-      value: shares.min()!, anchor: "copied up to, bytes", anchorValue: Double(limit), repeats: rounds)
+      value: shares[worst], anchor: "least for \(place); copied up to, bytes", anchorValue: Double(limit),
+      repeats: rounds)
   }
 }

@@ -58,7 +58,7 @@ enum LongestStep {
       let mapping = try unsafe dma.map(unsafe: UnsafeRawBufferPointer(memory), .bidirectional)
       kernel.resetCounts()
       try mapping.unmap()
-      steps.append(kernel.times(of: "ioasUnmap").map(Double.init))
+      steps.append(kernel.times(of: "ioasUnmap").map { Double($0) })
       wholes.append(try raw.unmap { (iova) throws(Errno) in try raw.map(address: address, total, at: iova) })
     }
     return try measurement(steps, wholes)
@@ -71,7 +71,7 @@ enum LongestStep {
       try dma.switchProtection(to: .persistent)
       kernel.resetCounts()
       try dma.switchProtection(to: .strict)
-      steps.append(kernel.times(of: "ioasUnmap").map(Double.init))
+      steps.append(kernel.times(of: "ioasUnmap").map { Double($0) })
       wholes.append(try raw.unmap { (iova) throws(Errno) in try raw.map(file: file, total, at: iova) })
     }
     if buffer.byteCount != total { throw Failure(description: "the buffer is not what was asked for") }

@@ -164,6 +164,29 @@ import Testing
     rig.device.close()
   }
 
+  /// A list that is shorter than the boundary crosses none, wherever in the arena its copy lies.
+  @Test func shortListsCrossNoBoundary() throws {
+    let rig = try StandingRig(.ioas, .vtd, .bounce), dma = rig.dma
+    try dma.setConstraints(DMAConstraints(boundary: PageSize(shift: 14)))
+    var lists: [ListBox] = []
+    for _ in 0..<8 {
+      var list = ScatterList()
+      for _ in 0..<3 { list.append(try dma.buffer(byteCount: 4096)) }
+      let mapped = try dma.map(list, .bidirectional)
+      for segment in mapped.segments {
+        #expect(segment.address.rawValue >> 14 == (segment.address.rawValue + UInt64(segment.byteCount - 1)) >> 14)
+      }
+      lists.append(ListBox(mapped))
+    }
+    lists = []
+    rig.device.close()
+  }
+
+  private final class ListBox: Sendable {
+    private let list: MappedList
+    init(_ list: consuming MappedList) { self.list = list }
+  }
+
   /// What can only be mapped in its place is refused, and nothing of it is mapped.
   @Test func whatCannotBeCopied() throws {
     let rig = try StandingRig(.ioas, .vtd, .bounce), dma = rig.dma, pages = Pages(1)

@@ -154,6 +154,7 @@ import Testing
       let many = try dma.buffer(byteCount: 200 << 10), more = try dma.buffer(byteCount: 200 << 10)
       #expect { try dma.switchProtection(to: .persistent) } throws: { ($0 as? DMAError)?.code == .memoryLock }
       #expect(dma.protection == .strict && dma.statistics.persistentBytes == 0)
+      _ = try dma.buffer(byteCount: 600 << 10)  // of a new chunk, which is not mapped
       #expect(rig.machine.kernel.census.pinnedBytes == 0)
       _ = try dma.map(many, .toDevice).unmap()
       _ = try dma.map(more, .toDevice).unmap()
@@ -183,6 +184,8 @@ import Testing
     rig.kernel.fail(2, of: tables.flushCall, with: .inputOutput)
     #expect { try dma.switchProtection(to: .strict) } throws: { ($0 as? DMAError)?.errno == .inputOutput }
     #expect(dma.protection == .persistent && dma.statistics.persistentBytes == 40 << 20)
+    _ = try dma.buffer(byteCount: 1 << 20)  // of a new chunk, which is
+    #expect(dma.statistics.persistentBytes > 40 << 20)
     let mapping = try dma.map(buffer, .bidirectional)
     #expect(try rig.writes(mapping.address), "by a map of its own")
     buffer = try mapping.unmap()

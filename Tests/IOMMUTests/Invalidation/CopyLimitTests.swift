@@ -20,12 +20,13 @@ import Testing
     #expect(CopyLimits([Sample(byteCount: 4096, map: 99, copy: 100, zero: 0)]) == CopyLimits())
     let all = CopyLimits([Sample(byteCount: 4096, map: 9, copy: 1, zero: 1)])
     #expect((all.read, all.write, all.both) == (4096, 4096, 4096))
-    // One that is dearer ends it, though a longer one were cheaper.
+    // One that was disturbed does not end it, on either side.
     let bumpy = [
       Sample(byteCount: 4096, map: 20, copy: 10, zero: 0), Sample(byteCount: 8192, map: 20, copy: 30, zero: 0),
-      Sample(byteCount: 16384, map: 90, copy: 60, zero: 0),
+      Sample(byteCount: 16384, map: 90, copy: 30, zero: 0), Sample(byteCount: 32768, map: 100, copy: 120, zero: 0),
+      Sample(byteCount: 65536, map: 900, copy: 800, zero: 0), Sample(byteCount: 131072, map: 1000, copy: 3000, zero: 0),
     ]
-    #expect(CopyLimits(bumpy).read == 4096 + 2048)
+    #expect(CopyLimits(bumpy).read == 16384 + 16384 * 60 / 80)
   }
 
   /// A copy takes no time of a simulated machine's, so that all memory is copied up to the longest that may be.
