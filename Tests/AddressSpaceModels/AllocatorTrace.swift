@@ -15,7 +15,14 @@ package struct AllocatorTrace: ~Copyable {
   private(set) package var difference: String?
 
   package init(_ space: AllocatorSpace, choices: Choices) throws {
-    allocator = try AddressAllocator(usable: space.usable, granule: space.granule, method: .locked, processors: 3)
+    self.init(
+      space, choices,
+      try AddressAllocator(usable: space.usable, granule: space.granule, method: .locked, processors: 3))
+  }
+
+  /// In two steps: Swift 6.2 stops at a throwing initializer that sets some properties.
+  private init(_ space: AllocatorSpace, _ choices: Choices, _ allocator: consuming AddressAllocator) {
+    self.allocator = allocator
     model = NaiveStore(usable: space.usable, granule: space.granule)
     random = choices
     self.space = space

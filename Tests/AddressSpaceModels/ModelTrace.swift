@@ -13,7 +13,12 @@ package struct ModelTrace: ~Copyable {
   private(set) package var difference: String?
 
   package init(_ space: ModelSpace, choices: Choices) throws {
-    store = try RangeStore(usable: space.usable, granule: space.granule)
+    self.init(space, choices, try RangeStore(usable: space.usable, granule: space.granule))
+  }
+
+  /// In two steps: Swift 6.2 stops at a throwing initializer that sets some properties.
+  private init(_ space: ModelSpace, _ choices: Choices, _ store: consuming RangeStore) {
+    self.store = store
     model = NaiveStore(usable: space.usable, granule: space.granule)
     random = choices
     self.space = space
