@@ -22,6 +22,7 @@ hardware-test: ## the suites in virtual machines with a real kernel; MACHINES="a
 	@Tests/VirtualHardware/hardware-test $(if $(MACHINES),--machines "$(MACHINES)")
 
 bench: ## benchmarks with verdicts; ROWS="id id"
+	@Tests/setup packages
 	@Tests/Bench/bench $(if $(ROWS),--rows "$(ROWS)")
 
 lint: ## checks style
@@ -31,6 +32,7 @@ format: ## formats the Swift sources
 	@swift format --in-place --parallel --recursive Package.swift Sources Tests
 
 docs: ## documentation into .build/docs
+	@Tests/setup packages
 	@Tests/Documentation/check
 
 clean: ## removes what was built
