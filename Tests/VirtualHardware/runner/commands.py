@@ -85,6 +85,8 @@ def verdicts(machine: str, interface: str, counts: dict[str, dict]) -> list[tupl
             found.append((case, "fail", "the phase was not traced"))
         else:
             found.append(judge(machine, name, tlbi["tlbi"], counts))
+    for other in sorted({name for names in COMPARED.values() for name in names} - set(COMPARED.get(machine, []))):
+        found.append((f"counts/{other}", "skip", f"compared on {', '.join(COMPARED)}"))
     return found
 
 
