@@ -18,6 +18,8 @@ enum MappingKind {
 
 /// Memory that can be mapped once for all: a chunk of the buffer arena, or what the caller registered.
 struct StandingRange {
+  /// Mappings inside of it that are live. It comes first, as what nobody reads without the lock: see ``StandingMaps``.
+  var live = 0
   /// Where it begins in this process, and its length in bytes, whole pages.
   let host: UInt64, byteCount: UInt64
   /// The memory file; negative for memory of the caller's.
@@ -27,8 +29,6 @@ struct StandingRange {
   var iova: UInt64 = 0
   /// How much of that is unmapped again, from the start on: a kernel call failed half-way.
   var loweredByteCount: UInt64 = 0
-  /// Mappings inside of it that are live.
-  var live = 0
   /// Somebody maps or unmaps it, or takes it out: nobody else does until he is done.
   var isBusy = true
   /// Its registration has ended: it is found no more, and goes with the last mapping inside of it.

@@ -16,7 +16,7 @@ struct Load {
   private static let protections: [Protection] = [
     .strict, .lazy(.perCPU), .lazy(.single), .lazy(FlushQueueOptions(.perCPU, depth: 8, timeout: .milliseconds(1))),
     .lazy(FlushQueueOptions(.single, depth: 4, timeout: .milliseconds(2))), .lazy(FlushQueueOptions(.perCPU, depth: 2)),
-    .automatic,
+    .automatic, .persistent, .bounce,
   ]
 
   /// What is left when everything was dropped.
@@ -104,6 +104,13 @@ struct Load {
     device.close()
   }
 
+  private static func link(_ dma: DMADomain, at offset: Int) throws(DMAError) {
+    var reservation = try dma.reserve(byteCount: 16 << 12)
+    try reservation.link(try dma.buffer(byteCount: 4096), at: offset, .toDevice)
+    let linked = try reservation.sync()
+    _ = try linked.destroy()
+  }
+
   /// One of the things that a driver does.
   private static func operate(_ dma: DMADomain, _ run: Run, _ numbers: inout Numbers) throws(DMAError) {
     run.note()
@@ -114,10 +121,11 @@ struct Load {
       let mapped = try dma.map(list, .bidirectional)
       if numbers.next(2) == 0 { _ = try mapped.unmap() }
     case 1:
-      var reservation = try dma.reserve(byteCount: 16 << 12)
-      try reservation.link(try dma.buffer(byteCount: 4096), at: 4096 * numbers.next(15), .toDevice)
-      let linked = try reservation.sync()
-      _ = try linked.destroy()
+      let offset = 4096 * numbers.next(15)
+      do throws(DMAError) { try link(dma, at: offset) } catch {
+        // Links cannot be copied, so that .bounce has none.
+        if error.code != .notSupported { throw error }
+      }
     case 2: _ = try dma.allocate(UInt64.self, count: 1 + numbers.next(1000))
     default:
       var buffer = try dma.buffer(byteCount: 1 + numbers.next(20_000))
