@@ -8,6 +8,9 @@ extension DMADomain {
   /// the last area may take after `isCancelled` has said so. Otherwise as ``map(unsafe:_:at:widening:)``, which does the
   /// same on one thread to the end.
   ///
+  /// Under ``Protection/bounce``, and for parts of a ``Registration`` with ``Protection/persistent``, there is no kernel call
+  /// to spread or to stop: the memory is mapped as a whole, by this thread.
+  ///
   /// - Parameters:
   ///   - memory: Stays allocated and in place until it is unmapped.
   ///   - direction: What the device does with it.
@@ -17,9 +20,6 @@ extension DMADomain {
   ///     where the kernel has to find the pages, as it does for each in turn.
   ///   - isCancelled: Asked before each area, on any of the threads. When it says so, what is mapped by then comes back:
   ///     the mapping's ``UnsafeMapping/byteCount`` is less than the memory's.
-  /// Under ``Protection/bounce``, and for parts of a ``Registration`` with ``Protection/persistent``, there is no kernel call
-  /// to spread or to stop: the memory is mapped as a whole, by this thread.
-  ///
   /// - Returns: The mapping; nil when it was stopped before anything was mapped.
   /// - Throws: As ``map(unsafe:_:at:widening:)``; what was mapped until then is taken back.
   public func mapBulk(

@@ -52,7 +52,7 @@ struct QueuePair: BenchPair, ~Copyable {
   let direction: DMADirection
   private var buffer: DMABuffer?
 
-  // In two steps, for Swift 6.2 with assertions: see ``DomainState``.
+  // In two steps: Swift 6.2 stops at a throwing initializer that sets some properties.
   init(_ domain: DMADomain, _ direction: DMADirection, byteCount: Int) throws(DMAError) {
     self.init(domain, direction, try domain.buffer(byteCount: byteCount))
   }
