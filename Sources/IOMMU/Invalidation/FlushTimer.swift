@@ -38,8 +38,11 @@ package final class FlushTimer: Sendable {
       let fresh = try FlushTimer(kernel)
       _ = fresh.add(core, time)
       try DetachedThread.start { fresh.run() }
-      // Another thread may have been as quick: then there are two for a while, and each ends by itself.
-      timers.withLock { $0[ObjectIdentifier(kernel)] = fresh }
+      timers.withLock { timers in
+        // Another thread may have been as quick: then there are two for a while, and each ends by itself. This one may have
+        // done so by now, and would be kept for nothing.
+        if !fresh.state.withLock({ $0.isRetired }) { timers[ObjectIdentifier(kernel)] = fresh }
+      }
       return true
     } catch { return false }
   }

@@ -21,8 +21,7 @@ struct Load {
 
   /// What is left when everything was dropped.
   private func verdict(_ failure: String?) -> String? {
-    // Each look takes a second at most. Under the sanitizer, with more threads than processors, one may be too short for the
-    // watcher's thread to come round.
+    // Each look takes a second at most, which is short under the sanitizer with more threads than processors.
     failure ?? ((0..<20).contains { _ in machine.isClean } ? nil : "something is left: \(machine.kernel.census)")
   }
 
