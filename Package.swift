@@ -38,7 +38,7 @@ let package = Package(
     .target(name: "NVMeDriver", dependencies: ["IOMMU"], path: "Tests/NVMeDriver"),
     .target(
       name: "ConformanceSuite",
-      dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation", "NVMeDriver"],
+      dependencies: ["AddressSpace", "AddressSpaceModels", "CIOMMU", "IOMMU", "IOMMUSimulation", "NVMeDriver"],
       path: "Tests/ConformanceSuite"),
     .executableTarget(
       name: "conformance", dependencies: ["ConformanceSuite", "IOMMU", "IOMMUSimulation"],
@@ -54,7 +54,7 @@ let package = Package(
     .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace", "AddressSpaceModels", "CIOMMU"]),
     .testTarget(
       name: "IOMMUTests",
-      dependencies: ["AddressSpace", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation"],
+      dependencies: ["AddressSpace", "AddressSpaceModels", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation"],
       exclude: ["Fixtures"]),
     .testTarget(
       name: "IOMMUSimulationTests",
@@ -70,11 +70,12 @@ if Context.environment["SWIFT_IOMMU_SOAK"] != nil {
   package.targets += [
     .target(name: "StressRuntime", path: "Tests/Stress/runtime"),
     .executableTarget(
-      name: "stress", dependencies: ["AddressSpace", "CIOMMU", "IOMMU", "IOMMUSimulation", "StressRuntime"],
+      name: "stress",
+      dependencies: ["AddressSpace", "AddressSpaceModels", "CIOMMU", "IOMMU", "IOMMUSimulation", "StressRuntime"],
       path: "Tests/Stress/stress"),
     .executableTarget(name: "model", dependencies: ["AddressSpaceModels"], path: "Tests/Soak/model"),
     // With the sources of the trace files' parser, since a program cannot import another.
-    .executableTarget(name: "fuzz", dependencies: ["AddressSpaceModels", "IOMMU"], path: "Tests/Soak/fuzz"),
+    .executableTarget(name: "fuzz", dependencies: ["AddressSpaceModels"], path: "Tests/Soak/fuzz"),
   ]
 }
 
@@ -87,6 +88,7 @@ where target.type != .system && !["CIOMMU", "RawIoctls", "StressRuntime"].contai
     .enableUpcomingFeature("MemberImportVisibility"),  // SE-0444
     .enableExperimentalFeature("Lifetimes"),  // span properties
   ]
+  if target.name == "fuzz" { target.swiftSettings!.append(.define("FUZZ")) }
   // Warnings are errors in CI; not for those who depend on this package.
   if Context.environment["CI"] != nil { target.swiftSettings! += [.treatAllWarnings(as: .error)] }
 }

@@ -58,11 +58,11 @@ package struct AllocatorTrace: ~Copyable {
 
   private mutating func fail(_ text: String) { difference = difference ?? text }
 
-  private mutating func compare<Answer: Equatable>(
+  private mutating func compare<Answer: Equatable & Digestible>(
     _ what: @autoclosure () -> String, _ got: Answer, _ expected: Answer
   ) {
     if got != expected { fail("\(what()) gave \(got), not \(expected)") }
-    digest.add(UInt64(String(describing: got).utf8.reduce(7) { ($0 &* 31 &+ UInt64($1)) }))
+    digest.add(got)
   }
 }
 
@@ -90,7 +90,7 @@ extension AllocatorTrace {
       }
       live.append((start, byteCount))
     case .failure(let failure):
-      digest.add(1)
+      digest.add(1 as UInt64)
       var copy = model
       let expected = copy.allocate(RangeStore.Request(byteCount: rounded, limit: limit), tag: 0)
       if failure != .noSpace { fail("\(byteCount) bytes: \(failure)") }

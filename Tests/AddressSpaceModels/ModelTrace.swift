@@ -38,11 +38,11 @@ package struct ModelTrace: ~Copyable {
     }
   }
 
-  private mutating func compare<Answer: Equatable>(
+  private mutating func compare<Answer: Equatable & Digestible>(
     _ what: @autoclosure () -> String, _ got: Answer, _ expected: Answer
   ) {
     if got != expected { difference = difference ?? "\(what()) gave \(got), not \(expected)" }
-    digest.add(UInt64(String(describing: got).utf8.reduce(7) { ($0 &* 31 &+ UInt64($1)) }))
+    digest.add(got)
   }
 }
 

@@ -39,18 +39,3 @@ package struct Choices: RandomNumberGenerator {
     return random.next()
   }
 }
-
-/// What a run did, in one number: FNV-1a over the words fed to it.
-package struct Digest: CustomStringConvertible {
-  package init() {}
-
-  private var value: UInt64 = 0xcbf2_9ce4_8422_2325
-
-  package mutating func add(_ word: UInt64) {
-    for shift in stride(from: 0, to: 64, by: 8) {
-      value = (value ^ (word >> UInt64(shift)) & 0xff) &* 0x100_0000_01b3
-    }
-  }
-
-  package var description: String { String(value, radix: 16) }
-}

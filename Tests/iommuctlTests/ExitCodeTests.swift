@@ -1,4 +1,5 @@
 import CapturedTrees
+import Foundation
 import IOMMU
 import IOMMUSimulation
 import Testing
@@ -73,7 +74,24 @@ import iommuctl
   func badRoot(_ line: String) throws {
     let result = Invocation("--json --root /nonexistent/tree \(line)")
     #expect(result.status == .failed)
-    #expect(try result.error["code"].text == "corrupt-tree")
+    #expect(try result.error["code"].text == "no-such-tree")
+    #expect(try result.error["errno"].text == "ENOENT")
+    let empty = try WrittenTree(CapturedTree())
+    let nothing = Invocation("--json --root \(empty.root) \(line)")
+    #expect(nothing.status == .failed)
+    #expect(try nothing.error["code"].text == "corrupt-tree")
+  }
+
+  /// A directory that this user may not read is a lack of permission, and no broken tree.
+  @Test func anUnreadableRoot() throws {
+    let tree = try WrittenTree(.small), system = "\(tree.root)/sys"
+    try FileManager.default.setAttributes([.posixPermissions: 0], ofItemAtPath: system)
+    defer { try? FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: system) }
+    // Root reads it all the same.
+    let isRoot = FileManager.default.isReadableFile(atPath: system)
+    let result = Invocation("--json --root \(tree.root) list")
+    #expect(result.status == (isRoot ? .fine : .permission))
+    if !isRoot { #expect(try result.error["code"].text == "permission") }
   }
 
   @Test(arguments: ["demo", "selftest 1:0.0", "bind 2:0.0", "unbind 1:0.0"])

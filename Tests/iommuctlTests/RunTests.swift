@@ -125,6 +125,31 @@ import iommuctl
     #expect(unbound["interface"]["reason"].text == "Chosen once the device is bound to vfio-pci")
   }
 
+  /// Which owner of page tables is chosen, and why: the same sentence as of the open device.
+  @Test(arguments: [
+    ("show 0:2.0", "process", "Nested translation is possible here"),
+    ("show 0:2.0 --no-open", "process", "Nested translation is possible here"),
+    ("show 0:3.0", "process", "Nested translation is possible here"),
+    ("show 0:2.0 --interface type1", "kernel", "A type1 container has no nested translation"),
+    ("show 0:2.0 --interface type1 --no-open", "kernel", "A type1 container has no nested translation"),
+  ])
+  func showSaysWhichTranslationAndWhy(_ line: String, _ name: String, _ reason: String) throws {
+    let chosen = try Invocation("--json --simulated \(line)").document["translation"]
+    #expect(chosen.keys == ["chosen", "reason", "candidates"])
+    #expect(chosen["chosen"].text == name && chosen["reason"].text == reason)
+    let text = Invocation("--simulated \(line)").out
+    #expect(text.contains("\ntranslation  \(name): \(reason)\ncandidate    kernel: possible. "), "\(text)")
+    #expect(text.contains("\ncandidate    process: "))
+  }
+
+  @Test func showOfADeviceThatNothingTranslatesFor() throws {
+    let simulation = Simulation.changed { $0.iommu = nil }
+    let text = Invocation("--simulated show 0:2.0", simulation: simulation).out
+    #expect(text.contains("\ntranslation  -: No IOMMU translates for the device\n"), "\(text)")
+    let chosen = try Invocation("--json --simulated show 0:2.0", simulation: simulation).document["translation"]
+    #expect(chosen["chosen"].isNull && chosen["reason"].text == "No IOMMU translates for the device")
+  }
+
   /// By default the simulated machine's tables are the process's; where they cannot be, asking for them is refused.
   @Test func translationIsChosen() throws {
     let document = try Invocation("--json demo").document

@@ -10,13 +10,4 @@ public enum DMADirection: Hashable, Sendable {
   case fromDevice
   /// Both. The corresponding C constant is `DMA_BIDIRECTIONAL`.
   case bidirectional
-
-  @inline(__always)
-  var access: DMAAccess {
-    switch self {
-    case .toDevice: .read
-    case .fromDevice: .write
-    case .bidirectional: .readWrite
-    }
-  }
 }

@@ -10,6 +10,9 @@ extension DMADomain {
   /// usually do follow each other. If a call fails, those before it are taken back and the list is freed; what cannot be
   /// unmapped then is leaked, counted in ``DMAStatistics/leakedBytes``, and never reused.
   ///
+  /// The range is aligned as its length rounded up to a power of two, 2 MiB at most: the 64 pages of a descriptor are under one
+  /// table of the lowest level, and take one invalidation, where each by itself could take 64 of both.
+  ///
   /// The corresponding kernel call is `dma_map_sgtable`.
   /// - Throws: As ``map(_:_:)-(DMABuffer,_)`` and, for memory of the caller's, ``map(unsafe:_:at:widening:)``; `.empty` for
   ///   an empty list, `.tooManySegments`, `.unaligned` for memory that begins on no multiple of the constraints' alignment.

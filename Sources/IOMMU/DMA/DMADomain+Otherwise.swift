@@ -24,7 +24,12 @@ extension DMADomain {
     // Buffers are whole pages, and their maps are kept where that saves something.
     case .none, .short: return .own
     }
-    guard let found = unsafe core.takeStanding(base, byteCount, limit: limits.last) else { return .own }
+    let host = UInt64(UInt(bitPattern: base)), length = UInt64(byteCount)
+    // A chunk above the device's mask, which another device's allows, is of no use to it.
+    let found =
+      unsafe core.slots.takeHit(host, byteCount: length, limit: limits.last)
+      ?? core.takeMiss(host, byteCount: length, limit: limits.last)
+    guard let found = unsafe found else { return .own }
     return unsafe .mapped(found.iova, .standing(found.range))
   }
 
@@ -84,22 +89,20 @@ extension DMADomain {
 }
 
 extension DomainCore {
-  /// Begins a mapping in memory that is mapped once for all; nil where this memory is not, or may not be mapped.
+  /// Begins a mapping in memory that is mapped once for all; nil where there is more to do for it, as in a closed domain.
   @inline(__always)
   func takeStanding(
     _ base: UnsafeMutableRawPointer, _ byteCount: Int, limit: UInt64
   ) -> (iova: IOVA, range: StandingMaps.Range)? {
-    // A chunk above the device's mask, which another device's allows, is of no use to it.
-    guard isOwner, !isClosed.load(ordering: .acquiring) else { return nil }
-    return unsafe standing.take(UInt64(UInt(bitPattern: base)), byteCount: UInt64(byteCount), limit: limit)
+    guard isOwner else { return nil }
+    return unsafe slots.takeHit(
+      UInt64(UInt(bitPattern: base)), byteCount: UInt64(truncatingIfNeeded: byteCount), limit: limit)
   }
 
   /// Ends a mapping that ``takeStanding(_:_:limit:)`` began; false when there is more to do for it.
   @inline(__always)
   func giveStanding(_ range: StandingMaps.Range, _ byteCount: Int) -> Bool {
-    guard isOwner, !isClosed.load(ordering: .acquiring) else { return false }
-    if unsafe standing.give(range, byteCount: UInt64(byteCount)) { afterLast() }
-    return true
+    unsafe isOwner && slots.giveHit(range, byteCount: UInt64(truncatingIfNeeded: byteCount))
   }
 
   /// Ends a mapping that was no map of its own, in whatever mode the domain is now. Nothing waits for a flush.
@@ -112,7 +115,9 @@ extension DomainCore {
     if isClosed.load(ordering: .acquiring) { waitUntilEmptied() }
     switch kind {
     case .own: break
-    case .standing(let range): if unsafe standing.give(range, byteCount: UInt64(byteCount)) { afterLast() }
+    case .standing(let range):
+      let length = UInt64(byteCount)
+      if unsafe !slots.giveHit(range, byteCount: length), unsafe giveMiss(range, byteCount: length) { afterLast() }
     case .bounced(let slot): endBounce(slot, byteCount: byteCount, copies: copies)
     }
     return .success(0)

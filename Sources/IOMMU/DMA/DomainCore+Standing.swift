@@ -52,7 +52,7 @@ extension DomainCore {
   ) throws(Failure) {
     var from: UInt64 = 0
     while true {
-      switch standing.claim(from: from, skipsBusy: !waits, fits) {
+      switch claimStanding(from: from, skipsBusy: !waits, fits) {
       case .none: return
       case .busy:
         // Whoever has it may have to wait until all calls have left, and this may be one.
@@ -107,7 +107,7 @@ extension DomainCore {
     }
     guard new == .persistent else { return false }
     var isAbove = false
-    standing.setWanted(true)
+    setStandingWanted(true)
     do throws(DMAError) {
       try unsafe forEachStanding(waits: true) { range, _ in
         (range.iova == 0 || range.loweredByteCount > 0) && !range.isEnded
@@ -127,7 +127,7 @@ extension DomainCore {
   /// A switch that was prepared does not come about.
   func abandon() {
     guard alternative.load(ordering: .relaxed) != .persistent else { return }
-    standing.setWanted(false)
+    setStandingWanted(false)
     _ = lowerIdle(waits: true)
   }
 
@@ -137,9 +137,9 @@ extension DomainCore {
     let old = alternative.load(ordering: .relaxed)
     alternative.store(Alternative(new), ordering: .relaxed)
     guard old == .persistent, new != .persistent else { return nil }
-    standing.setWanted(false)
+    setStandingWanted(false)
     guard let failure = lowerIdle(waits: true) else { return nil }
-    standing.setWanted(true)
+    setStandingWanted(true)
     withholdLeftOvers()
     alternative.store(old, ordering: .relaxed)
     return failure

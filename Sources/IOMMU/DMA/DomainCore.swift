@@ -138,6 +138,7 @@ final class DomainCore: @unchecked Sendable {
     // A call that was under way when the process was forked never ends in the fork.
     guard ProcessGuard.isOwner else { return }
     slots.close()
+    withoutHits { _ in }
     // A call under way is an ioctl, which ends by itself. In one order with ``enter()``'s two steps.
     while inFlight.load(ordering: .sequentiallyConsistent) != 0 || slots.isAnyInFlight {
       kernel.sleep(.microseconds(20))

@@ -11,6 +11,7 @@ struct DomainSlots: @unchecked Sendable {
   struct Slot: ~Copyable {
     /// With the lock held; beside it, since ``DomainSlots/withAll(_:)`` and the like change it as a whole.
     var tally = Tally()
+    var hit = StandingHit()
     fileprivate let lock = SpinLock()
   }
 
@@ -57,6 +58,10 @@ struct DomainSlots: @unchecked Sendable {
   private func slot(_ index: Int) -> UnsafeMutablePointer<Slot> {
     unsafe (memory + index &* Self.stride).assumingMemoryBound(to: Slot.self)
   }
+
+  /// That of the processor that this thread is on at the moment.
+  @inline(__always)
+  var own: UnsafeMutablePointer<Slot> { unsafe slot(Int(truncatingIfNeeded: ci_cpu()) & mask) }
 }
 
 // MARK: - One slot
@@ -105,6 +110,10 @@ extension DomainSlots.Slot {
   @inline(__always)
   func unlock() { lock.unlock() }
 
+  /// Takes the slot if nobody has it.
+  @inline(__always)
+  func tryLock() -> Bool { lock.tryLock() }
+
   /// Takes the slot on which a call was begun.
   @inline(__always)
   func relock() { lock.lock() }
@@ -133,8 +142,26 @@ extension DomainSlots {
     return sum
   }
 
-  /// Lets no further call begin.
+  /// Lets no further call begin; nor is a slot's hit made use of, once ``DomainCore/withoutHits(_:)`` was called after this.
   func close() { withAll { $0.isClosed = true } }
+
+  /// What ``withAllHits(_:)`` shows.
+  @safe
+  struct Hits: ~Copyable {
+    fileprivate let slots: DomainSlots
+
+    /// Gives all ranges what the slots have counted of them, and leaves the slots without.
+    func foldAll() {
+      for index in 0...slots.mask { unsafe slots.slot(index).pointee.hit.fold() }
+    }
+  }
+
+  /// Calls a function while all slots are held.
+  func withAllHits<Result>(_ body: (borrowing Hits) -> Result) -> Result {
+    for index in 0...mask { unsafe slot(index).pointee.lock.lock() }
+    defer { for index in 0...mask { unsafe slot(index).pointee.unlock() } }
+    return body(Hits(slots: self))
+  }
 
   /// Whether a call is under way.
   var isAnyInFlight: Bool {

@@ -52,10 +52,12 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
     let (core, base, byteCount, address, earlier) = unsafe (core, base, byteCount, address, reachableUntil)
     let (access, kind) = (access, kind)
     discard self
-    if case .standing(let range) = kind,
-      unsafe core._withUnsafeGuaranteedRef({ unsafe $0.giveStanding(range, byteCount) })
-    {
-      return unsafe DMABuffer(core: core, base: base, byteCount: byteCount, reachableUntil: earlier)
+    if case .standing(let range) = kind {
+      // A function, since a closure of this size would be called.
+      @inline(__always) func give(_ core: DomainCore) -> Bool { unsafe core.giveStanding(range, byteCount) }
+      if unsafe core._withUnsafeGuaranteedRef(give) {
+        return unsafe DMABuffer(core: core, base: base, byteCount: byteCount, reachableUntil: earlier)
+      }
     }
     return try unsafe Self.unmapElse(core, base, byteCount, at: address, earlier, access, kind)
   }

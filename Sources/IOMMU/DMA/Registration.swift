@@ -25,6 +25,10 @@ import Synchronization
 ///
 /// Dropping the value ends the registration. While mappings inside are live that is delayed: no later map finds it, and it
 /// goes with the last of them, or with the next ``DMADomain/drain()``. When the domain is closed, all registrations end.
+///
+/// Ending is for set-up and tear-down, and not for the data path. Where this process owns the page tables it looks whether any
+/// of the memory is mapped, and no index leads from memory to its mappings, which would cost every map: it looks at all of them.
+/// See ``unregister()``.
 @safe
 public struct Registration: ~Copyable, @unchecked Sendable {
   private let core: Unmanaged<DomainCore>
@@ -47,6 +51,10 @@ public struct Registration: ~Copyable, @unchecked Sendable {
   ///
   /// The kernel call behind it is one `IOMMU_IOAS_UNMAP` or `VFIO_IOMMU_UNMAP_DMA` for each 32 MiB, which unpins the pages.
   ///
+  /// - Complexity: O(*r*) in the number of registrations. Where this process owns the page tables also O(*a* + *m* log *m*): *a*
+  ///   is the pages of all blocks of 512 pages of addresses in which a mapping of up to 2 MiB ever was, live or not, and does not
+  ///   shrink while the domain is open; *m* is the number of longer mappings. It is that for each registration that has
+  ///   ended and waits, too.
   /// - Throws: `.system` with the kernel's errno, `.mismatch`: the memory may still be pinned and within the device's reach.
   ///   Keep it until a later ``DMADomain/drain()`` has tried again without an error, or until the device is closed. `.forked`.
   public consuming func unregister() throws(DMAError) {
@@ -68,7 +76,8 @@ extension DMADomain {
   ///
   /// Whole pages only: start and length are multiples of ``granule``; memory that this process may write, as parts of it
   /// may be mapped in any direction. Singles are found, by `map(unsafe:)`; where this process owns the page tables, also
-  /// memory of the caller's in a ``ScatterList``, a ``Reservation`` or a bulk map. O(log n) in the number of registrations.
+  /// memory of the caller's in a ``ScatterList``, a ``Reservation`` or a bulk map. O(n) in the number of registrations, and
+  /// O(log n) to find one; those that have ended and wait are tried again first, each at the cost of ``Registration/unregister()``.
   ///
   /// The kernel call behind it is one `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA` for each 32 MiB.
   ///
@@ -126,7 +135,7 @@ extension DomainCore {
   /// Ends a registration, or has it end with the last mapping inside of it.
   fileprivate func unregister(_ range: StandingMaps.Range) -> MapFailure? {
     guard isOwner else { return .forked }
-    unsafe standing.end(range)
+    unsafe endStanding(range)
     processOwned?.hide(address: unsafe range.pointee.host)
     let failure = finishEnded(waits: true)
     if isClosed.load(ordering: .acquiring) { waitUntilEmptied() }

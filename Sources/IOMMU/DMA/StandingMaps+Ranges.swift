@@ -16,10 +16,46 @@ extension StandingMaps {
   func add(_ new: StandingRange) -> Added {
     let range = Range.allocate(capacity: 1)
     unsafe range.initialize(to: new)
-    let obstacle = locked { unsafe $0.insert(range) }
-    guard let obstacle else { return unsafe .added(range) }
-    unsafe range.deallocate()
-    return .overlap(obstacle)
+    // Memory is asked for, and given back, without the lock: both may be a system call.
+    var spare = Places()
+    defer { spare.deallocate() }
+    while true {
+      switch locked({ unsafe $0.insert(range, growingInto: &spare) }) {
+      case .inserted: return unsafe .added(range)
+      case .overlap(let obstacle):
+        unsafe range.deallocate()
+        return .overlap(obstacle)
+      // By the next try another thread may have let the table grow, or filled it again.
+      case .full(let capacity):
+        spare.deallocate()
+        spare = Places(capacity: 2 * capacity)
+      }
+    }
+  }
+
+  /// Room for a larger table, made before it is needed; after the table has grown, the room that it had before.
+  @safe
+  struct Places {
+    fileprivate var base: UnsafeMutablePointer<Range>?
+    fileprivate var capacity = 0
+
+    init() { unsafe base = nil }
+
+    init(capacity: Int) {
+      unsafe base = .allocate(capacity: capacity)
+      self.capacity = capacity
+    }
+
+    func deallocate() { unsafe base?.deallocate() }
+  }
+
+  /// What came of inserting a range.
+  enum Insertion {
+    case inserted
+    /// This range is in the way.
+    case overlap(IOVARange)
+    /// The table has places for so many, and all are taken.
+    case full(Int)
   }
 
   /// Takes out a claimed range, in which no mapping is live. O(n).
@@ -36,27 +72,6 @@ extension StandingMaps {
     /// Somebody else has one that may be it.
     case busy
     case none
-  }
-
-  /// Claims the first range, from an address of this process on, of which `fits` holds. O(n).
-  ///
-  /// - Parameters:
-  ///   - skipsBusy: Whether what somebody else has claimed is passed over.
-  ///   - fits: Is told the range, and whether all are to be mapped.
-  func claim(from host: UInt64, skipsBusy: Bool, _ fits: (StandingRange, Bool) -> Bool) -> Claim {
-    locked { table in
-      for index in table.place(host)..<table.count {
-        let range = unsafe table.ranges[index]
-        if unsafe range.pointee.isBusy {
-          if skipsBusy { continue }
-          return .busy
-        }
-        guard unsafe fits(range.pointee, table.isWanted) else { continue }
-        unsafe range.pointee.isBusy = true
-        return unsafe .range(range)
-      }
-      return .none
-    }
   }
 
   func release(_ range: Range) { locked { _ in unsafe range.pointee.isBusy = false } }
@@ -88,24 +103,62 @@ extension StandingMaps {
     }
   }
 
+}
+
+extension DomainCore {
+  /// Says whether all are to be mapped.
+  func setStandingWanted(_ isWanted: Bool) { withoutHits { $0.isWanted = isWanted } }
+
   /// A registration ends: no later mapping finds it.
-  func end(_ range: Range) {
-    locked { _ in unsafe range.pointee.isEnded = true }
-    endedCount.wrappingAdd(1, ordering: .relaxed)
+  func endStanding(_ range: StandingMaps.Range) {
+    withoutHits { _ in unsafe range.pointee.isEnded = true }
+    standing.endedCount.wrappingAdd(1, ordering: .relaxed)
+  }
+
+  /// Claims the first range, from an address of this process on, of which `fits` holds. O(n).
+  ///
+  /// - Parameters:
+  ///   - skipsBusy: Whether what somebody else has claimed is passed over.
+  ///   - fits: Is told the range, and whether all are to be mapped.
+  func claimStanding(
+    from host: UInt64, skipsBusy: Bool, _ fits: (StandingRange, Bool) -> Bool
+  ) -> StandingMaps.Claim {
+    withoutHits { table in
+      for index in table.place(host)..<table.count {
+        let range = unsafe table.ranges[index]
+        if unsafe range.pointee.isBusy {
+          if skipsBusy { continue }
+          return .busy
+        }
+        guard unsafe fits(range.pointee, table.isWanted) else { continue }
+        unsafe range.pointee.isBusy = true
+        return unsafe .range(range)
+      }
+      return .none
+    }
   }
 }
 
 extension StandingMaps.Table {
-  /// Puts a range at its place; the range that is in the way instead.
-  mutating func insert(_ new: StandingMaps.Range) -> IOVARange? {
+  /// Puts a range at its place; where the table is full, it grows into `spare`, if that is larger. Allocates nothing, as it is
+  /// called with the lock held; never inlined, so that the check of the object code sees that.
+  @inline(never)
+  mutating func insert(
+    _ new: StandingMaps.Range, growingInto spare: inout StandingMaps.Places
+  ) -> StandingMaps.Insertion {
     let host = unsafe new.pointee.host, place = place(host)
     if place > 0, unsafe ranges[place - 1].pointee.hostRange.overlaps(new.pointee.hostRange) {
-      return unsafe ranges[place - 1].pointee.hostRange
+      return unsafe .overlap(ranges[place - 1].pointee.hostRange)
     }
     if place < count, unsafe ranges[place].pointee.hostRange.overlaps(new.pointee.hostRange) {
-      return unsafe ranges[place].pointee.hostRange
+      return unsafe .overlap(ranges[place].pointee.hostRange)
     }
-    if count == capacity { grow() }
+    if count == capacity {
+      guard spare.capacity > capacity, let larger = unsafe spare.base else { return .full(capacity) }
+      unsafe larger.update(from: ranges, count: count)
+      unsafe (ranges, spare.base) = unsafe (larger, ranges)
+      (capacity, spare.capacity) = (spare.capacity, capacity)
+    }
     unsafe (ranges + place + 1).update(from: ranges + place, count: count - place)
     unsafe ranges[place] = new
     count += 1
@@ -113,24 +166,15 @@ extension StandingMaps.Table {
       counts.registrations += 1
       counts.registeredByteCount += unsafe new.pointee.byteCount
     }
-    return nil
+    return .inserted
   }
 
   mutating func remove(_ range: StandingMaps.Range) {
     let place = unsafe place(range.pointee.host)
     unsafe (ranges + place).update(from: ranges + place + 1, count: count - place - 1)
     count -= 1
-    unsafe last = nil
     guard unsafe range.pointee.file < 0 else { return }
     counts.registrations -= 1
     counts.registeredByteCount -= unsafe range.pointee.byteCount
-  }
-
-  private mutating func grow() {
-    let larger = UnsafeMutablePointer<StandingMaps.Range>.allocate(capacity: capacity * 2)
-    unsafe larger.update(from: ranges, count: count)
-    unsafe ranges.deallocate()
-    unsafe ranges = larger
-    capacity *= 2
   }
 }

@@ -3,9 +3,9 @@ import Synchronization
 
 /// The memory that can be mapped once for all, by its address in this process.
 ///
-/// A sorted table behind a spin lock that is never held across a system call, with the range that was found last at hand.
-/// Ranges stay at their place, so that a mapping knows its own without a search. Whoever wants to map, unmap or remove one
-/// claims it first: then it is his until he releases it, and the lock is free for everybody else.
+/// A sorted table behind a spin lock that is never held across a system call; the range that a processor found last is in its
+/// slot, see ``StandingHit``. Ranges stay at their place, so that a mapping knows its own without a search. Whoever wants to map,
+/// unmap or remove one claims it first: then it is his until he releases it, and the lock is free for everybody else.
 @safe
 final class StandingMaps: @unchecked Sendable {
   typealias Range = UnsafeMutablePointer<StandingRange>
@@ -17,9 +17,7 @@ final class StandingMaps: @unchecked Sendable {
     /// Sorted by ``StandingRange/host``; none overlap.
     var ranges: UnsafeMutablePointer<Range>
     var count = 0, capacity = 4
-    /// The one that was found last.
-    var last: Range?
-    /// Of mappings without a kernel call of their own, and of registrations.
+    /// Of copies, and of registrations.
     var counts = Counts()
 
     init() { unsafe ranges = .allocate(capacity: 4) }
@@ -76,9 +74,6 @@ final class StandingMaps: @unchecked Sendable {
 
   var isWanted: Bool { locked { $0.isWanted } }
 
-  /// Says whether all are to be mapped.
-  func setWanted(_ isWanted: Bool) { locked { $0.isWanted = isWanted } }
-
   /// Counts a mapping that is neither a map of its own nor inside of a range.
   func count(maps: UInt64 = 0, unmaps: UInt64 = 0, byteCount: Int, copied: Int) {
     locked { table in
@@ -87,39 +82,6 @@ final class StandingMaps: @unchecked Sendable {
       table.counts.liveByteCount = table.counts.liveByteCount &+ (maps &- unmaps) &* UInt64(byteCount)
       table.counts.bouncedByteCount &+= UInt64(copied)
     }
-  }
-}
-
-// MARK: - The data path
-
-extension StandingMaps {
-  /// Begins a mapping without a kernel call: where memory lies for the device, if all of it lies in one range that is
-  /// mapped, and not above `limit`. O(log n) in the number of ranges, O(1) in the one that was found last.
-  @inline(__always)
-  func take(_ host: UInt64, byteCount: UInt64, limit: UInt64) -> (iova: IOVA, range: Range)? {
-    unsafe guarded.pointee.lock.lock()
-    defer { unsafe guarded.pointee.lock.unlock() }
-    guard unsafe guarded.pointee.table.isWanted, let range = unsafe guarded.pointee.table.find(host, byteCount) else {
-      return nil
-    }
-    guard unsafe range.pointee.isUsable else { return nil }
-    let iova = unsafe range.pointee.iova &+ (host &- range.pointee.host)
-    guard iova &+ (byteCount &- 1) <= limit else { return nil }
-    unsafe range.pointee.live += 1
-    unsafe guarded.pointee.table.counts.maps &+= 1
-    unsafe guarded.pointee.table.counts.liveByteCount &+= byteCount
-    return unsafe (IOVA(iova), range)
-  }
-
-  /// Ends a mapping that ``take(_:byteCount:limit:)`` began; true when it was the last in a range that is not to stay.
-  @inline(__always)
-  func give(_ range: Range, byteCount: UInt64) -> Bool {
-    unsafe guarded.pointee.lock.lock()
-    defer { unsafe guarded.pointee.lock.unlock() }
-    unsafe range.pointee.live -= 1
-    unsafe guarded.pointee.table.counts.unmaps &+= 1
-    unsafe guarded.pointee.table.counts.liveByteCount &-= byteCount
-    return unsafe range.pointee.live == 0 && (!guarded.pointee.table.isWanted || range.pointee.isEnded)
   }
 }
 
@@ -134,18 +96,11 @@ extension StandingMaps.Table {
     return low
   }
 
-  /// The range that all of some memory lies in.
-  @inline(__always)
-  mutating func find(_ host: UInt64, _ byteCount: UInt64) -> StandingMaps.Range? {
-    if let last = unsafe last, unsafe last.pointee.covers(host, byteCount) { return unsafe last }
-    return unsafe search(host, byteCount)
-  }
-
-  @inline(never)
-  private mutating func search(_ host: UInt64, _ byteCount: UInt64) -> StandingMaps.Range? {
+  /// The range that all of some memory lies in, if mappings can be made inside of it. O(log n).
+  func usable(_ host: UInt64, _ byteCount: UInt64) -> StandingMaps.Range? {
     let above = place(host &+ 1)
-    guard above > 0, unsafe ranges[above - 1].pointee.covers(host, byteCount) else { return nil }
-    unsafe last = unsafe ranges[above - 1]
-    return unsafe last
+    guard isWanted, above > 0 else { return nil }
+    let range = unsafe ranges[above - 1]
+    return unsafe range.pointee.isUsable && range.pointee.covers(host, byteCount) ? range : nil
   }
 }

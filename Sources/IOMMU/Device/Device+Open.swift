@@ -98,7 +98,7 @@ extension Device {
     guard let address = PCIAddress(text) else {
       throw DMAError(
         .noSuchDevice, "open", device: text, detail: "This is no PCI address",
-        remedy: "Write it as 0000:03:00.0; iommuctl list shows all")
+        remedy: "Write it as 0000:03:00.0. \((host ?? .local()).whichDevices())")
     }
     var bytes: [UInt8]?
     if let token {
@@ -123,7 +123,9 @@ extension Device {
     guard let group = device.group else {
       return DMAError(
         .noIOMMU, "open", device: name, detail: "No IOMMU translates for it",
-        remedy: "Enable the IOMMU in firmware and kernel (intel_iommu=on); iommuctl doctor tells more")
+        remedy: host.isSimulated
+          ? "Give the SimulatedMachine an IOMMU"
+          : "Enable the IOMMU in firmware and kernel (intel_iommu=on); iommuctl doctor tells more")
     }
     let members = try? host.group(group)
     if members?.isNoIOMMU == true {
@@ -136,14 +138,14 @@ extension Device {
       return DMAError(
         .notBound, "open", device: name,
         detail: device.driver.map { "It is bound to \($0)" } ?? "It is bound to no driver",
-        remedy: "Bind it to vfio-pci: sudo iommuctl bind \(name)")
+        remedy: "Bind it to vfio-pci: \(host.howTo(.bind, name))")
     }
     // The kernel would answer EPERM or EBUSY, as it does for other reasons too; sysfs names the one at fault.
     if members?.viable == false, let culprit = members?.culprit {
       return DMAError(
         .groupNotViable, "open", device: name,
         detail: "Group \(group) is not viable: \(culprit) has a driver of the host's",
-        remedy: "Bind the whole group to vfio-pci: sudo iommuctl bind \(name)")
+        remedy: "Bind the whole group to vfio-pci: \(host.howTo(.bind, name))")
     }
     return nil
   }

@@ -34,13 +34,13 @@ extension TranslationInUse {
     guard kernel.hasFlatFormat else {
       return kernel.isSimulated
         ? "The simulated machine has no nested translation"
-        : "It comes with nested translation, which this version does not have"
+        : "This version of the library has no nested translation"
     }
     return interface == .type1 ? "A type1 container has no nested translation" : nil
   }
 
   static let asked = "Asked for"
-  static let nests = "Nested translation is possible here"
+  package static let nests = "Nested translation is possible here"
 }
 
 /// What a device is opened over.

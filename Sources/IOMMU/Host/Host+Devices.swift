@@ -40,7 +40,7 @@ extension Host {
   }
 
   /// Which devices there are, or how to see them.
-  private func whichDevices() -> String {
+  func whichDevices() -> String {
     if isCaptured { return "`iommuctl list` with the same --root shows the devices of the captured machine" }
     guard isSimulated else { return "`iommuctl list` shows the devices of this machine" }
     // Another simulated machine than iommuctl's may be meant: a test's.

@@ -25,7 +25,9 @@ extension Host {
       try requireSysfs()
       throw DMAError(
         .noSuchDevice, "find", errno: error, device: "group \(id)",
-        remedy: "`iommuctl groups` shows the groups of this machine")
+        remedy: isSimulated
+          ? "`try host.groups()` has the groups of the simulated machine"
+          : "`iommuctl groups` shows the groups of this machine")
     }
     return readGroup(id)
   }

@@ -46,13 +46,13 @@ extension Host {
       if action != .bind { return [target] }
       throw DMAError(
         .noIOMMU, "bind", device: target.address.description,
-        detail: "No IOMMU translates for it: it has no IOMMU group", remedy: "`iommuctl doctor` says why")
+        detail: "No IOMMU translates for it: it has no IOMMU group", remedy: "\(whatTellsWhy()) says why")
     }
     let group = readGroup(id)
     if action == .bind, group.isNoIOMMU {
       throw DMAError(
         .noIOMMUMode, "bind", device: target.address.description,
-        detail: "Nothing would contain its DMA", remedy: "`iommuctl doctor` says how to have an IOMMU")
+        detail: "Nothing would contain its DMA", remedy: "\(whatTellsWhy()) says how to have an IOMMU")
     }
     var members: [PCIDevice] = []
     for member in group.members {

@@ -33,15 +33,41 @@ extension Host {
   /// A machine whose files were captured below a directory, to look at: nothing of it can be opened or bound.
   ///
   /// - Parameter root: A directory that holds `sys/`, and as far as captured `proc/` and `dev/`.
-  /// - Throws: ``DMAError/Code-swift.struct/corruptTree`` when it holds no `sys/`.
+  /// - Throws: ``DMAError/Code-swift.struct/noSuchTree`` when there is no such directory,
+  ///   ``DMAError/Code-swift.struct/permission`` when this user may not read it,
+  ///   ``DMAError/Code-swift.struct/corruptTree`` when it holds no `sys/`; ``DMAError/Code-swift.struct/system``.
   public static func captured(at root: String) throws(DMAError) -> Host {
-    let host = Host(kernel: LiveKernel(root: root), isCaptured: true)
-    do { try host.requireSysfs() } catch {
-      throw DMAError(
-        .corruptTree, "read \(root)/sys", errno: error.errno, detail: "There is no captured tree at \(root)",
-        remedy: "Name a directory that holds sys/, proc/ and dev/")
+    try captured(at: root, LiveKernel(root: root))
+  }
+
+  /// The same by a kernel that has the tree's files.
+  package static func captured(at root: String, _ kernel: any Kernel) throws(DMAError) -> Host {
+    let names: [String]
+    do throws(Errno) { names = try kernel.listDirectory("/sys") } catch { throw noTree(root, kernel, error) }
+    if names.isEmpty { throw noTree(root, kernel, nil) }
+    return Host(kernel: kernel, isCaptured: true)
+  }
+
+  /// Why a directory cannot be looked at as a captured tree; no errno stands for a `sys/` with nothing in it.
+  private static func noTree(_ root: String, _ kernel: any Kernel, _ errno: Errno?) -> DMAError {
+    var error = DMAError(
+      .corruptTree, "read \(root)/sys", errno: errno, remedy: "Name a directory that holds sys/, proc/ and dev/")
+    switch errno {
+    case nil: error.detail = "No tree was captured at \(root): its sys/ is empty"
+    case .accessDenied?, .notPermitted?:
+      error.code = .permission
+      error.detail = "User \(kernel.effectiveUser()) may not read it"
+      error.remedy = "Give this user leave to read the tree, or run as root"
+    case .noEntry? where (try? kernel.status("/")) == nil:
+      error.code = .noSuchTree
+      error.detail = "There is no directory \(root)"
+    case .noEntry?: error.detail = "No tree was captured at \(root): it holds no sys/"
+    case .notDirectory?: error.detail = "It is no directory"
+    default:
+      error.code = .system
+      error.remedy = nil
     }
-    return host
+    return error
   }
 
   /// Throws the first reason why no device at all can be driven.

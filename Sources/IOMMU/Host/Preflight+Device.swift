@@ -24,8 +24,8 @@ extension PreflightFacts {
           + "driver \(culprit.driver ?? "").\(because)",
         remedy: fixed
           ? "Move the device to another slot or root port: \(culprit.name) is not for VFIO to take."
-          : "Bind the whole group: `sudo iommuctl bind \(device.address)`; or take \(culprit.name) off its driver: "
-            + "`sudo iommuctl unbind \(culprit.name)`\(isOneCard(culprit) ? "" : "; or move the device to another slot").",
+          : "Bind the whole group: \(host.howTo(.bind, device.address.description)); or take \(culprit.name) off its driver: "
+            + "\(host.howTo(.unbind, culprit.name))\(isOneCard(culprit) ? "" : "; or move the device to another slot").",
         culprit: culprit.description)
     }
     if let unknown = others.first(where: { !$0.isDriverKnown }) {
@@ -60,7 +60,7 @@ extension PreflightFacts {
       check.conclude(
         .fail, "Group \(group.id) has a device bound to VFIO and another that belongs to the host.",
         remedy:
-          "Bind the whole group: `sudo iommuctl bind \(group.devices.first.map(\.description) ?? culprit.name)`.",
+          "Bind the whole group: \(host.howTo(.bind, group.devices.first.map(\.description) ?? culprit.name)).",
         culprit: culprit.description)
     } else if taken.isEmpty {
       check.conclude(.notApplicable, "No device is bound to VFIO.")
@@ -80,7 +80,7 @@ extension PreflightFacts {
     let isTranslated = !device.isGroupKnown || device.group != nil && group?.isNoIOMMU != true
     let bind =
       isTranslated
-      ? "Bind it, with its group, to vfio-pci: `sudo iommuctl bind \(device.address)`"
+      ? "Bind it, with its group, to vfio-pci: \(host.howTo(.bind, device.address.description))"
       : "Have an IOMMU translate for it first, see iommu-enabled: vfio-pci cannot drive it without"
     if device.isBridge == true {
       return check.conclude(

@@ -77,9 +77,11 @@ extension PreflightFacts {
     let counting =
       "iommufd counts what all processes of the user have pinned, type1 what this process has pinned and locked."
     let remedy =
-      "Raise it: for the logins of group vfio, the line `@vfio - memlock unlimited` in "
-      + "/etc/security/limits.d/60-vfio-iommu.conf, and log in again; for a service, `LimitMEMLOCK=infinity` in its "
-      + "unit; for this shell alone, `ulimit -l unlimited` as root."
+      "Raise it by the files in udev/ of this package: for logins of group vfio, limits.d/60-vfio-iommu.conf in "
+      + "/etc/security/limits.d (`@vfio - memlock 4194304`), and log in again; for what a desktop session or "
+      + "`systemctl --user` starts, systemd/user@.service.d/vfio-memlock.conf, and for a service "
+      + "systemd/vfio-memlock.conf in /etc/systemd/system/NAME.service.d (`LimitMEMLOCK=4G`), with "
+      + "`sudo systemctl daemon-reload`; for this shell alone, `sudo prlimit --pid $$ --memlock=unlimited`."
     let means = "This process may pin \(Self.bytes(limit)) for devices; \(counting)"
     if limit < 1 << 16 { return check.conclude(.fail, means, remedy: remedy) }
     if limit < 64 << 20 { return check.conclude(.warn, means, remedy: remedy) }

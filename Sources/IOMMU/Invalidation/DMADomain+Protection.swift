@@ -35,7 +35,8 @@ extension DMADomain {
   /// what is mapped once for all under ``Protection/persistent`` stays.
   ///
   /// In strict mode every unmap has seen to that, and this makes no system call, unless something is left of another
-  /// protection, or of a ``Registration``, that could not be unmapped before.
+  /// protection, or of a ``Registration``, that could not be unmapped before. Each registration that has ended and waits is
+  /// looked at, at the cost of ``Registration/unregister()``.
   ///
   /// - Throws: `.forked`; `.system` and `.mismatch` when the kernel refuses to unmap or to invalidate: then the ranges stay queued.
   public func drain() throws(DMAError) {

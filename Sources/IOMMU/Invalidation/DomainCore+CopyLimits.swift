@@ -8,19 +8,20 @@ package struct CopyLimits: Equatable {
   /// What a pair, one map and its unmap, takes for memory of some length, in nanoseconds.
   package struct Sample {
     var byteCount: Int
-    /// The kernel's calls; copying once, with the place for the copy; filling with zeros.
-    var map: UInt64, copy: UInt64, zero: UInt64
+    /// The kernel's calls for memory that the device reads, and for memory that it may write, of which the kernel marks each page
+    /// as changed; copying once, with the place for the copy; filling with zeros.
+    var read: UInt64, write: UInt64, copy: UInt64, zero: UInt64
 
-    package init(byteCount: Int, map: UInt64, copy: UInt64, zero: UInt64) {
-      (self.byteCount, self.map, self.copy, self.zero) = (byteCount, map, copy, zero)
+    package init(byteCount: Int, read: UInt64, write: UInt64, copy: UInt64, zero: UInt64) {
+      (self.byteCount, self.read, self.write, self.copy, self.zero) = (byteCount, read, write, copy, zero)
     }
   }
 
   /// From samples of rising lengths.
   package init(_ samples: [Sample]) {
-    read = Self.limit(samples) { $0.copy }
-    write = Self.limit(samples) { $0.copy + $0.zero }
-    both = Self.limit(samples) { $0.copy * 2 }
+    read = Self.limit(samples.map { ($0.byteCount, $0.read, $0.copy) })
+    write = Self.limit(samples.map { ($0.byteCount, $0.write, $0.copy + $0.zero) })
+    both = Self.limit(samples.map { ($0.byteCount, $0.write, $0.copy * 2) })
   }
 
   package init() {}
@@ -28,8 +29,8 @@ package struct CopyLimits: Equatable {
   /// Where the two lines cross: after as many samples as cost the least in all, each by its share, if those before are copied
   /// and those after are mapped; and as far beyond the last of them as the differences say. One timing that was disturbed
   /// changes little.
-  private static func limit(_ samples: [Sample], _ cost: (Sample) -> UInt64) -> Int {
-    let pairs = samples.map { (map: Double(max($0.map, 1)), copy: Double(max(cost($0), 1))) }
+  private static func limit(_ samples: [(byteCount: Int, map: UInt64, copy: UInt64)]) -> Int {
+    let pairs = samples.map { (map: Double(max($0.map, 1)), copy: Double(max($0.copy, 1))) }
     var best = 0, least = Double.infinity
     for count in 0...samples.count {
       var sum = 0.0
@@ -68,9 +69,10 @@ extension DomainCore {
     var isAbove = false, samples: [CopyLimits.Sample] = []
     var byteCount = Int(granuleMask) + 1
     while byteCount <= length {
-      let map = try unsafe timeMap(memory, byteCount, &isMapped)
+      let read = try unsafe timeMap(memory, byteCount, .read, &isMapped)
+      let write = try unsafe timeMap(memory, byteCount, .readWrite, &isMapped)
       let copy = try unsafe timeCopy(memory, byteCount, limits, &isAbove)
-      samples.append(.init(byteCount: byteCount, map: map, copy: copy.copy, zero: copy.zero))
+      samples.append(.init(byteCount: byteCount, read: read, write: write, copy: copy.copy, zero: copy.zero))
       byteCount *= 2
     }
     return (CopyLimits(samples), isAbove)
@@ -80,7 +82,7 @@ extension DomainCore {
 
   /// The shortest of some pairs. What the kernel will not unmap stays where it is: it holds zeros, and no device is told of it.
   private func timeMap(
-    _ memory: UnsafeMutableRawPointer, _ byteCount: Int, _ isMapped: inout Bool
+    _ memory: UnsafeMutableRawPointer, _ byteCount: Int, _ access: DMAAccess, _ isMapped: inout Bool
   ) throws(DMAError) -> UInt64 {
     let length = UInt64(byteCount), iova: IOVA
     do throws(RangeStoreFailure) {
@@ -95,7 +97,7 @@ extension DomainCore {
       for _ in 0..<Self.timingsEach where failure == nil {
         let began = kernel.costClock(), host = UInt64(UInt(bitPattern: memory))
         calls += 1
-        try translation.map(iova: iova.rawValue, address: host, byteCount: length, access: .readWrite)
+        try translation.map(iova: iova.rawValue, address: host, byteCount: length, access: access)
         (isMapped, calls) = (true, calls + 1)
         let done = try translation.unmap(iova: iova.rawValue, byteCount: length)
         shortest = min(shortest, kernel.costClock() &- began)

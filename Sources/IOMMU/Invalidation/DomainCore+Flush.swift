@@ -49,7 +49,10 @@ extension DomainCore {
   func flushBeside() -> Bool {
     guard let processOwned else { return false }
     let number = queue.started.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
-    if invalidateAll(processOwned) != nil { return false }
+    guard invalidateAll(processOwned) == nil else {
+      locked { $0.statistics.failedFlushes += 1 }
+      return false
+    }
     queue.finish(number)
     locked { $0.statistics.flushes += 1 }
     return true

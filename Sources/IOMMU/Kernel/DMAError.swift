@@ -78,6 +78,8 @@ public struct DMAError: Error, Hashable, Sendable, CustomStringConvertible {
     public static let busy = Code("busy")
     /// sysfs or procfs says something that makes no sense, or lacks what must be there.
     public static let corruptTree = Code("corrupt-tree")
+    /// There is no directory where a captured tree was named.
+    public static let noSuchTree = Code("no-such-tree")
 
     // Mapping
 

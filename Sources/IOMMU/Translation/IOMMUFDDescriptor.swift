@@ -41,6 +41,6 @@ struct IOMMUFDDescriptor: Sendable {
   func bind(_ device: Int32, _ target: AttachTarget) throws(DMAError) -> UInt32 {
     do throws(Errno) {
       return try kernel.vfioBind(device, iommufd: iommufd, token: target.token)
-    } catch { throw .binding("VFIO_DEVICE_BIND_IOMMUFD", error, target) }
+    } catch { throw .binding("VFIO_DEVICE_BIND_IOMMUFD", error, target, kernel) }
   }
 }

@@ -113,7 +113,7 @@ extension KernelOwnedContainer {
       return Attachment(target: target, descriptor: descriptor, deviceID: 0)
     } catch {
       drop(group: target.group)
-      throw .binding("VFIO_GROUP_GET_DEVICE_FD", error, target)
+      throw .binding("VFIO_GROUP_GET_DEVICE_FD", error, target, kernel)
     }
   }
 
@@ -151,17 +151,18 @@ extension KernelOwnedContainer {
     let name = "group \(target.group)"
     let status: UInt32
     do throws(Errno) { status = try kernel.vfioGroupStatus(group) } catch {
-      throw .attaching(error, target, "VFIO_GROUP_GET_STATUS")
+      throw .attaching(error, target, kernel, "VFIO_GROUP_GET_STATUS")
     }
     guard status & 1 != 0 else {
       throw DMAError(
         .groupNotViable, "VFIO_GROUP_GET_STATUS", device: target.address.description,
         detail: "Another device of \(name) is bound to a host driver",
-        remedy: "iommuctl doctor \(target.address) names it; bind the whole group to vfio-pci")
+        remedy: Host(kernel: kernel).whatTellsWhy(target.address.description)
+          + " names it; bind the whole group to vfio-pci")
     }
     if status & 2 == 0 {
       do throws(Errno) { try kernel.vfioSetContainer(group: group, container: container) } catch {
-        throw .attaching(error, target, "VFIO_GROUP_SET_CONTAINER")
+        throw .attaching(error, target, kernel, "VFIO_GROUP_SET_CONTAINER")
       }
     }
     let first = state.withLock { state in
@@ -179,7 +180,7 @@ extension KernelOwnedContainer {
       state.withLock { $0.backEndIsSet = false }
       try? kernel.vfioUnsetContainer(group: group)
       throw error == .notPermitted
-        ? .unsafeInterrupts("VFIO_SET_IOMMU", target) : .attaching(error, target, "VFIO_SET_IOMMU")
+        ? .unsafeInterrupts("VFIO_SET_IOMMU", target, kernel) : .attaching(error, target, kernel, "VFIO_SET_IOMMU")
     }
   }
 

@@ -128,7 +128,7 @@ extension KernelOwnedIOAS {
         }
         return
       } catch {
-        if error != .invalidArgument { throw .attaching(error, target) }
+        if error != .invalidArgument { throw .attaching(error, target, kernel) }
       }
     }
     let id: UInt32
@@ -137,13 +137,13 @@ extension KernelOwnedIOAS {
     } catch {
       throw error == .noMemory
         ? DMAError(.outOfMemory, "IOMMU_HWPT_ALLOC", errno: error, device: target.address.description)
-        : .attaching(error, target, "IOMMU_HWPT_ALLOC")
+        : .attaching(error, target, kernel, "IOMMU_HWPT_ALLOC")
     }
     do throws(Errno) {
       _ = try kernel.vfioAttach(descriptor, pageTable: id)
     } catch {
       try? kernel.iommufdDestroy(iommufd, id: id)
-      throw .attaching(error, target)
+      throw .attaching(error, target, kernel)
     }
     state.withLock { $0.tables.append(Table(id: id, unit: target.unit, devices: [device])) }
   }

@@ -16,10 +16,7 @@ extension DMAError {
       error.remedy = "Install the rules of udev/ and join their group, or run as root"
     case .noEntry, .noDevice, .noDeviceOrAddress:
       error.code = path == KernelOwnedIOAS.path || path == KernelOwnedContainer.path ? .notSupported : .noSuchDevice
-      error.remedy =
-        path == KernelOwnedIOAS.path
-        ? "Load iommufd (CONFIG_IOMMUFD), or use the type1 interface"
-        : "Load vfio-pci (sudo modprobe vfio-pci) and bind the device to it: sudo iommuctl bind ADDRESS"
+      error.remedy = missingNode(path, isSimulated: kernel.isSimulated)
     case .busy:
       error.code = .busy
       error.detail = "Another process, or another device of this one, has the node or its group open"
@@ -30,11 +27,24 @@ extension DMAError {
     return error
   }
 
+  private static func missingNode(_ path: String, isSimulated: Bool) -> String {
+    switch path {
+    case KernelOwnedIOAS.path:
+      isSimulated ? "Use the type1 interface" : "Load iommufd (CONFIG_IOMMUFD), or use the type1 interface"
+    case _ where !isSimulated:
+      "Load vfio-pci (sudo modprobe vfio-pci) and bind the device to it: sudo iommuctl bind ADDRESS"
+    case KernelOwnedContainer.path: "Use the iommufd interface"
+    default: "Look at the device again: the simulated machine has unbound or unplugged it"
+    }
+  }
+
   /// Binding a device to an iommufd, or getting it from its group, failed.
-  static func binding(_ operation: String, _ errno: Errno, _ target: AttachTarget) -> DMAError {
-    let name = target.address.description
+  static func binding(
+    _ operation: String, _ errno: Errno, _ target: AttachTarget, _ kernel: any Kernel
+  ) -> DMAError {
+    let name = target.address.description, host = Host(kernel: kernel)
     switch errno {
-    case .notPermitted: return .unsafeInterrupts(operation, target)
+    case .notPermitted: return .unsafeInterrupts(operation, target, kernel)
     case .accessDenied:
       return DMAError(
         .virtualFunctionToken, operation, errno: errno, device: name,
@@ -49,15 +59,15 @@ extension DMAError {
         .incompatibleDevice, operation, errno: errno, device: name,
         detail:
           "Its DMA is not coherent, or firmware asked for direct-mapped regions (RMRR, RMR), or it is bound already",
-        remedy: "iommuctl show \(name) lists reserved regions of type direct")
+        remedy: "\(host.whatTellsWhy(name)) lists reserved regions of type direct")
     case .busy:
       return DMAError(
         .groupNotViable, operation, errno: errno, device: name,
         detail: "The group is owned by a host driver or another process",
-        remedy: "iommuctl doctor \(name) names the device and driver; bind the whole group to vfio-pci")
+        remedy: "\(host.whatTellsWhy(name)) names the device and driver; bind the whole group to vfio-pci")
     case .noDevice, .noDeviceOrAddress, .noEntry:
       return DMAError(
-        .noSuchDevice, operation, errno: errno, device: name, remedy: "Bind it to vfio-pci: sudo iommuctl bind \(name)")
+        .noSuchDevice, operation, errno: errno, device: name, remedy: "Bind it to vfio-pci: \(host.howTo(.bind, name))")
     case .notTypewriter:
       return DMAError(
         .notSupported, operation, errno: errno, device: name, detail: "The kernel's VFIO has no such call")
@@ -67,7 +77,8 @@ extension DMAError {
 
   /// Attaching to a page table failed.
   static func attaching(
-    _ errno: Errno, _ target: AttachTarget, _ operation: String = "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
+    _ errno: Errno, _ target: AttachTarget, _ kernel: any Kernel,
+    _ operation: String = "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
   ) -> DMAError {
     let name = target.address.description
     switch errno {
@@ -79,24 +90,29 @@ extension DMAError {
     case .invalidArgument:
       return DMAError(
         .incompatibleDevice, operation, errno: errno, device: name,
-        detail: "The IOMMU refuses the device in this domain", remedy: "iommuctl doctor \(name) tells why")
+        detail: "The IOMMU refuses the device in this domain",
+        remedy: "\(Host(kernel: kernel).whatTellsWhy(name)) tells why")
     case .addressInUse, .exists:
       return DMAError(
         .reserved, operation, errno: errno, device: name,
         detail: "A mapping of the domain lies in a reserved region of the device", remedy: "Attach before mapping")
-    case .notPermitted: return .unsafeInterrupts(operation, target)
+    case .notPermitted: return .unsafeInterrupts(operation, target, kernel)
     case .noDevice: return DMAError(.gone, operation, errno: errno, device: name)
     default: return DMAError(.system, operation, errno: errno, device: name)
     }
   }
 
   /// The platform does not keep the device's interrupts apart.
-  static func unsafeInterrupts(_ operation: String, _ target: AttachTarget) -> DMAError {
+  static func unsafeInterrupts(
+    _ operation: String, _ target: AttachTarget, _ kernel: any Kernel
+  ) -> DMAError {
     DMAError(
       .unsafeInterrupts, operation, errno: .notPermitted, device: target.address.description,
       detail: "The platform does not isolate interrupts (no interrupt remapping, no ITS)",
-      remedy: "Enable interrupt remapping in firmware and kernel (intremap=on). iommuctl doctor tells of the "
-        + "module option that goes without, and of its risk")
+      remedy: kernel.isSimulated
+        ? "Give the SimulatedMachine isolatesInterrupts"
+        : "Enable interrupt remapping in firmware and kernel (intremap=on). iommuctl doctor tells of the "
+          + "module option that goes without, and of its risk")
   }
 }
 

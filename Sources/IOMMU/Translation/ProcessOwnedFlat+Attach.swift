@@ -42,7 +42,7 @@ extension ProcessOwnedFlat {
         }
         return
       } catch {
-        if error != .invalidArgument { throw .attaching(error, target) }
+        if error != .invalidArgument { throw .attaching(error, target, kernel) }
       }
     }
     let table = try makeTable(id, target)
@@ -52,7 +52,7 @@ extension ProcessOwnedFlat {
       _ = try kernel.vfioAttach(device, pageTable: table.nested)
     } catch {
       remove(table)
-      throw .attaching(error, target)
+      throw .attaching(error, target, kernel)
     }
   }
 
@@ -69,7 +69,7 @@ extension ProcessOwnedFlat {
       if let parent { try? kernel.iommufdDestroy(iommufd, id: parent) }
       throw error == .noMemory
         ? DMAError(.outOfMemory, "IOMMU_HWPT_ALLOC", errno: error, device: target.address.description)
-        : .attaching(error, target, "IOMMU_HWPT_ALLOC")
+        : .attaching(error, target, kernel, "IOMMU_HWPT_ALLOC")
     }
   }
 

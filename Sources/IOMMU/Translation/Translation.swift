@@ -42,6 +42,17 @@ package struct DMAAccess: Hashable, Sendable {
   @inline(__always) package var canWrite: Bool { rawValue & 2 != 0 }
 }
 
+extension DMADirection {
+  @inline(__always)
+  var access: DMAAccess {
+    switch self {
+    case .toDevice: .read
+    case .fromDevice: .write
+    case .bidirectional: .readWrite
+    }
+  }
+}
+
 /// A device to attach: where its nodes are, or descriptors that someone opened for us.
 package struct AttachTarget: Sendable {
   package var address: PCIAddress

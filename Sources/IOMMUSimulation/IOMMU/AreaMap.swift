@@ -52,6 +52,17 @@ struct AreaMap<Value> {
     return areas.remove(at: index)
   }
 
+  /// Takes out all that begin in a range. O(n).
+  mutating func removeAll(from start: UInt64, through last: UInt64) -> [Area] {
+    var first = firstIndex(endingAtOrAfter: start)
+    if first < areas.count, areas[first].start < start { first += 1 }
+    var end = firstIndex(endingAtOrAfter: last)
+    if end < areas.count, areas[end].start <= last { end += 1 }
+    guard first < end else { return [] }
+    defer { areas.removeSubrange(first..<end) }
+    return [Area](areas[first..<end])
+  }
+
   /// Takes out everything. O(1).
   mutating func removeAll() -> [Area] {
     defer { areas = [] }

@@ -110,7 +110,7 @@ extension KernelState {
     let span = isAll ? Span64(start: 0, last: .max) : Span64(start: iova, last: iova + (byteCount - 1))
     var unmapped: UInt64 = 0
     if span == Span64(start: 0, last: .max) {
-      for area in ioas.areas.removeAll() { unmapped += unmap(area, in: ioas) }
+      for area in ioas.areas.removeAll().reversed() { unmapped += unmap(area, in: ioas) }
       return unmapped
     }
     while let area = ioas.areas.first(in: span.start, through: span.last) {

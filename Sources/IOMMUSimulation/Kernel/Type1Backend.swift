@@ -57,7 +57,7 @@ extension KernelState {
     guard let domain = backend.domain else { return }
     for member in group.members { iommu!.block(member.address) }
     guard backend.groups.isEmpty else { return }
-    for area in backend.entries.removeAll() { remove(area, from: backend) }
+    for area in backend.entries.removeAll().reversed() { remove(area, from: backend) }
     iommu!.destroy(domain)
     backend.domain = nil
   }
@@ -134,14 +134,11 @@ extension KernelState {
       last = sum
     }
     if backend.isVersion2 && flags & 2 == 0 { try checkEnds(iova, last, of: backend) }
-    var unmapped: UInt64 = 0
-    while let area = backend.entries.first(in: iova, through: last) {
-      if !backend.isVersion2 && iova > area.start { break }
-      backend.entries.remove(startingAt: area.start)
-      remove(area, from: backend)
-      unmapped += area.byteCount
-    }
-    return unmapped
+    if !backend.isVersion2, let area = backend.entries.area(at: iova), area.start < iova { return 0 }
+    let areas = backend.entries.removeAll(from: iova, through: last)
+    // Backwards, as the IOMMU's own table is an array too.
+    for area in areas.reversed() { remove(area, from: backend) }
+    return areas.reduce(0) { $0 &+ $1.byteCount }
   }
 
   private func checkEnds(_ iova: UInt64, _ last: UInt64, of backend: Type1Backend) throws(Errno) {

@@ -71,20 +71,43 @@ struct BenchOptions: ParsableArguments {
   @Option(help: "How long to measure, at most 300; 3 unless --operations is given.") var seconds: Double?
   @Option(help: "How many operations to measure, of all threads together.") var operations: Int?
   @Option(help: "Length of a mapping in pages of 4 KiB, 1 to 1024.") var granule = 1
-  @Option(help: "Which way data goes.") var direction = DMADirection.bidirectional
+  @Option(name: .customLong("direction"), help: "Which way data goes; bidirectional unless given.")
+  var givenDirection: DMADirection?
   @Option(help: "Address bits that the device drives, 20 to 64; 64 unless given.") var dmaBits: Int?
-  @Option(help: "Nanoseconds from a map to its unmap, at most 10000000.") var delayNs: UInt64 = 0
+  @Option(name: .customLong("delay-ns"), help: "Nanoseconds from a map to its unmap, at most 10000000; 0 unless given.")
+  var givenDelay: UInt64?
   @Option(help: "Run the threads on the processors of this NUMA node.") var node: Int?
   @Option(help: "Map a buffer, a list of single pages, or allocate coherent memory.") var mode = SteadyRun.Mode.single
   @Option(help: "What an unmap leaves within reach: strict unless given, for `queue` lazy-per-cpu.")
   var protection: BenchProtection?
-  @Option(help: "Insist on who writes the page tables.") var translation = TranslationChoice.automatic
+  @Option(name: .customLong("translation"), help: "Insist on who writes the page tables; automatic unless given.")
+  var givenTranslation: TranslationChoice?
   @Option(help: "Insist on an interface.") var interface: Interface?
-  @Option(help: "Mappings that a lookup is among, 1 to 1048576.") var live = 1000
+  @Option(name: .customLong("live"), help: "Mappings that a lookup is among, 1 to 1048576; 1000 unless given.")
+  var givenLive: Int?
   @Option(help: "Run a workload: \(Workload.allCases.map(\.rawValue).joined(separator: ", ")).") var workload: Workload?
   @Option(help: "What a workload's random choices follow from.") var seed: UInt64 = 1
   @Option(help: ArgumentHelp("Run the operations of a trace.", valueName: "file")) var traceIn: String?
   @Option(help: ArgumentHelp("Write the operations that are run as a trace.", valueName: "file")) var traceOut: String?
+
+  var direction: DMADirection { givenDirection ?? .bidirectional }
+  var delayNs: UInt64 { givenDelay ?? 0 }
+  var translation: TranslationChoice { givenTranslation ?? .automatic }
+  var live: Int { givenLive ?? 1000 }
+
+  /// Options that were given and that an allocator of addresses alone knows nothing of.
+  ///
+  /// - Parameter hasDevice: Whether the addresses are a device's: then how it is opened matters.
+  func unknownToAllocator(hasDevice: Bool) -> [String] {
+    // Only a trace that is written for others says where data goes.
+    let hasDirections = traceOut != nil && workload == nil && traceIn == nil
+    let given = [
+      ("--direction", givenDirection != nil && !hasDirections), ("--delay-ns", givenDelay != nil),
+      ("--protection", protection != nil), ("--live", givenLive != nil),
+      ("--translation", givenTranslation != nil && !hasDevice), ("--interface", interface != nil && !hasDevice),
+    ]
+    return given.filter(\.1).map(\.0)
+  }
 
   /// Whether the operations are known beforehand.
   var hasTrace: Bool { workload != nil || traceIn != nil || traceOut != nil }

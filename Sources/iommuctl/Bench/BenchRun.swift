@@ -28,7 +28,17 @@ struct BenchRun {
       DMAError(
         .outOfMemory, "bench", byteCount: trace.peakByteCount,
         detail: "The trace maps that much at a time, and a benchmark takes at most \(Self.memoryByteCount)",
-        remedy: "`bench alloc` runs it without memory; less --operations or --dma-bits makes workloads smaller"))
+        remedy: "`bench alloc` runs it without memory\(smaller.map { "; \($0) make it smaller" } ?? "")"))
+  }
+
+  /// What makes the trace take less memory; nil when nothing does.
+  private var smaller: String? {
+    switch options.workload {
+    case .w5?: nil  // Its last map is of 1 TiB, however few there are.
+    case .w4?, .w7?: "fewer --operations or --dma-bits"
+    case _?: "fewer --operations"
+    case nil: options.traceIn == nil ? "fewer --threads or a smaller --granule" : nil
+    }
   }
 
   /// Opens the device, and measures.
@@ -42,8 +52,18 @@ struct BenchRun {
       if kind == .alloc { return try allocate(from: device.dma.usableRanges, &report) }
       try device.dma.switchProtection(to: protection.protection)
       report.calibration = device.dma.calibration
+      try requireQueue(report.calibration, device.address.description)
       try measure(device.dma, &report)
     }
+  }
+
+  /// Where an automatic protection has no queue, what `bench queue` measured would be something else.
+  private func requireQueue(_ calibration: Calibration?, _ device: String) throws(DMAError) {
+    guard kind == .queue, let choice = calibration?.choice, choice == .strict || choice == .mapCache else { return }
+    throw DMAError(
+      .notSupported, "bench queue", device: device,
+      detail: "The automatic protection chose \(choice.rawValue), which has no flush queue: the kernel has the tables",
+      remedy: "`bench map --protection automatic` measures that; --protection lazy-per-cpu or lazy-single has a queue")
   }
 
   private func measure(_ domain: DMADomain, _ report: inout BenchReport) throws(DMAError) {

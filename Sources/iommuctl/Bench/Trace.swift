@@ -1,4 +1,6 @@
-package import IOMMU
+#if !FUZZ  // It has this file and DMADirection's, so that the library need not be built for it.
+  package import IOMMU
+#endif
 
 /// What a driver maps and unmaps, on which thread and in which order: a workload's, or one read from a file.
 ///

@@ -1,4 +1,6 @@
-import IOMMU
+#if !FUZZ  // It has this file and DMADirection's, so that the library need not be built for it.
+  import IOMMU
+#endif
 
 /// Makes traces in which each slot is mapped and unmapped by turns.
 struct TraceBuilder {

@@ -32,6 +32,10 @@ struct Bench: Subcommand {
     if options.hasTrace, kind == .lookup || kind == .queue {
       throw ValidationError("Workloads and traces are for `bench map` and `bench alloc`.")
     }
+    let unknown = kind == .alloc ? options.unknownToAllocator(hasDevice: device != nil) : []
+    if let first = unknown.first {
+      throw ValidationError("\(first) says nothing to `bench alloc`\(device == nil ? " without a device" : "").")
+    }
     if options.mode != .single, kind != .map { throw ValidationError("--mode is for `bench map`.") }
   }
 

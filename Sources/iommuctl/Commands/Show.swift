@@ -21,7 +21,8 @@ struct Show: Subcommand {
     let reserved = try reservedRegions(found, machine)
     let reach = reach(found, machine)
     let candidates = TranslationCandidate.all(for: found, machine, reach.interface)
-    let chosen = reach.translation?.rawValue ?? candidates.last { $0.isPossible == true }?.name
+    let chosen: (name: String?, reason: String) =
+      reach.translation.map { ($0.owner.rawValue, $0.reason) } ?? TranslationCandidate.choice(of: candidates)
     if context.isJSON {
       context.document(
         found.keys + [
@@ -33,7 +34,10 @@ struct Show: Subcommand {
           ),
           (
             "translation",
-            .object([("chosen", JSON(chosen)), ("candidates", .array(candidates.map { .object($0.keys) }))])
+            .object([
+              ("chosen", JSON(chosen.name)), ("reason", .string(chosen.reason)),
+              ("candidates", .array(candidates.map { .object($0.keys) })),
+            ])
           ),
           ("usable", reach.usable.map { .array($0.map { .object($0.keys) }) } ?? .null),
           (
@@ -47,7 +51,8 @@ struct Show: Subcommand {
     } else {
       context.say(found.summary)
       context.say("interface    \(reach.interface.map(machine.name) ?? "-"): \(reach.reason)")
-      for candidate in candidates { context.say("translation  \(candidate.line)") }
+      context.say("translation  \(chosen.name ?? "-"): \(chosen.reason)")
+      for candidate in candidates { context.say("candidate    \(candidate.line)") }
       for range in reach.usable ?? [] { context.say("usable       \(range)") }
       if reach.usable == nil { context.say("usable       not known before the device is opened") }
       for region in reserved?.regions ?? [] { context.say("reserved     \(region.range) \(region.type)") }
@@ -62,7 +67,7 @@ struct Show: Subcommand {
 
   /// How the device is reached, and what it can use; nil where only opening it would tell.
   private typealias Reach = (
-    interface: Interface?, reason: String, usable: IOVARanges?, translation: TranslationInUse.Owner?
+    interface: Interface?, reason: String, usable: IOVARanges?, translation: TranslationInUse?
   )
 
   private func reach(_ found: PCIDevice, _ machine: Machine) -> Reach {
@@ -70,7 +75,7 @@ struct Show: Subcommand {
     do throws(DMAError) {
       let device = try Device(device.description, on: machine.host, interface: interface)
       defer { device.close() }
-      return (device.interface, device.interfaceReason, device.dma.usableRanges, device.translation.owner)
+      return (device.interface, device.interfaceReason, device.dma.usableRanges, device.translation)
     } catch {
       let expected = expected(found, machine)
       return (expected.interface, "\(expected.reason). It could not be opened: \(error)", nil, nil)
@@ -118,6 +123,13 @@ private struct TranslationCandidate {
       name: "process", isPossible: refusal == nil,
       reason: refusal ?? "The kernel nests tables of this process over its own")
     return [kernel, process]
+  }
+
+  /// Which one opening the device would choose, and why; a nil name for none, or where it cannot be told.
+  static func choice(of candidates: [Self]) -> (name: String?, reason: String) {
+    let (kernel, process) = (candidates[0], candidates[1])
+    guard kernel.isPossible == true else { return (nil, kernel.reason) }
+    return process.isPossible == true ? (process.name, TranslationInUse.nests) : (kernel.name, process.reason)
   }
 
   var keys: [(String, JSON)] {

@@ -4,9 +4,10 @@ import IOMMU
 /// What the library chooses, to copy or to map, against the better of the two at each length of memory of the caller's: the
 /// better one's time as a share of the choice's, at the length and in the direction where that is least.
 enum BounceChoice {
-  private static let rounds = 21
+  private static let rounds = 11
 
-  static func run() throws -> Measurement {
+  /// - Parameter isTold: Whether each length's times are printed, in nanoseconds a pair.
+  static func run(isTold: Bool = false) throws -> Measurement {
     let device = try Device("0000:00:02.0", translation: .kernel), dma = device.dma
     defer { device.close() }
     var options = AutomaticOptions()
@@ -27,7 +28,7 @@ enum BounceChoice {
         limit = max(limit, dma.copiedByteCount(.toDevice))
         for (index, length) in lengths.enumerated() {
           let part = unsafe UnsafeRawBufferPointer(rebasing: memory[..<length])
-          let pairs = max(2, min(64, (1 << 18) / length))
+          let pairs = max(2, min(16, (1 << 18) / length))
           for (number, direction) in directions.enumerated() {
             let began = nanoseconds()
             for _ in 0..<pairs { try unsafe dma.map(unsafe: part, direction, widening: true).unmap() }
@@ -35,6 +36,13 @@ enum BounceChoice {
             if round > 0 { times[index * directions.count + number][way].append(time) }
           }
         }
+      }
+    }
+    if isTold {
+      print("direction bytes mapped copied chosen")
+      for (index, ways) in times.enumerated() {
+        let medians = ways.map { "\(Int(median($0)))" }.joined(separator: " ")
+        print("\(directions[index % directions.count]) \(lengths[index / directions.count]) \(medians)")
       }
     }
     let shares = times.map { ways in min(median(ways[0]), median(ways[1])) / median(ways[2]) }

@@ -1,4 +1,5 @@
 import AddressSpace
+import AddressSpaceModels
 import IOMMU
 import NVMeDriver
 
@@ -36,7 +37,7 @@ extension Cases {
     let memory = try HostMemory(environment.kernel, byteCount: (byteCount + 4095) & ~4095)
     let mapping = try unsafe controller.device.dma.map(unsafe: memory.buffer, .bidirectional)
     var copy = try wipe(controller, memory, mapping.address, blockCount, limit)
-    var random = SeededRandom(seed)
+    var random = SplitMix64(seed: seed)
     for number in 0..<operations {
       let count = Int.random(in: 1...limit, using: &random)
       let block = Int.random(in: 0...(blockCount - count), using: &random)

@@ -1,4 +1,5 @@
 import AddressSpace
+import AddressSpaceModels
 import IOMMU
 
 /// Drives an edu device: it moves up to 4 KiB between memory and its buffer, one transfer at a time.
@@ -66,24 +67,10 @@ final class EduDriver {
 
 /// Bytes that tell where they came from, different for each seed.
 func pattern(_ seed: UInt64, _ count: Int) -> [UInt8] {
-  var random = SeededRandom(seed)
+  var random = SplitMix64(seed: seed)
   var words: [UInt64] = []
   words.reserveCapacity((count + 7) / 8)
   // A debug build takes three times as long for `map` over a range.
   while words.count * 8 < count { words.append(random.next()) }
   return unsafe words.withUnsafeBytes { unsafe [UInt8](UnsafeRawBufferPointer(rebasing: $0[..<count])) }
-}
-
-/// SplitMix64: the same numbers for the same seed everywhere.
-struct SeededRandom: RandomNumberGenerator {
-  private var state: UInt64
-  init(_ seed: UInt64) { state = seed }
-
-  mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var mixed = state
-    mixed = (mixed ^ mixed >> 30) &* 0xbf58_476d_1ce4_e5b9
-    mixed = (mixed ^ mixed >> 27) &* 0x94d0_49bb_1331_11eb
-    return mixed ^ mixed >> 31
-  }
 }

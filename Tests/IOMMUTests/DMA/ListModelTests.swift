@@ -1,4 +1,5 @@
 import AddressSpace
+import AddressSpaceModels
 import IOMMU
 import IOMMUSimulation
 import Testing
@@ -11,17 +12,7 @@ import Testing
     var offset: Int?
   }
 
-  private struct Random: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-      state &+= 0x9e37_79b9_7f4a_7c15
-      var mixed = (state ^ state >> 30) &* 0xbf58_476d_1ce4_e5b9
-      mixed = (mixed ^ mixed >> 27) &* 0x94d0_49bb_1331_11eb
-      return mixed ^ mixed >> 31
-    }
-  }
-
-  private static func constraints(_ random: inout Random) -> DMAConstraints {
+  private static func constraints(_ random: inout SplitMix64) -> DMAConstraints {
     var result = DMAConstraints()
     if Bool.random(using: &random) { result.boundary = PageSize(shift: .random(in: 10...18, using: &random)) }
     if Bool.random(using: &random) { result.alignment = PageSize(shift: .random(in: 0...15, using: &random)) }
@@ -36,7 +27,7 @@ import Testing
     return result
   }
 
-  private static func piece(_ random: inout Random, _ constraints: DMAConstraints) -> Piece {
+  private static func piece(_ random: inout SplitMix64, _ constraints: DMAConstraints) -> Piece {
     var piece = Piece(byteCount: .random(in: 1...100_000, using: &random))
     switch Int.random(in: 0..<4, using: &random) {
     case 0: piece.byteCount = .random(in: 1...4096, using: &random)
@@ -60,7 +51,7 @@ import Testing
       let device = try Device("0000:00:02.0", on: machine.host, interface: seed % 2 == 0 ? .iommufd : .type1)
       let dma = device.dma
       if seed >= 4 { try dma.switchProtection(to: .lazy(FlushQueueOptions(.single, depth: 16))) }
-      var random = Random(state: UInt64(seed))
+      var random = SplitMix64(seed: UInt64(seed))
       for round in 0..<150 {
         let constraints = Self.constraints(&random)
         try dma.setConstraints(constraints)

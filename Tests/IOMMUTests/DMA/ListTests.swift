@@ -82,6 +82,35 @@ import Testing
     #expect(machine.isClean)
   }
 
+  /// The 64 pages of a descriptor, as a receive queue has them: one range under one table of the lowest level, however many
+  /// descriptors there are, and one invalidation for each (Rubin and others, "Fast & Safe IO Memory Protection", section 4).
+  @Test func aDescriptorsPagesShareATable() throws {
+    let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
+    do {
+      let device = try Device("0000:00:02.0", on: machine.host, interface: .iommufd, translation: .process)
+      let dma = device.dma
+      // Other lengths between them, so that the addresses do not come out even by themselves.
+      let others = UnsafeMutablePointer<LinkedRange>.allocate(capacity: 20)
+      var isUnderOne: [Bool] = []
+      for round in 0..<20 {
+        unsafe (others + round).initialize(to: try dma.reserve(byteCount: 4096 * (round + 1)).sync())
+        let mapped = try dma.map(try list(dma, 64), .fromDevice),
+          reserved = try dma.reserve(byteCount: 256 << 10).sync()
+        for start in [mapped.address.rawValue, reserved.address.rawValue] {
+          isUnderOne.append(start >> 21 == (start + 64 * 4096 - 1) >> 21)
+        }
+        let before = dma.statistics.invalidations
+        _ = try mapped.unmap()
+        #expect(dma.statistics.invalidations == before + 1)
+      }
+      #expect(isUnderOne == [Bool](repeating: true, count: 40))
+      unsafe others.deinitialize(count: 20)
+      unsafe others.deallocate()
+      device.close()
+    }
+    #expect(machine.isClean)
+  }
+
   /// The part of the list that was unmapped is used again, the rest never: its call failed.
   @Test(arguments: Interface.allCases)
   func aLongListGoesInSlices(_ interface: Interface) throws {

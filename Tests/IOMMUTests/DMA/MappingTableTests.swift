@@ -1,20 +1,11 @@
 import AddressSpace
+import AddressSpaceModels
 import IOMMU
 import Synchronization
 import Testing
 
 /// The table of mappings against a dictionary, among threads, and without memory.
 @Suite struct MappingTableTests {
-  private struct Random: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-      state &+= 0x9e37_79b9_7f4a_7c15
-      var mixed = (state ^ state >> 30) &* 0xbf58_476d_1ce4_e5b9
-      mixed = (mixed ^ mixed >> 27) &* 0x94d0_49bb_1331_11eb
-      return mixed ^ mixed >> 31
-    }
-  }
-
   /// What a trace has made: mappings by first address, and those that ended, the latest last.
   private struct Model {
     var live: [UInt64: (host: UInt64, byteCount: UInt64)] = [:]
@@ -37,7 +28,7 @@ import Testing
 
   @Test(arguments: [UInt64(1), 2, 3, 4, 5, 6], [(UInt8(12), UInt64(48)), (12, 57), (14, 39), (16, 48)])
   func everyAnswerIsTheModels(_ seed: UInt64, _ shape: (shift: UInt8, bits: UInt64)) throws {
-    var random = Random(state: seed), model = Model()
+    var random = SplitMix64(seed: seed), model = Model()
     let granule = PageSize(shift: shape.shift), page = granule.byteCount
     let table = Self.table(1 << shape.bits - 1, granule)
     defer { table.deallocate() }
@@ -78,7 +69,7 @@ import Testing
   }
 
   private static func compare(
-    _ table: MappingTable, _ model: Model, _ bits: UInt64, _ random: inout Random, _ place: Comment
+    _ table: MappingTable, _ model: Model, _ bits: UInt64, _ random: inout SplitMix64, _ place: Comment
   ) {
     // Near a mapping, or anywhere; of a length that its end or a page's cuts.
     var address = bases(bits).randomElement(using: &random)! + UInt64.random(in: 0..<4 << 20, using: &random)
@@ -157,7 +148,7 @@ import Testing
     // Where an address leads does not depend on who has mapped it.
     let distance: UInt64 = 1 << 44
     let failures = await inThreads(Int(threads)) { thread in
-      var random = Random(state: UInt64(thread) + 1)
+      var random = SplitMix64(seed: UInt64(thread) + 1)
       for round in 0..<20_000 as Range<UInt64> {
         // A new part of the space now and then; the threads are there at about the same time.
         let base = (round / 500) << 30

@@ -83,6 +83,25 @@ import Testing
     rig.device.close()
   }
 
+  /// The table grows while other threads add to it: each finds its own.
+  @Test func registeredByManyThreads() async throws {
+    let rig = try StandingRig(.container, .vtd, .persistent), dma = rig.dma, pages = Pages(256)
+    let failures = await inThreads(4) { thread in
+      var registrations: [Box] = []
+      for page in thread * 64..<(thread + 1) * 64 {
+        let start = page * 4096
+        registrations.append(Box(try unsafe dma.register(unsafe: pages.part(start..<start + 4096))))
+        // Only in mid page of what is registered.
+        for earlier in thread * 64...page {
+          try unsafe dma.map(unsafe: pages.part(earlier * 4096 + 8..<earlier * 4096 + 16), .toDevice).unmap()
+        }
+      }
+    }
+    #expect(failures.isEmpty, "\(failures.first ?? "")")
+    #expect(dma.statistics.registrations == 0 && rig.machine.kernel.census.pinnedBytes == 0)
+    rig.device.close()
+  }
+
   private final class Box: Sendable {
     private let registration: Registration
     init(_ registration: consuming Registration) { self.registration = registration }

@@ -1,3 +1,4 @@
+import AddressSpaceModels
 import IOMMU
 import Testing
 
@@ -147,7 +148,7 @@ struct CapabilitiesTests {
 
   /// Any bytes at all: no trap, no endless walk.
   @Test func garbageEnds() throws {
-    var random = SeededRandom(seed: 1)
+    var random = SplitMix64(seed: 1)
     for _ in 0..<50 {
       let kernel = ConfigSpaceTests.kernel { state in
         for index in 0..<4096 { state.regions[0].bytes[index] = UInt8.random(in: 0...255, using: &random) }
@@ -160,17 +161,5 @@ struct CapabilitiesTests {
       kernel.with { $0.clock = 0 }
       _ = try config.waitForTransactions(timeout: .milliseconds(1))
     }
-  }
-}
-
-/// xorshift64*, so that a failure can be had again.
-struct SeededRandom: RandomNumberGenerator {
-  private var state: UInt64
-  init(seed: UInt64) { state = seed &* 0x9e37_79b9_7f4a_7c15 | 1 }
-  mutating func next() -> UInt64 {
-    state ^= state >> 12
-    state ^= state << 25
-    state ^= state >> 27
-    return state &* 0x2545_f491_4f6c_dd1d
   }
 }

@@ -1,3 +1,4 @@
+import AddressSpaceModels
 import IOMMU
 import Synchronization
 import Testing
@@ -185,7 +186,7 @@ struct FaultLogTests {
   /// Real messages with bytes changed, cut, doubled and mixed: never a trap, never more than is kept.
   @Test(arguments: [UInt64(1), 2, 3])
   func garbageIsSurvived(_ seed: UInt64) {
-    var random = SeededRandom(seed: seed)
+    var random = SplitMix64(seed: seed)
     let sources =
       FaultParserTests.record + FaultParserTests.meaning + [
         Self.line(0x1000),
@@ -202,7 +203,7 @@ struct FaultLogTests {
     #expect(again.count == 1)
   }
 
-  private static func mutated(_ line: String, _ random: inout SeededRandom) -> String {
+  private static func mutated(_ line: String, _ random: inout SplitMix64) -> String {
     var bytes = Array(line.utf8)
     for _ in 0..<Int.random(in: 0...3, using: &random) where !bytes.isEmpty {
       let index = Int.random(in: 0..<bytes.count, using: &random)

@@ -73,7 +73,7 @@ import Testing
   }
 
   @Test func noSuchDeviceAndNoTree() throws {
-    let host = try Fixture.laptop.host()
+    let host = Host(kernel: TreeKernel(try Fixture.laptop.tree) { $0.isSimulated = true })
     let missing = #expect(throws: DMAError.self) { try host.device(address("77:00.0")) }
     #expect((missing?.code, missing?.device, missing?.errno) == (.noSuchDevice, "0000:77:00.0", .noEntry))
     #expect((missing?.operation, missing?.remedy?.hasSuffix("0000:00:1d.0 …")) == ("find", true))

@@ -172,12 +172,26 @@ import Testing
     if verdict != .ok {
       #expect(
         check.meaning.contains("all processes of the user") && check.meaning.contains("this process has"))
-      #expect(check.remedy?.contains("/etc/security/limits.d/60-vfio-iommu.conf") == true)
-      #expect(check.remedy?.contains("`ulimit -l unlimited`") == true)
+      #expect(check.remedy?.contains("`sudo prlimit --pid $$ --memlock=unlimited`") == true)
     }
     #expect(
       try preflight(.laptop, nil) { ($0.lockLimit, $0.capabilities) = (limit, [14]) }[.memlock].verdict == .ok
     )
+  }
+
+  /// The remedy names files of the package, and the lines that stand in them.
+  @Test func memoryLockFilesAreThePackages() throws {
+    let remedy = try #require(try preflight(.laptop, nil)[.memlock].remedy)
+    let folder = #filePath.split(separator: "/").dropLast(4).map { "/\($0)" }.joined() + "/udev"
+    for (file, place) in [
+      ("limits.d/60-vfio-iommu.conf", "/etc/security/limits.d"),
+      ("systemd/user@.service.d/vfio-memlock.conf", "systemctl --user"),
+      ("systemd/vfio-memlock.conf", "/etc/systemd/system/NAME.service.d"),
+    ] {
+      let text = String(decoding: try DiskKernel(root: folder).readFile("/\(file)"), as: UTF8.self)
+      let line = try #require(text.split(separator: "\n").last)
+      #expect(remedy.contains(file) && remedy.contains(place) && remedy.contains("`\(line)`"), "\(file)")
+    }
   }
 
   @Test func kernelWithoutNewInterfaces() throws {

@@ -1,6 +1,7 @@
 import CapturedTrees
 import Glibc
 import IOMMU
+import IOMMUSimulation
 import Testing
 
 /// A machine of 200 devices: counts, not times; the times are the benchmark's.
@@ -65,10 +66,33 @@ import Testing
 
   @Test func noTreeThere() throws {
     let directory = try TemporaryDirectory()
-    for path in [directory.path, directory.path + "/missing", "/proc/self/status"] {
-      let error = #expect(throws: DMAError.self) { try Host.captured(at: path) }
-      #expect(error?.code == .corruptTree && error?.remedy != nil)
-    }
+    func error(_ path: String) -> DMAError? { #expect(throws: DMAError.self) { try Host.captured(at: path) } }
+    let none = error(directory.path), missing = error(directory.path + "/missing"), file = error("/proc/self/status")
+    #expect((none?.code, none?.errno) == (.corruptTree, .noEntry))
+    #expect(none?.detail == "No tree was captured at \(directory.path): it holds no sys/")
+    #expect((missing?.code, missing?.errno) == (.noSuchTree, .noEntry))
+    #expect(missing?.detail == "There is no directory \(directory.path)/missing")
+    #expect((file?.code, file?.errno, file?.detail) == (.corruptTree, .notDirectory, "It is no directory"))
+    #expect(unsafe mkdir(directory.path + "/sys", 0o755) == 0)
+    let empty = error(directory.path)
+    #expect((empty?.code, empty?.errno) == (.corruptTree, nil))
+    #expect(empty?.detail?.hasSuffix("its sys/ is empty") == true)
+    for error in [none, missing, file, empty] { #expect(error?.remedy?.contains("sys/, proc/ and dev/") == true) }
+  }
+
+  /// Root may read everything: so the answer is a kernel's that fails on purpose.
+  @Test(arguments: [
+    (Errno.accessDenied, DMAError.Code.permission), (.notPermitted, .permission), (.inputOutput, .system),
+  ])
+  func aTreeThatMayNotBeRead(_ errno: Errno, _ code: DMAError.Code) throws {
+    let directory = try TemporaryDirectory()
+    try CapturedTree.server(deviceCount: 1).write(to: directory.path)
+    let kernel = FaultingKernel(LiveKernel(root: directory.path))
+    kernel.fail(1, of: "listDirectory", with: errno)
+    let error = #expect(throws: DMAError.self) { try Host.captured(at: directory.path, kernel) }
+    #expect((error?.code, error?.errno, error?.operation) == (code, errno, "read \(directory.path)/sys"))
+    #expect((error?.remedy?.contains("leave to read the tree") == true) == (code == .permission))
+    #expect(try Host.captured(at: directory.path, kernel).isCaptured)
   }
 
   /// Writes a large tree for looking at, and for measuring by hand: `IOMMU_WRITE_TREE=<directory>`.

@@ -5,26 +5,31 @@ import Testing
 
 /// Short memory of the caller's is copied, and long memory mapped.
 @Suite struct CopyLimitTests {
-  private typealias Sample = CopyLimits.Sample
+  private func sample(_ byteCount: Int, map: UInt64, copy: UInt64, zero: UInt64) -> CopyLimits.Sample {
+    CopyLimits.Sample(byteCount: byteCount, read: map, write: map, copy: copy, zero: zero)
+  }
 
   /// The crossing, by what the device does: one copy, a copy and zeros, two copies.
   @Test func theLinesCross() {
     let samples = [
-      Sample(byteCount: 4096, map: 1000, copy: 100, zero: 50), Sample(byteCount: 8192, map: 1100, copy: 600, zero: 300),
-      Sample(byteCount: 16384, map: 1300, copy: 1500, zero: 700),
+      sample(4096, map: 1000, copy: 100, zero: 50), sample(8192, map: 1100, copy: 600, zero: 300),
+      sample(16384, map: 1300, copy: 1500, zero: 700),
     ]
     let limits = CopyLimits(samples)
     #expect(limits.read == 8192 + 8192 * 500 / 700)
     #expect(limits.write == 8192 + 8192 * 200 / 1100)
     #expect(limits.both == 4096 + 4096 * 800 / 900)
-    #expect(CopyLimits([Sample(byteCount: 4096, map: 99, copy: 100, zero: 0)]) == CopyLimits())
-    let all = CopyLimits([Sample(byteCount: 4096, map: 9, copy: 1, zero: 1)])
+    #expect(CopyLimits([sample(4096, map: 99, copy: 100, zero: 0)]) == CopyLimits())
+    let all = CopyLimits([sample(4096, map: 9, copy: 1, zero: 1)])
     #expect((all.read, all.write, all.both) == (4096, 4096, 4096))
+    // What the device may write costs the kernel more.
+    let dear = CopyLimits([CopyLimits.Sample(byteCount: 4096, read: 20, write: 50, copy: 22, zero: 1)])
+    #expect((dear.read, dear.write, dear.both) == (0, 4096, 4096))
     // One that was disturbed does not end it, on either side.
     let bumpy = [
-      Sample(byteCount: 4096, map: 20, copy: 10, zero: 0), Sample(byteCount: 8192, map: 20, copy: 30, zero: 0),
-      Sample(byteCount: 16384, map: 90, copy: 30, zero: 0), Sample(byteCount: 32768, map: 100, copy: 120, zero: 0),
-      Sample(byteCount: 65536, map: 900, copy: 800, zero: 0), Sample(byteCount: 131072, map: 1000, copy: 3000, zero: 0),
+      sample(4096, map: 20, copy: 10, zero: 0), sample(8192, map: 20, copy: 30, zero: 0),
+      sample(16384, map: 90, copy: 30, zero: 0), sample(32768, map: 100, copy: 120, zero: 0),
+      sample(65536, map: 900, copy: 800, zero: 0), sample(131072, map: 1000, copy: 3000, zero: 0),
     ]
     #expect(CopyLimits(bumpy).read == 16384 + 16384 * 60 / 80)
   }

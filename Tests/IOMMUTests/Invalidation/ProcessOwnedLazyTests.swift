@@ -69,6 +69,25 @@ import Testing
     rig.device.close()
   }
 
+  /// One that fails beside another is counted as any that fails; the range is taken out of reach by itself.
+  @Test func besideAFlushInVain() throws {
+    let rig = try Rig(), dma = rig.device.dma
+    try dma.switchProtection(to: Self.lazy(.single, depth: 2))  // room for one
+    let cached = try dma.map(try dma.buffer(byteCount: 64), .bidirectional), address = cached.address
+    #expect(try rig.writes(address))
+    _ = try LazyTests.mapAndUnmap(dma)
+    let slot = Slot(cached)
+    rig.kernel.interject(before: "hwptInvalidate") {
+      do { _ = try slot.take().unmap() } catch { Issue.record("\(error)") }
+    }
+    rig.kernel.fail(1, of: "hwptInvalidate", with: .inputOutput)
+    try dma.drain()
+    #expect(rig.kernel.hasFailed)
+    #expect(dma.statistics.failedFlushes == 1 && dma.statistics.flushes == 1)
+    #expect(try !rig.writes(address))
+    rig.device.close()
+  }
+
   /// A flush whose invalidation fails frees nothing; neither does one on the spot, whose memory is given up.
   @Test func failedInvalidations() throws {
     let rig = try Rig(), dma = rig.device.dma

@@ -11,12 +11,15 @@ enum Main {
     var options: [String: UInt64] = ["--steps": 1_000_000, "--seed": 20_261]
     let words = Array(CommandLine.arguments.dropFirst())
     for index in stride(from: 0, to: words.count, by: 2) {
-      guard options[words[index]] != nil, index + 1 < words.count, let number = UInt64(words[index + 1]), number > 0
-      else {
+      guard options[words[index]] != nil, index + 1 < words.count, let number = UInt64(words[index + 1]) else {
         print(usage)
         exit(2)
       }
       options[words[index]] = number
+    }
+    if options["--steps"] == 0 {
+      print("model: --steps wants 1 or more")
+      exit(2)
     }
     let count = ModelSpace.all.count + AllocatorSpace.all.count, seed = options["--seed"]!
     let steps = (Int(clamping: options["--steps"]!) - 1) / count + 1

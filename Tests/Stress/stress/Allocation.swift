@@ -1,4 +1,5 @@
 import AddressSpace
+import AddressSpaceModels
 import CIOMMU
 import Glibc
 
@@ -35,7 +36,7 @@ struct Allocation {
     return verdict(run)
   }
 
-  private func work(_ run: Run, _ numbers: inout Numbers, steps: Int) {
+  private func work(_ run: Run, _ numbers: inout SplitMix64, steps: Int) {
     var live: [(start: IOVA, byteCount: UInt64)] = []
     for _ in 0..<steps {
       if live.count < 40, numbers.next(2) == 0 || live.isEmpty {

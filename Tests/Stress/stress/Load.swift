@@ -1,3 +1,4 @@
+import AddressSpaceModels
 import Glibc
 import IOMMU
 import IOMMUSimulation
@@ -113,7 +114,7 @@ struct Load {
   }
 
   /// One of the things that a driver does.
-  private static func operate(_ dma: DMADomain, _ run: Run, _ numbers: inout Numbers) throws(DMAError) {
+  private static func operate(_ dma: DMADomain, _ run: Run, _ numbers: inout SplitMix64) throws(DMAError) {
     run.note()
     switch numbers.next(8) {
     case 0:
@@ -130,7 +131,7 @@ struct Load {
     case 2: _ = try dma.allocate(UInt64.self, count: 1 + numbers.next(1000))
     default:
       var buffer = try dma.buffer(byteCount: 1 + numbers.next(20_000))
-      let value = UInt64(truncatingIfNeeded: numbers.state)
+      let value = numbers.next()
       if buffer.byteCount >= 8 { buffer.store(value) }
       let isLong = buffer.byteCount >= 8
       let mapping = try dma.map(buffer, .bidirectional)

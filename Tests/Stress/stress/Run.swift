@@ -1,3 +1,4 @@
+import AddressSpaceModels
 import Glibc
 import Synchronization
 
@@ -29,10 +30,10 @@ final class Run: Sendable {
   }
 
   /// Runs a function on so many threads of its own, and returns when all have ended.
-  func inThreads(_ count: Int, _ body: @escaping @Sendable (Int, inout Numbers) throws -> Void) {
+  func inThreads(_ count: Int, _ body: @escaping @Sendable (Int, inout SplitMix64) throws -> Void) {
     let threads = (0..<count).map { index in
       Thread { [self] in
-        var numbers = Numbers(state: seed &+ UInt64(index) &* 0x9e37_79b9_7f4a_7c15)
+        var numbers = SplitMix64(seed: seed &+ UInt64(index) &* 0x9e37_79b9_7f4a_7c15)
         do { try body(index, &numbers) } catch { fail("thread \(index): \(error)") }
       }
     }
@@ -66,15 +67,7 @@ struct Thread {
   func join() { pthread_join(thread, nil) }
 }
 
-/// SplitMix64.
-struct Numbers {
-  var state: UInt64
-
-  mutating func next(_ bound: Int) -> Int {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var mixed = state
-    mixed = (mixed ^ (mixed >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
-    return Int((mixed ^ (mixed >> 31)) % UInt64(bound))
-  }
+extension SplitMix64 {
+  /// One of so many numbers from 0 on.
+  mutating func next(_ bound: Int) -> Int { Int(next() % UInt64(bound)) }
 }

@@ -72,7 +72,9 @@ class Machine:
             # Nesting needs an ACPI table to be changed, hence firmware that brings ACPI.
             return arguments + (["-global", "arm-smmuv3.stage=nested", "-bios", FIRMWARE] if nested else [])
         # Without a split irqchip QEMU has no interrupt remapping to offer.
-        arguments = ["-M", "q35,kernel-irqchip=split", "-cpu", "max"]
+        # A processor without fast string instructions, since QEMU's are slow: a byte a turn. With them kernel and C library copied
+        # 64 KiB in 0.4 ms, without in 0.04.
+        arguments = ["-M", "q35,kernel-irqchip=split", "-cpu", "max,-erms,-fsrm,-fzrm,-fsrs"]
         if iommu and self.intel is not None:
             remapping = "on" if interrupt_remapping else "off"
             arguments += ["-device", f"intel-iommu,intremap={remapping}{self.intel}"]

@@ -177,6 +177,23 @@ import iommuctl
     #expect(told.contains("\n\(choice): an invalidation takes \(time) ns, the shortest of 64 timings\n"))
   }
 
+  /// Without a queue there is nothing to measure: what came out would be the price of strict, or of kept maps.
+  @Test(arguments: [(CostTable.vtd2000, "strict"), (.virtual20000, "map-cache")])
+  func anAutomaticProtectionWithoutAQueue(_ costs: CostTable, _ choice: String) throws {
+    let simulation = Simulation.changed { $0.costs = costs }
+    let line = "--json --simulated bench queue --protection automatic --operations 10"
+    let refused = Invocation(line + " --translation kernel", simulation: simulation)
+    #expect(refused.status == .unsupported && refused.out.isEmpty)
+    #expect(try refused.error["code"].text == "not-supported" && refused.error["device"].text == "0000:00:02.0")
+    #expect(try refused.error["detail"].text?.contains("chose \(choice), which has no flush queue") == true)
+    let measured = try Invocation(line + " --translation process", simulation: simulation).document
+    #expect(measured["calibration"]["choice"].text?.hasPrefix("lazy-") == true)
+    for protection in ["lazy-per-cpu", "lazy-single"] {
+      let named = "--simulated bench queue --translation kernel --operations 10 --protection \(protection)"
+      #expect(Invocation(named, simulation: simulation).status == .fine)
+    }
+  }
+
   @Test(arguments: [
     "", "mop", "map --threads 0", "map --threads 1025", "map --seconds 0", "map --seconds 301", "map --seconds x",
     "map --granule 0", "map --granule 1025", "map --dma-bits 19", "map --dma-bits 65", "map --delay-ns 10000001",
@@ -185,12 +202,23 @@ import iommuctl
     "lookup --trace-out x", "alloc --mode sg", "map --workload W9", "map --workload W1 --trace-in x",
     "map --workload W1 --seconds 1",
     "map --trace-in x --operations 5", "map --mode coherent --trace-out x", "lookup --live 0", "map 0:2.9",
-    "map --node 0",
+    "map --node 0", "alloc --protection strict", "alloc 0:2.0 --protection lazy-single", "alloc --delay-ns 0",
+    "alloc --live 9", "alloc --direction to-device", "alloc --workload W2 --trace-out /dev/null --direction to-device",
+    "alloc --interface type1", "alloc --translation kernel",
   ])
   func wrongUsageIsTwo(_ line: String) {
     let result = Invocation("--simulated bench \(line)")
     #expect(result.status == .usage, "\(result.out) \(result.err)")
     #expect(result.out.isEmpty && !result.err.isEmpty)
+  }
+
+  /// What says something to an allocator alone is taken, and what does not is named.
+  @Test func theOptionsOfAlloc() throws {
+    let document = try bench("alloc 0:2.0 --interface type1 --translation kernel --operations 10")
+    #expect(document["interface"].text == "simulated-type1" && document["translation"].text == "kernel")
+    #expect(Invocation("bench alloc --direction to-device --trace-out /dev/null --operations 9").status == .fine)
+    let refused = Invocation("bench alloc --operations 1 --translation kernel")
+    #expect(refused.err.hasPrefix("Error: --translation says nothing to `bench alloc` without a device.\n"))
   }
 
   @Test func aNodesProcessors() throws {

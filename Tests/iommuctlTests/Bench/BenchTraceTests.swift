@@ -36,7 +36,33 @@ import iommuctl
     #expect(result.status == .failed)
     #expect(try result.error["code"].text == "out-of-memory")
     #expect(try result.error["length_bytes"].number == 1 << 40)
-    #expect(try result.error["remedy"].text?.contains("bench alloc") == true)
+    #expect(try result.error["remedy"].text == "`bench alloc` runs it without memory")
+    #expect(Invocation("bench alloc --workload W5 --operations 9").status == .fine)
+  }
+
+  /// The remedy of a trace that takes too much names what helps, and nothing that does not.
+  @Test(arguments: [
+    ("--workload W3", "fewer --operations", "--workload W3 --operations 500"),
+    ("--workload W4", "fewer --operations or --dma-bits", "--workload W4 --dma-bits 24 --operations 500"),
+    (
+      "--trace-out /dev/null --granule 1024 --threads 512 --operations 512", "fewer --threads or a smaller --granule",
+      "--trace-out /dev/null --granule 1 --threads 2 --operations 4"
+    ),
+  ])
+  func whatMakesATraceSmaller(_ line: String, _ remedy: String, _ smaller: String) throws {
+    let result = Invocation("--json bench map \(line)")
+    #expect(try result.error["code"].text == "out-of-memory")
+    #expect(try result.error["remedy"].text == "`bench alloc` runs it without memory; \(remedy) make it smaller")
+    #expect(Invocation("bench map \(smaller)").status == .fine)
+  }
+
+  @Test func aTraceInAFileIsAsLargeAsItIs() throws {
+    try withFile { path in
+      #expect(Invocation("bench alloc --workload W5 --operations 1 --trace-out \(path)").status == .fine)
+      let result = Invocation("--json bench map --trace-in \(path)")
+      let remedy = try result.error["remedy"].text
+      #expect(remedy == "`bench alloc` runs it without memory")
+    }
   }
 
   @Test func theSeedIsTheTrace() throws {

@@ -6,6 +6,8 @@ import Synchronization
 /// A captured tree in memory with a bus that binds drivers when it is written to, as Linux' does.
 final class TreeKernel: FilesKernel, @unchecked Sendable {
   struct Behaviour: Sendable {
+    /// A captured tree is of a real machine; true shows what is said of a simulated one.
+    var isSimulated = false
     var lockLimit: UInt64 = 8 << 20
     var capabilities: Set<Int> = []
     var user: UInt32 = 1000
@@ -47,6 +49,8 @@ final class TreeKernel: FilesKernel, @unchecked Sendable {
     }
     return try body(files)
   }
+
+  override var isSimulated: Bool { state.withLock { $0.behaviour.isSimulated } }
 
   override func readFile(_ path: String) throws(Errno) -> [UInt8] {
     try look { files throws(Errno) in try files.read(path) }

@@ -1,11 +1,12 @@
+import AddressSpaceModels
 import CapturedTrees
 import Glibc
 
 /// Damages a tree at random, the same way for the same seed.
 struct TreeMutator {
-  private var generator: SplitMix
+  private var generator: SplitMix64
 
-  init(seed: UInt64) { generator = SplitMix(state: seed) }
+  init(seed: UInt64) { generator = SplitMix64(seed: seed) }
 
   mutating func mutated(_ tree: CapturedTree) -> CapturedTree {
     var tree = tree
@@ -42,18 +43,6 @@ struct TreeMutator {
     if Bool.random(using: &generator) { bytes.removeLast(Int.random(in: 0..<bytes.count, using: &generator)) }
     if Bool.random(using: &generator) { bytes += bytes }
     return .file(bytes)
-  }
-}
-
-/// A small generator with a seed.
-struct SplitMix: RandomNumberGenerator {
-  var state: UInt64
-  mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var mixed = state
-    mixed = (mixed ^ (mixed >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
-    return mixed ^ (mixed >> 31)
   }
 }
 

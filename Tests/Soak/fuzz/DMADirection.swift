@@ -1,0 +1,1 @@
+../../../Sources/IOMMU/DMA/DMADirection.swift
