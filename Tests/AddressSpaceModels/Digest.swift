@@ -61,14 +61,21 @@ extension RangeStoreFailure: Digestible {
     case .overflow: digest.add(4 as UInt64)
     case .boundaryTooSmall: digest.add(5 as UInt64)
     case .granuleTooSmall: digest.add(6 as UInt64)
-    case .outsideAperture(let range): digest.add(range)
-    case .aboveLimit(let limit): digest.add(limit)
-    case .reserved(let range), .occupied(let range): digest.add(range)
+    case .outsideAperture(let range): feed(11, range, &digest)
+    case .aboveLimit(let limit): feed(12, limit, &digest)
+    case .reserved(let range): feed(13, range, &digest)
+    case .occupied(let range): feed(14, range, &digest)
     case .noSpace: digest.add(7 as UInt64)
     case .fragmented: digest.add(8 as UInt64)
     case .duplicate: digest.add(9 as UInt64)
     case .outOfMemory: digest.add(10 as UInt64)
     }
+  }
+
+  /// Which failure it is, before what it says.
+  private func feed(_ tag: UInt64, _ detail: some Digestible, _ digest: inout Digest) {
+    digest.add(tag)
+    digest.add(detail)
   }
 }
 
@@ -89,7 +96,9 @@ extension Array: Digestible where Element: Digestible {
 extension Result: Digestible where Success: Digestible, Failure: Digestible {
   package func feed(_ digest: inout Digest) {
     switch self {
-    case .success(let answer): digest.add(answer)
+    case .success(let answer):
+      digest.add(0 as UInt64)
+      digest.add(answer)
     case .failure(let failure):
       digest.add(1 as UInt64)
       digest.add(failure)

@@ -52,7 +52,7 @@ extension DomainCore {
   ) throws(Failure) {
     var from: UInt64 = 0
     while true {
-      switch claimStanding(from: from, skipsBusy: !waits, fits) {
+      switch standing.claim(from: from, skipsBusy: !waits, fits) {
       case .none: return
       case .busy:
         // Whoever has it may have to wait until all calls have left, and this may be one.

@@ -3,8 +3,8 @@ import CIOMMU
 
 /// The memory mapped once for all that the mappings on a processor were found in last, and how many of those are counted here.
 ///
-/// While a range stands in a slot it is mapped, wanted, and nobody has claimed it: whoever changes that clears all slots first, see
-/// ``DomainCore/withoutHits(_:)``. So finding it again takes no lock that processors share, and writes to no line that they do.
+/// While a range stands in a slot it is mapped, wanted, not ended, and nobody has claimed it: whoever changes what is wanted, or
+/// ends one, clears all slots first, see ``DomainCore/withoutHits(_:)``. So finding it again takes no lock that processors share, and writes to no line that they do.
 @safe
 struct StandingHit: BitwiseCopyable {
   /// Where it begins in this process, and its length in bytes: 0, which nothing lies in, where there is none.

@@ -74,6 +74,31 @@ extension StandingMaps {
     case none
   }
 
+  /// Claims the first range, from an address of this process on, of which `fits` holds. O(n).
+  ///
+  /// What may be claimed is none that mappings can be made inside of: unmapped, ended, or not wanted. So no slot names it, see
+  /// ``StandingHit``, and ``StandingRange/live`` is all of its mappings.
+  ///
+  /// - Parameters:
+  ///   - skipsBusy: Whether what somebody else has claimed is passed over.
+  ///   - fits: Is told the range, and whether all are to be mapped.
+  func claim(from host: UInt64, skipsBusy: Bool, _ fits: (StandingRange, Bool) -> Bool) -> Claim {
+    locked { table in
+      for index in table.place(host)..<table.count {
+        let range = unsafe table.ranges[index]
+        if unsafe range.pointee.isBusy {
+          if skipsBusy { continue }
+          return .busy
+        }
+        guard unsafe fits(range.pointee, table.isWanted) else { continue }
+        assert(unsafe !(table.isWanted && range.pointee.isUsable), "a slot may name this range")
+        unsafe range.pointee.isBusy = true
+        return unsafe .range(range)
+      }
+      return .none
+    }
+  }
+
   func release(_ range: Range) { locked { _ in unsafe range.pointee.isBusy = false } }
 
   /// A claimed range is mapped now.
@@ -102,7 +127,6 @@ extension StandingMaps {
       return unsafe table.ranges[place].pointee.iova != 0
     }
   }
-
 }
 
 extension DomainCore {
@@ -113,29 +137,6 @@ extension DomainCore {
   func endStanding(_ range: StandingMaps.Range) {
     withoutHits { _ in unsafe range.pointee.isEnded = true }
     standing.endedCount.wrappingAdd(1, ordering: .relaxed)
-  }
-
-  /// Claims the first range, from an address of this process on, of which `fits` holds. O(n).
-  ///
-  /// - Parameters:
-  ///   - skipsBusy: Whether what somebody else has claimed is passed over.
-  ///   - fits: Is told the range, and whether all are to be mapped.
-  func claimStanding(
-    from host: UInt64, skipsBusy: Bool, _ fits: (StandingRange, Bool) -> Bool
-  ) -> StandingMaps.Claim {
-    withoutHits { table in
-      for index in table.place(host)..<table.count {
-        let range = unsafe table.ranges[index]
-        if unsafe range.pointee.isBusy {
-          if skipsBusy { continue }
-          return .busy
-        }
-        guard unsafe fits(range.pointee, table.isWanted) else { continue }
-        unsafe range.pointee.isBusy = true
-        return unsafe .range(range)
-      }
-      return .none
-    }
   }
 }
 

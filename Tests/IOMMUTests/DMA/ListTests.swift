@@ -89,21 +89,26 @@ import Testing
     do {
       let device = try Device("0000:00:02.0", on: machine.host, interface: .iommufd, translation: .process)
       let dma = device.dma
-      // Other lengths between them, so that the addresses do not come out even by themselves.
-      let others = UnsafeMutablePointer<LinkedRange>.allocate(capacity: 20)
+      // One page, and then everything stays mapped, so that the addresses do not come out even by themselves.
+      let odd = try dma.reserve(byteCount: 4096).sync()
+      let held = UnsafeMutablePointer<MappedList>.allocate(capacity: 20),
+        others = UnsafeMutablePointer<LinkedRange>.allocate(capacity: 20)
       var isUnderOne: [Bool] = []
       for round in 0..<20 {
-        unsafe (others + round).initialize(to: try dma.reserve(byteCount: 4096 * (round + 1)).sync())
-        let mapped = try dma.map(try list(dma, 64), .fromDevice),
-          reserved = try dma.reserve(byteCount: 256 << 10).sync()
-        for start in [mapped.address.rawValue, reserved.address.rawValue] {
+        unsafe (held + round).initialize(to: try dma.map(try list(dma, 64), .fromDevice))
+        unsafe (others + round).initialize(to: try dma.reserve(byteCount: 256 << 10).sync())
+        for start in unsafe [held[round].address.rawValue, others[round].address.rawValue] {
           isUnderOne.append(start >> 21 == (start + 64 * 4096 - 1) >> 21)
         }
-        let before = dma.statistics.invalidations
-        _ = try mapped.unmap()
-        #expect(dma.statistics.invalidations == before + 1)
       }
       #expect(isUnderOne == [Bool](repeating: true, count: 40))
+      for round in 0..<20 {
+        let before = dma.statistics.invalidations
+        _ = try unsafe (held + round).move().unmap()
+        #expect(dma.statistics.invalidations == before + 1)
+      }
+      _ = consume odd
+      unsafe held.deallocate()
       unsafe others.deinitialize(count: 20)
       unsafe others.deallocate()
       device.close()
