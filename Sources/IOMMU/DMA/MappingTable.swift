@@ -26,12 +26,14 @@ package struct MappingTable: @unchecked Sendable {
   private let highestPage: UInt64
   /// How many nodes may still be made before memory "runs out": for tests.
   private let budget: UnsafeMutablePointer<Atomic<Int>>
+  private let hints: MappingHints
 
   /// The longest mapping that it takes, in bytes: 2 MiB, or 0 where a page's address leaves too few bits for a length.
   package let largestByteCount: UInt64
 
-  /// A table for addresses up to `highest`, which are mapped in multiples of `granule`; nil when there is no memory.
-  package init?(highest: UInt64, granule: PageSize) {
+  /// A table for addresses up to `highest`, which are mapped in multiples of `granule` by threads on so many processors; nil
+  /// when there is no memory.
+  package init?(highest: UInt64, granule: PageSize, processors: Int = 1) {
     pageShift = UInt64(granule.shift)
     largestByteCount = granule.shift >= 12 ? 2 << 20 : 0
     highestPage = highest >> pageShift
@@ -41,11 +43,13 @@ package struct MappingTable: @unchecked Sendable {
     unsafe self.root = unsafe root
     unsafe budget = .allocate(capacity: 1)
     unsafe budget.initialize(to: Atomic(.max))
+    hints = MappingHints(processors: processors, lastLeaf: highestPage >> 9)
   }
 
   package func deallocate() {
     unsafe deallocate(root, rootShift)
     unsafe budget.deallocate()
+    hints.deallocate()
   }
 
   private func deallocate(_ node: Node, _ shift: UInt64) {
@@ -144,6 +148,23 @@ extension MappingTable {
     return record.host &+ offset
   }
 
+  /// Where memory of this process lies for the device, if all of it lies in the mapping that ``noteFound(_:)`` named last on this
+  /// processor and that is live. O(1).
+  @inline(__always)
+  package func translateFound(_ host: UInt64, byteCount: UInt64) -> IOVA? {
+    let start = hints.mapping, page = start &>> pageShift
+    guard start != 0, let leaf = unsafe leaf(page) else { return nil }
+    let record = Record(word: unsafe leaf[Int(truncatingIfNeeded: page & 511)].load(ordering: .acquiring))
+    let offset = host &- record.host, length = record.pageCount &<< pageShift
+    guard record.isLive, byteCount <= length, offset <= length &- byteCount else { return nil }
+    return IOVA(start &+ offset)
+  }
+
+  /// A mapping was found by its memory: it may be asked for again.
+  package func noteFound(_ start: IOVA) {
+    if start.rawValue >> pageShift <= highestPage { hints.mapping = start.rawValue }
+  }
+
   /// The mapping that an address lies in, or with `isLive` false the last that it lay in. O(1).
   package func range(containing iova: IOVA, isLive: Bool) -> IOVARange? {
     guard let (first, record) = find(iova.rawValue >> pageShift, isLive: isLive) else { return nil }
@@ -193,12 +214,19 @@ extension MappingTable {
   /// The leaf of a page, where there is one.
   @inline(__always)
   private func leaf(_ page: UInt64) -> Node? {
+    if let last = unsafe hints.leaf(page &>> 9) { return unsafe last }
+    return unsafe descend(page)
+  }
+
+  @inline(__always)
+  private func descend(_ page: UInt64) -> Node? {
     var node = unsafe root, shift = rootShift
     while shift > 0 {
       guard let next = unsafe Self.child(node, Int(truncatingIfNeeded: page &>> shift & 511)) else { return nil }
       unsafe node = next
       shift &-= 9
     }
+    unsafe hints.note(node, page &>> 9)
     return unsafe node
   }
 

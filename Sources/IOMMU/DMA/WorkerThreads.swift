@@ -5,10 +5,10 @@ import CIOMMU
 ///
 /// Signals of the process are none of their business: they block them all. The corresponding calls are `pthread_create`
 /// and `pthread_join`.
-enum WorkerThreads {
+package enum WorkerThreads {
   /// Runs `body` on this thread and on `count - 1` others, on fewer where the process may have no more; returns when all
   /// are done.
-  static func run(_ count: Int, _ body: @escaping @Sendable () -> Void) {
+  package static func run(_ count: Int, _ body: @escaping @Sendable () -> Void) {
     var threads: [pthread_t] = []
     if count > 1 {
       var all = sigset_t(), before = sigset_t()

@@ -193,7 +193,7 @@ extension DomainCore {
   }
 
   /// A clock that is cheap to read, a few milliseconds behind.
-  func coarseNow() -> UInt64 { directCalls == nil ? kernel.now() : UInt64(ci_coarse_monotonic_ns()) }
+  func coarseNow() -> UInt64 { directCalls == nil ? kernel.coarseNow() : UInt64(ci_coarse_monotonic_ns()) }
 }
 
 extension Limits {

@@ -42,6 +42,7 @@ package protocol KernelFiles: AnyObject, Sendable {
 
 extension KernelEvents {
   package func costClock() -> UInt64 { now() }
+  package func coarseNow() -> UInt64 { now() }
 }
 
 extension KernelFiles {
@@ -101,6 +102,9 @@ package protocol KernelEvents: AnyObject, Sendable {
   func waitReadable(_ descriptors: [Int32], timeout: Duration?) throws(Errno) -> Int?
   /// Nanoseconds of a clock that never goes back. The corresponding clock is `CLOCK_MONOTONIC`.
   func now() -> UInt64
+  /// The same clock, cheaper to read, and up to a tick of the kernel behind. The corresponding clock is
+  /// `CLOCK_MONOTONIC_COARSE`.
+  func coarseNow() -> UInt64
   /// The clock that tells what kernel and hardware take, in nanoseconds; on a simulated machine it goes on by what its table
   /// of costs says, and by nothing else.
   func costClock() -> UInt64

@@ -28,6 +28,8 @@ extension LiveKernel {
 
   package func now() -> UInt64 { UInt64(ci_monotonic_ns()) }
 
+  package func coarseNow() -> UInt64 { UInt64(ci_coarse_monotonic_ns()) }
+
   package func sleep(_ duration: Duration) { _ = ci_sleep_ns(max(duration.nanoseconds, 0)) }
 
   /// A read of `/dev/kmsg` gives one record: `priority,sequence,microseconds,flags;text`. EPIPE: records were lost in between.

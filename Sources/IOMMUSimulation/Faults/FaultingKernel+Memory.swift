@@ -74,6 +74,11 @@ extension FaultingKernel {
     return base.now()
   }
 
+  package func coarseNow() -> UInt64 {
+    note()
+    return base.coarseNow()
+  }
+
   package func costClock() -> UInt64 {
     note()
     return base.costClock()

@@ -120,4 +120,5 @@ extension HostSystem {
   }
 
   static func nanoseconds() -> UInt64 { UInt64(ci_monotonic_ns()) }
+  static func coarseNanoseconds() -> UInt64 { UInt64(ci_coarse_monotonic_ns()) }
 }

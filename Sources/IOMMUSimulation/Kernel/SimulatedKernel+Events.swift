@@ -57,7 +57,9 @@ extension SimulatedKernel {
     return try HostSystem.wait(descriptors, nanoseconds: Int64(Self.slice))
   }
 
-  package func now() -> UInt64 { locked { $0.clock.now } }
+  package func now() -> UInt64 { ahead.now }
+
+  package func coarseNow() -> UInt64 { ahead.coarseNow }
 
   package func costClock() -> UInt64 { locked { $0.clock.charged } }
 

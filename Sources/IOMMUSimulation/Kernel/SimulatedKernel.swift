@@ -12,6 +12,8 @@ package final class SimulatedKernel: Kernel {
   package let isSimulated = true
 
   private let state: Mutex<KernelState>
+  /// The clock, which is read without the lock.
+  let ahead: VirtualClock.Ahead
 
   /// Boots a machine. Traps when a device's address is no PCI address or taken twice: that is the test's mistake.
   package init(_ machine: SimulatedMachine) {
@@ -24,6 +26,7 @@ package final class SimulatedKernel: Kernel {
     precondition(Set(slots.map(\.address)).count == slots.count, "two devices have one address")
     let state = KernelState(machine)
     state.boot(slots)
+    ahead = state.clock.ahead
     self.state = Mutex(state)
     for slot in slots { slot.slot.attach(self) }
   }

@@ -90,6 +90,21 @@ import Testing
       #expect(
         table.range(containing: IOVA(address), isLive: false) == model.ended.last { $0.contains(IOVA(address)) }, place)
     }
+    Self.compareFound(table, model, &random, place)
+  }
+
+  /// Memory is found in the mapping that was named last, and only while that is live.
+  private static func compareFound(
+    _ table: MappingTable, _ model: Model, _ random: inout SplitMix64, _ place: Comment
+  ) {
+    guard let start = (model.live.keys + model.ended.map(\.start.rawValue)).randomElement(using: &random) else { return }
+    table.noteFound(IOVA(start))
+    let item = model.live[start] ?? (host: 1 << 20, byteCount: 1 << 16)
+    let offset = UInt64.random(in: 0...item.byteCount, using: &random) &- UInt64.random(in: 0...1, using: &random)
+    let byteCount = UInt64.random(in: 1...8192, using: &random)
+    // At no address, 0, is anything that was found.
+    let isInside = model.live[start] != nil && start != 0 && offset < item.byteCount && byteCount <= item.byteCount - offset
+    #expect(table.translateFound(item.host &+ offset, byteCount: byteCount) == (isInside ? IOVA(start + offset) : nil), place)
   }
 
   /// No address, however high, and no length leads anywhere else.

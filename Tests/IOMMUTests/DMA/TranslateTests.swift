@@ -53,4 +53,38 @@ import Testing
     }
     #expect(machine.isClean)
   }
+
+  /// What was found last is asked for its mapping each time: of one that has ended, or whose address another memory has now,
+  /// nothing is left.
+  @Test func whatWasFoundLastMayHaveEnded() throws {
+    let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
+    do {
+      let device = try Device("0000:00:02.0", on: machine.host, interface: .iommufd)
+      let dma = device.dma
+      var buffer = try dma.buffer(byteCount: 8192), other = try dma.buffer(byteCount: 8192)
+      let (start, otherStart) = (Self.start(buffer), Self.start(other))
+      func find(_ start: UInt, _ byteCount: Int = 1) -> IOVA? {
+        unsafe dma.translate(UnsafeRawPointer(bitPattern: start)!, byteCount: byteCount)
+      }
+      for _ in 0..<3 {
+        let mapping = try dma.map(buffer, .toDevice)
+        for _ in 0..<2 {
+          #expect(find(start) == mapping.address)
+          #expect(find(start + 4000, 4192) == mapping.address + 4000)
+          #expect(find(start + 4000, 4193) == nil)
+          #expect(find(otherStart) == nil)
+        }
+        let address = mapping.address
+        buffer = try mapping.unmap()
+        #expect(find(start) == nil)
+        let second = try dma.map(other, .toDevice)
+        #expect(second.address == address, "so that the test is one")
+        #expect(find(start) == nil)
+        #expect(find(otherStart) == second.address)
+        other = try second.unmap()
+      }
+      device.close()
+    }
+    #expect(machine.isClean)
+  }
 }
