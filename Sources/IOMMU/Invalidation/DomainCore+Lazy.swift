@@ -17,8 +17,10 @@ extension DomainCore {
     }
     unsafe slot.pointee.tally.inFlight &+= 1
     unsafe slot.pointee.unlock()
-    flushOverdue()
-    var entry = FlushQueue.Entry(iova: iova.rawValue, byteCount: length, memory: UInt(bitPattern: memory))
+    let now = coarseNow()
+    flushOverdue(at: now)
+    var entry = FlushQueue.Entry(
+      iova: iova.rawValue, byteCount: length, memory: UInt(bitPattern: memory), time: max(now, 1))
     let failure = clear(entry)
     // From here on nobody finds it.
     if let record = records.end(iova) {
@@ -43,8 +45,10 @@ extension DomainCore {
   func unmapLazily(
     _ parts: UnsafePointer<MemoryPart>, count: Int, from iova: IOVA, byteCount: UInt64
   ) -> Result<UInt64, MapFailure> {
-    flushOverdue()
-    var entry = FlushQueue.Entry(iova: iova.rawValue, byteCount: byteCount, gapByteCount: byteCount)
+    let now = coarseNow()
+    flushOverdue(at: now)
+    var entry = FlushQueue.Entry(
+      iova: iova.rawValue, byteCount: byteCount, gapByteCount: byteCount, time: max(now, 1))
     for index in 0..<count { entry.gapByteCount -= unsafe parts[index].pages(granuleMask).byteCount }
     let failure = clear(entry)
     var next: UInt64 = 0
@@ -103,9 +107,7 @@ extension DomainCore {
   }
 
   /// nil when the entry has to be dealt with at once.
-  private func enqueue(_ new: FlushQueue.Entry) -> UInt64? {
-    var entry = new
-    entry.time = max(coarseNow(), 1)
+  private func enqueue(_ entry: FlushQueue.Entry) -> UInt64? {
     while true {
       let mode = lazyMode.load(ordering: .acquiring)
       if mode == .strict { return nil }
@@ -176,20 +178,24 @@ extension DomainCore {
   /// Whatever has waited longer than it may, since the process was stopped, goes before anything else is done.
   @inline(__always)
   func flushOverdue() {
+    if queue.oldest.load(ordering: .relaxed) != 0 { flushOverdue(at: coarseNow()) }
+  }
+
+  @inline(__always)
+  private func flushOverdue(at now: UInt64) {
     let oldest = queue.oldest.load(ordering: .relaxed)
-    if oldest != 0, isOverdue(oldest) { flushIfOverdue() }
+    if oldest != 0, isOverdue(oldest, at: now) { flushIfOverdue(at: now) }
   }
 
   /// The hint may be of an entry that was flushed while its thread was about to give the hint.
   @inline(never)
-  private func flushIfOverdue() {
+  private func flushIfOverdue(at now: UInt64) {
     let oldest = queue.refreshOldest()
-    if oldest != 0, isOverdue(oldest), case .done = flush() { reclaimAll() }
+    if oldest != 0, isOverdue(oldest, at: now), case .done = flush() { reclaimAll() }
   }
 
-  private func isOverdue(_ time: UInt64) -> Bool {
-    let now = coarseNow()
-    return now > time && now - time > queue.timeout.load(ordering: .relaxed) &+ Limits.overdue
+  private func isOverdue(_ time: UInt64, at now: UInt64) -> Bool {
+    now > time && now - time > queue.timeout.load(ordering: .relaxed) &+ Limits.overdue
   }
 
   /// A clock that is cheap to read, a few milliseconds behind.
@@ -221,7 +227,7 @@ extension DomainCore {
       defer { leave() }
       let mode = lazyMode.load(ordering: .acquiring), address = UInt(bitPattern: memory)
       if mode != .strict, unsafe queue.attach(address, to: queue.ring(mode), after: number) { return }
-      if enqueue(FlushQueue.Entry(memory: address)) != nil { return }
+      if enqueue(FlushQueue.Entry(memory: address, time: max(coarseNow(), 1))) != nil { return }
       switch flush() {
       case .done: break
       case .busy: kernel.sleep(.microseconds(20))
