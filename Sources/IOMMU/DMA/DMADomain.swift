@@ -128,9 +128,8 @@ extension DMADomain {
   /// Where memory of this process lies for the device, if all of `byteCount` bytes lie in one mapping or in the coherent
   /// arena; else nil. Of several mappings of the same memory, any. Always nil in a fork.
   ///
-  /// - Complexity: O(1), without a lock, in the mapping that the last call on this processor has found, if that is of up to
-  ///   2 MiB at an address of the library's choice; else O(log n) in the number of mappings. The first call makes the index:
-  ///   O(n log n).
+  /// - Complexity: O(1), without a lock, where the last call for this page has found a mapping of up to 2 MiB at an address of
+  ///   the library's choice that is live; else O(log n) in the number of mappings. The first call makes the index: O(n log n).
   public func translate(_ pointer: UnsafeRawPointer, byteCount: Int = 1) -> IOVA? {
     guard core.isOwner, byteCount > 0 else { return nil }
     let host = UInt64(UInt(bitPattern: pointer))
@@ -142,7 +141,7 @@ extension DMADomain {
     return core.locked { [core] state -> IOVA? in
       state.indexHostAddresses(core.slots)
       guard let found = state.byHostAddress?.find(containing: host, byteCount: UInt64(byteCount)) else { return nil }
-      core.records.noteFound(found.address)
+      core.records.noteFound(host, in: found.address)
       return IOVA(found.address.rawValue + (host - found.start))
     }
   }

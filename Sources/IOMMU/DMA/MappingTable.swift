@@ -1,14 +1,12 @@
 package import AddressSpace
-import Glibc
 import Synchronization
 
 /// Which memory lies at which I/O addresses, for mappings of up to 2 MiB at addresses that are naturally aligned: found,
 /// entered and ended by any thread without a lock.
 ///
-/// A radix tree over IOVA page numbers, as page tables are: nodes of 512 words, as many levels as the highest address
-/// needs, made when an address below them is first entered and kept until the end. A mapping is one word, in the leaf's
-/// place of its first page: the host address with the number of pages in its low bits. Its address is a multiple of its
-/// length rounded up to a power of two, so an address inside it is looked for at ten places of one leaf.
+/// A ``RadixTable`` over IOVA page numbers. A mapping is one word, in the place of its first page: the host address with the
+/// number of pages in its low bits. Its address is a multiple of its length rounded up to a power of two, so an address inside it
+/// is looked for at ten places of one leaf.
 ///
 /// The word of a mapping that ended stays, marked so, until the next one at its address: it names the mapping to faults
 /// that come late. Of several such words the one of the smallest alignment is the latest, since ``forgetEnded(in:)``
@@ -17,16 +15,12 @@ import Synchronization
 /// A copy is the same table. Whoever made it calls ``deallocate()`` once, when no thread uses it any more.
 @safe
 package struct MappingTable: @unchecked Sendable {
-  /// Words of a leaf are records; all others are addresses of nodes below, or 0.
-  typealias Node = UnsafeMutablePointer<Atomic<UInt64>>
-
-  private let root: Node
-  /// The bits of a page number that are below the root's index, and of a page's addresses.
-  private let rootShift: UInt64, pageShift: UInt64
-  private let highestPage: UInt64
-  /// How many nodes may still be made before memory "runs out": for tests.
-  private let budget: UnsafeMutablePointer<Atomic<Int>>
-  private let hints: MappingHints
+  private let table: RadixTable
+  /// Where each page of this process was found last: the address of the mapping. Nothing that it says is believed without a look
+  /// at that mapping's record, so that nobody has to keep it right. Its leaves take 4 KiB for each 2 MiB that were ever asked for.
+  private let found: RadixTable
+  /// The bits of addresses inside of a page.
+  private let pageShift: UInt64
 
   /// The longest mapping that it takes, in bytes: 2 MiB, or 0 where a page's address leaves too few bits for a length.
   package let largestByteCount: UInt64
@@ -36,31 +30,21 @@ package struct MappingTable: @unchecked Sendable {
   package init?(highest: UInt64, granule: PageSize, processors: Int = 1) {
     pageShift = UInt64(granule.shift)
     largestByteCount = granule.shift >= 12 ? 2 << 20 : 0
-    highestPage = highest >> pageShift
-    let bits = UInt64(64 - highestPage.leadingZeroBitCount)
-    rootShift = bits <= 9 ? 0 : (bits - 1) / 9 * 9
-    guard let root = unsafe Self.allocateNode() else { return nil }
-    unsafe self.root = unsafe root
-    unsafe budget = .allocate(capacity: 1)
-    unsafe budget.initialize(to: Atomic(.max))
-    hints = MappingHints(processors: processors, lastLeaf: highestPage >> 9)
+    guard let table = RadixTable(highest: highest >> pageShift, processors: processors) else { return nil }
+    guard let found = RadixTable(highest: (1 << 47 - 1) >> pageShift, processors: processors) else {
+      table.deallocate()
+      return nil
+    }
+    (self.table, self.found) = (table, found)
   }
 
   package func deallocate() {
-    unsafe deallocate(root, rootShift)
-    unsafe budget.deallocate()
-    hints.deallocate()
-  }
-
-  private func deallocate(_ node: Node, _ shift: UInt64) {
-    for index in 0..<512 where shift > 0 {
-      if let child = unsafe Self.child(node, index) { unsafe deallocate(child, shift - 9) }
-    }
-    unsafe free(node)
+    table.deallocate()
+    found.deallocate()
   }
 
   /// Lets memory run out after so many more nodes. For tests.
-  package func limitMemory(toNodes count: Int) { unsafe budget.pointee.store(count, ordering: .relaxed) }
+  package func limitMemory(toNodes count: Int) { table.limitMemory(toNodes: count) }
 }
 
 // MARK: - Records
@@ -90,7 +74,7 @@ extension MappingTable {
   @inline(__always)
   package func enter(_ iova: IOVA, host: UInt64, byteCount: UInt64) -> Bool {
     let page = iova.rawValue &>> pageShift
-    guard let leaf = unsafe leaf(page) ?? makeLeaf(page) else { return false }
+    guard let leaf = unsafe table.leaf(page) ?? table.makeLeaf(page) else { return false }
     let word = host | Record.live | byteCount &>> pageShift
     unsafe leaf[Int(truncatingIfNeeded: page & 511)].store(word, ordering: .releasing)
     return true
@@ -100,7 +84,7 @@ extension MappingTable {
   @inline(__always)
   package func end(_ iova: IOVA) -> Record? {
     let page = iova.rawValue &>> pageShift
-    guard page <= highestPage, let leaf = unsafe leaf(page) else { return nil }
+    guard page <= table.highest, let leaf = unsafe table.leaf(page) else { return nil }
     let place = unsafe leaf + Int(truncatingIfNeeded: page & 511)
     let record = Record(word: unsafe place.pointee.load(ordering: .relaxed))
     guard record.isLive else { return nil }
@@ -111,26 +95,14 @@ extension MappingTable {
   /// Takes back what was entered and never was a mapping.
   package func remove(_ iova: IOVA) {
     let page = iova.rawValue >> pageShift
-    if let leaf = unsafe leaf(page) { unsafe leaf[Int(page & 511)].store(0, ordering: .releasing) }
+    if let leaf = unsafe table.leaf(page) { unsafe leaf[Int(page & 511)].store(0, ordering: .releasing) }
   }
 
   /// Forgets the mappings that ended inside a range, which belongs to the caller. O(pages of it near any that ever was mapped).
   package func forgetEnded(in range: IOVARange) {
-    let last = min(range.last.rawValue >> pageShift, highestPage)
-    unsafe forgetEnded(root, rootShift, range.start.rawValue >> pageShift, last)
-  }
-
-  private func forgetEnded(_ node: Node, _ shift: UInt64, _ first: UInt64, _ last: UInt64) {
+    let first = range.start.rawValue >> pageShift, last = min(range.last.rawValue >> pageShift, table.highest)
     guard first <= last else { return }
-    for index in Int(first >> shift & 511)...Int(last >> shift & 511) {
-      if shift == 0 {
-        unsafe node[index].store(0, ordering: .relaxed)
-      } else if let child = unsafe Self.child(node, index) {
-        // Of the node below, what lies in the range.
-        let start = (first >> shift & ~511 | UInt64(index)) << shift
-        unsafe forgetEnded(child, shift - 9, max(first, start), min(last, start | ((1 << shift) - 1)))
-      }
-    }
+    unsafe table.forEach(first...last) { unsafe $1.pointee.store(0, ordering: .relaxed) }
   }
 }
 
@@ -148,21 +120,28 @@ extension MappingTable {
     return record.host &+ offset
   }
 
-  /// Where memory of this process lies for the device, if all of it lies in the mapping that ``noteFound(_:)`` named last on this
-  /// processor and that is live. O(1).
+  /// Where memory of this process lies for the device, if all of it lies in the mapping that ``noteFound(_:in:)`` named last for its
+  /// first page, and that is live. O(1).
   @inline(__always)
   package func translateFound(_ host: UInt64, byteCount: UInt64) -> IOVA? {
-    let start = hints.mapping, page = start &>> pageShift
-    guard start != 0, let leaf = unsafe leaf(page) else { return nil }
+    let hostPage = host &>> pageShift
+    guard hostPage <= found.highest, let hint = unsafe found.leaf(hostPage) else { return nil }
+    let start = unsafe hint[Int(truncatingIfNeeded: hostPage & 511)].load(ordering: .relaxed)
+    let page = start &>> pageShift
+    guard start != 0, let leaf = unsafe table.leaf(page) else { return nil }
     let record = Record(word: unsafe leaf[Int(truncatingIfNeeded: page & 511)].load(ordering: .acquiring))
     let offset = host &- record.host, length = record.pageCount &<< pageShift
     guard record.isLive, byteCount <= length, offset <= length &- byteCount else { return nil }
     return IOVA(start &+ offset)
   }
 
-  /// A mapping was found by its memory: it may be asked for again.
-  package func noteFound(_ start: IOVA) {
-    if start.rawValue >> pageShift <= highestPage { hints.mapping = start.rawValue }
+  /// Memory was found in the mapping that begins at an address, and may be asked for again. Without memory for a node it is
+  /// looked for again then.
+  package func noteFound(_ host: UInt64, in start: IOVA) {
+    let hostPage = host >> pageShift
+    guard start.rawValue >> pageShift <= table.highest, hostPage <= found.highest else { return }
+    guard let leaf = unsafe found.leaf(hostPage) ?? found.makeLeaf(hostPage) else { return }
+    unsafe leaf[Int(hostPage & 511)].store(start.rawValue, ordering: .relaxed)
   }
 
   /// The mapping that an address lies in, or with `isLive` false the last that it lay in. O(1).
@@ -174,7 +153,7 @@ extension MappingTable {
   /// A record that holds a page, and its first page.
   @inline(__always)
   private func find(_ page: UInt64, isLive: Bool) -> (first: UInt64, record: Record)? {
-    guard page <= highestPage, let leaf = unsafe leaf(page) else { return nil }
+    guard page <= table.highest, let leaf = unsafe table.leaf(page) else { return nil }
     var first = page, order: UInt64 = 0
     while true {
       let record = Record(word: unsafe leaf[Int(truncatingIfNeeded: first & 511)].load(ordering: .acquiring))
@@ -187,81 +166,9 @@ extension MappingTable {
 
   /// Calls a function with each mapping. O(addresses that ever were mapped).
   package func forEach(_ body: (_ start: IOVA, _ host: UInt64, _ byteCount: UInt64) -> Void) {
-    unsafe forEach(root, rootShift, 0, body)
-  }
-
-  private func forEach(_ node: Node, _ shift: UInt64, _ first: UInt64, _ body: (IOVA, UInt64, UInt64) -> Void) {
-    for index in 0..<512 {
-      let page = first | UInt64(index) << shift
-      if shift > 0 {
-        if let child = unsafe Self.child(node, index) { unsafe forEach(child, shift - 9, page, body) }
-        continue
-      }
-      let record = Record(word: unsafe node[index].load(ordering: .acquiring))
+    unsafe table.forEach(0...table.highest) { page, word in
+      let record = Record(word: unsafe word.pointee.load(ordering: .acquiring))
       if record.isLive { body(IOVA(page << pageShift), record.host, record.pageCount << pageShift) }
     }
-  }
-}
-
-// MARK: - Nodes
-
-extension MappingTable {
-  @inline(__always)
-  private static func child(_ node: Node, _ index: Int) -> Node? {
-    unsafe Node(bitPattern: UInt(truncatingIfNeeded: node[index].load(ordering: .acquiring)))
-  }
-
-  /// The leaf of a page, where there is one.
-  @inline(__always)
-  private func leaf(_ page: UInt64) -> Node? {
-    if let last = unsafe hints.leaf(page &>> 9) { return unsafe last }
-    return unsafe descend(page)
-  }
-
-  @inline(__always)
-  private func descend(_ page: UInt64) -> Node? {
-    var node = unsafe root, shift = rootShift
-    while shift > 0 {
-      guard let next = unsafe Self.child(node, Int(truncatingIfNeeded: page &>> shift & 511)) else { return nil }
-      unsafe node = next
-      shift &-= 9
-    }
-    unsafe hints.note(node, page &>> 9)
-    return unsafe node
-  }
-
-  /// Makes what is missing on the way to a leaf; nil when there is no memory.
-  @inline(never)
-  private func makeLeaf(_ page: UInt64) -> Node? {
-    var node = unsafe root, shift = rootShift
-    while shift > 0 {
-      let index = Int(page >> shift & 511)
-      guard let next = unsafe Self.child(node, index) ?? makeChild(node, index) else { return nil }
-      unsafe node = next
-      shift -= 9
-    }
-    return unsafe node
-  }
-
-  private func makeChild(_ node: Node, _ index: Int) -> Node? {
-    guard unsafe budget.pointee.wrappingSubtract(1, ordering: .relaxed).newValue >= 0,
-      let fresh = unsafe Self.allocateNode()
-    else { return nil }
-    let result = unsafe node[index].compareExchange(
-      expected: 0, desired: UInt64(UInt(bitPattern: fresh)), ordering: .acquiringAndReleasing)
-    if result.exchanged { return unsafe fresh }
-    // Another thread was faster.
-    unsafe free(fresh)
-    return unsafe Node(bitPattern: UInt(result.original))
-  }
-
-  private static func allocateNode() -> Node? {
-    var memory: UnsafeMutableRawPointer?
-    guard unsafe posix_memalign(&memory, 4096, 512 * MemoryLayout<UInt64>.size) == 0, let block = unsafe memory else {
-      return nil
-    }
-    let node = unsafe block.bindMemory(to: Atomic<UInt64>.self, capacity: 512)
-    for index in 0..<512 { unsafe (node + index).initialize(to: Atomic(0)) }
-    return unsafe node
   }
 }

@@ -19,7 +19,7 @@ enum DataPath {
   /// Places of both kinds: the device's addresses, and the memory behind them.
   private struct Places {
     var device: [IOVA] = []
-    var host: [UnsafeRawPointer] = []
+    var host: [UInt] = []
 
     /// Places inside of so many mappings, in no order; as many as a power of two.
     init(in mappings: UnsafePointer<UnsafeMapping>, of memory: UnsafeRawPointer, count: Int) {
@@ -27,7 +27,7 @@ enum DataPath {
       for _ in 0..<1 << (Int.bitWidth - (max(count, 2) - 1).leadingZeroBitCount) {
         let index = Int.random(in: 0..<count, using: &random), offset = Int.random(in: 0..<4000, using: &random)
         device.append(unsafe mappings[index].address + offset)
-        unsafe host.append(memory + index * 4096 + offset)
+        host.append(UInt(bitPattern: memory) + UInt(index * 4096 + offset))
       }
     }
 
@@ -64,7 +64,8 @@ enum DataPath {
           let anchor = time { unsafe UInt(truncatingIfNeeded: addresses[$0 & mask].rawValue) }
           let one = time { unsafe UInt(bitPattern: dma.translate(addresses[$0 & mask], byteCount: 64)) }
           let other = time {
-            unsafe UInt(truncatingIfNeeded: dma.translate(pointers[$0 & mask], byteCount: 64)!.rawValue)
+            let pointer = unsafe UnsafeRawPointer(bitPattern: pointers[$0 & mask])!
+            return unsafe UInt(truncatingIfNeeded: dma.translate(pointer, byteCount: 64)!.rawValue)
           }
           if round == 0 { continue }  // warms all up
           anchors.append(anchor)

@@ -44,7 +44,7 @@ import Testing
           !range.overlaps(IOVARange(start: IOVA(first), byteCount: PageSize(fitting: item.byteCount)!.byteCount)!)
         }
         guard isFree else { continue }
-        let host = UInt64.random(in: 1..<1 << 40, using: &random) << UInt64(shape.shift)
+        let host = UInt64.random(in: 1..<1 << (46 - UInt64(shape.shift)), using: &random) << UInt64(shape.shift)
         table.forgetEnded(in: range)
         model.ended.removeAll { range.contains($0.start) }
         #expect(table.enter(IOVA(start), host: host, byteCount: length))
@@ -93,15 +93,15 @@ import Testing
     Self.compareFound(table, model, &random, place)
   }
 
-  /// Memory is found in the mapping that was named last, and only while that is live.
+  /// Memory is found in the mapping that was named last for its page, and only while that is live.
   private static func compareFound(
     _ table: MappingTable, _ model: Model, _ random: inout SplitMix64, _ place: Comment
   ) {
     guard let start = (model.live.keys + model.ended.map(\.start.rawValue)).randomElement(using: &random) else { return }
-    table.noteFound(IOVA(start))
     let item = model.live[start] ?? (host: 1 << 20, byteCount: 1 << 16)
     let offset = UInt64.random(in: 0...item.byteCount, using: &random) &- UInt64.random(in: 0...1, using: &random)
     let byteCount = UInt64.random(in: 1...8192, using: &random)
+    table.noteFound(item.host &+ offset, in: IOVA(start))
     // At no address, 0, is anything that was found.
     let isInside = model.live[start] != nil && start != 0 && offset < item.byteCount && byteCount <= item.byteCount - offset
     #expect(table.translateFound(item.host &+ offset, byteCount: byteCount) == (isInside ? IOVA(start + offset) : nil), place)
