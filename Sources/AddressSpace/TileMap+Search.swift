@@ -115,7 +115,7 @@ extension TileMap {
     return occupy(value) ? found : .outOfMemory
   }
 
-  private func clip(_ fit: Fit) -> Fit {
+  private mutating func clip(_ fit: Fit) -> Fit {
     var fit = fit
     fit.low = max(fit.low, base)
     fit.high = min(fit.high, top)

@@ -2,6 +2,9 @@
 ///
 /// Every granule from the lowest usable one to the highest belongs to exactly one tile. Ranges that are
 /// not usable are occupied tiles of their own kind, and one more marks the top.
+///
+/// What only looks is mutating here too, and in ``Tree``: a method that is not gets the struct by value, which is a copy of some 500
+/// bytes for each call.
 struct TileMap: ~Copyable {
   var tree: Tree<Tile>
   /// The lowest usable granule.
@@ -136,7 +139,7 @@ extension TileMap {
   /// The largest capacity of the free gaps, clipped to a window.
   ///
   /// - Complexity: O(log n).
-  func capacity(from first: UInt64, to end: UInt64) -> UInt64 {
+  mutating func capacity(from first: UInt64, to end: UInt64) -> UInt64 {
     let (first, end) = (max(first, base), min(end, top))
     guard first < end else { return 0 }
     let (low, high) = (tree.lookUp(first), tree.lookUp(end - 1))
@@ -176,7 +179,7 @@ extension TileMap {
   /// The lowest occupied and usable range that ends behind a granule.
   ///
   /// - Complexity: O(log n + u) with u the unusable ranges on the way.
-  func value(from unit: UInt64) -> Tile.Value? {
+  mutating func value(from unit: UInt64) -> Tile.Value? {
     var (leaf, slot) = tree.lookUp(max(unit, base))
     while true {
       let value = leaf.value(slot)

@@ -148,7 +148,7 @@ extension Tree {
   /// The last record whose key is not above `key`: its leaf and slot; -1 when there is none. Writes nothing.
   ///
   /// - Complexity: O(log n).
-  func lookUp(_ key: Key) -> (leaf: Node, slot: Int) {
+  mutating func lookUp(_ key: Key) -> (leaf: Node, slot: Int) {
     var node = root
     for _ in 0..<height { node = node.child(node.slot(for: key)) }
     return (node, node.lastSlot(notAbove: key))
@@ -157,7 +157,7 @@ extension Tree {
   /// The first record whose key is above `key`; `nil` when there is none. Writes nothing.
   ///
   /// - Complexity: O(log n).
-  func lookUp(after key: Key) -> (leaf: Node, slot: Int)? {
+  mutating func lookUp(after key: Key) -> (leaf: Node, slot: Int)? {
     var node = root
     var above: Node?
     for _ in 0..<height {
@@ -178,7 +178,7 @@ extension Tree {
   /// lower first. Writes nothing.
   ///
   /// - Complexity: O(log n).
-  func summary(between low: Key, _ high: Key) -> Summary {
+  mutating func summary(between low: Key, _ high: Key) -> Summary {
     var sum = Summary.none
     var (left, right) = (root, root)
     while true {

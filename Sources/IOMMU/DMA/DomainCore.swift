@@ -60,7 +60,9 @@ final class DomainCore: @unchecked Sendable {
     let processors = Int(ci_cpu_limit())
     let space = try AddressAllocator(usable: usable, granule: granule, processors: UInt32(processors))
     let highest = usable.last?.last.rawValue ?? 0
-    guard let records = MappingTable(highest: highest, granule: granule, processors: processors) else { throw .outOfMemory }
+    guard let records = MappingTable(highest: highest, granule: granule, processors: processors) else {
+      throw .outOfMemory
+    }
     processOwned = translation as? any ProcessOwnedTranslation
     callsEach = processOwned == nil ? 1 : 0
     highAddresses = highest >> 32 == 0 ? 0 : 1 << 32

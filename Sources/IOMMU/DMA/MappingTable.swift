@@ -19,6 +19,7 @@ package struct MappingTable: @unchecked Sendable {
   /// Where each page of this process was found last: the address of the mapping. Nothing that it says is believed without a look
   /// at that mapping's record, so that nobody has to keep it right. Its leaves take 4 KiB for each 2 MiB that were ever asked for.
   private let found: RadixTable
+  private let hints: RadixHints
   /// The bits of addresses inside of a page.
   private let pageShift: UInt64
 
@@ -30,17 +31,19 @@ package struct MappingTable: @unchecked Sendable {
   package init?(highest: UInt64, granule: PageSize, processors: Int = 1) {
     pageShift = UInt64(granule.shift)
     largestByteCount = granule.shift >= 12 ? 2 << 20 : 0
-    guard let table = RadixTable(highest: highest >> pageShift, processors: processors) else { return nil }
-    guard let found = RadixTable(highest: (1 << 47 - 1) >> pageShift, processors: processors) else {
+    guard let table = RadixTable(highest: highest >> pageShift) else { return nil }
+    guard let found = RadixTable(highest: (1 << 47 - 1) >> pageShift) else {
       table.deallocate()
       return nil
     }
     (self.table, self.found) = (table, found)
+    hints = RadixHints(processors: processors)
   }
 
   package func deallocate() {
     table.deallocate()
     found.deallocate()
+    hints.deallocate()
   }
 
   /// Lets memory run out after so many more nodes. For tests.
@@ -74,7 +77,7 @@ extension MappingTable {
   @inline(__always)
   package func enter(_ iova: IOVA, host: UInt64, byteCount: UInt64) -> Bool {
     let page = iova.rawValue &>> pageShift
-    guard let leaf = unsafe table.leaf(page) ?? table.makeLeaf(page) else { return false }
+    guard let leaf = unsafe leaf(page) ?? table.makeLeaf(page) else { return false }
     let word = host | Record.live | byteCount &>> pageShift
     unsafe leaf[Int(truncatingIfNeeded: page & 511)].store(word, ordering: .releasing)
     return true
@@ -84,7 +87,7 @@ extension MappingTable {
   @inline(__always)
   package func end(_ iova: IOVA) -> Record? {
     let page = iova.rawValue &>> pageShift
-    guard page <= table.highest, let leaf = unsafe table.leaf(page) else { return nil }
+    guard page <= table.highest, let leaf = unsafe leaf(page) else { return nil }
     let place = unsafe leaf + Int(truncatingIfNeeded: page & 511)
     let record = Record(word: unsafe place.pointee.load(ordering: .relaxed))
     guard record.isLive else { return nil }
@@ -95,7 +98,7 @@ extension MappingTable {
   /// Takes back what was entered and never was a mapping.
   package func remove(_ iova: IOVA) {
     let page = iova.rawValue >> pageShift
-    if let leaf = unsafe table.leaf(page) { unsafe leaf[Int(page & 511)].store(0, ordering: .releasing) }
+    if let leaf = unsafe leaf(page) { unsafe leaf[Int(page & 511)].store(0, ordering: .releasing) }
   }
 
   /// Forgets the mappings that ended inside a range, which belongs to the caller. O(pages of it near any that ever was mapped).
@@ -125,10 +128,11 @@ extension MappingTable {
   @inline(__always)
   package func translateFound(_ host: UInt64, byteCount: UInt64) -> IOVA? {
     let hostPage = host &>> pageShift
-    guard hostPage <= found.highest, let hint = unsafe found.leaf(hostPage) else { return nil }
-    let start = unsafe hint[Int(truncatingIfNeeded: hostPage & 511)].load(ordering: .relaxed)
+    let hints = unsafe hints.own
+    guard hostPage <= found.highest, let places = unsafe found.leaf(hostPage, hints + 1) else { return nil }
+    let start = unsafe places[Int(truncatingIfNeeded: hostPage & 511)].load(ordering: .relaxed)
     let page = start &>> pageShift
-    guard start != 0, let leaf = unsafe table.leaf(page) else { return nil }
+    guard start != 0, let leaf = unsafe table.leaf(page, hints) else { return nil }
     let record = Record(word: unsafe leaf[Int(truncatingIfNeeded: page & 511)].load(ordering: .acquiring))
     let offset = host &- record.host, length = record.pageCount &<< pageShift
     guard record.isLive, byteCount <= length, offset <= length &- byteCount else { return nil }
@@ -140,7 +144,7 @@ extension MappingTable {
   package func noteFound(_ host: UInt64, in start: IOVA) {
     let hostPage = host >> pageShift
     guard start.rawValue >> pageShift <= table.highest, hostPage <= found.highest else { return }
-    guard let leaf = unsafe found.leaf(hostPage) ?? found.makeLeaf(hostPage) else { return }
+    guard let leaf = unsafe found.leaf(hostPage, hints.own + 1) ?? found.makeLeaf(hostPage) else { return }
     unsafe leaf[Int(hostPage & 511)].store(start.rawValue, ordering: .relaxed)
   }
 
@@ -150,10 +154,13 @@ extension MappingTable {
     return IOVARange(start: IOVA(first << pageShift), byteCount: record.pageCount << pageShift)
   }
 
+  @inline(__always)
+  private func leaf(_ page: UInt64) -> RadixTable.Node? { unsafe table.leaf(page, hints.own) }
+
   /// A record that holds a page, and its first page.
   @inline(__always)
   private func find(_ page: UInt64, isLive: Bool) -> (first: UInt64, record: Record)? {
-    guard page <= table.highest, let leaf = unsafe table.leaf(page) else { return nil }
+    guard page <= table.highest, let leaf = unsafe leaf(page) else { return nil }
     var first = page, order: UInt64 = 0
     while true {
       let record = Record(word: unsafe leaf[Int(truncatingIfNeeded: first & 511)].load(ordering: .acquiring))

@@ -5,7 +5,7 @@ import Synchronization
 /// A word for each of many numbers, in a radix tree as page tables are: read and changed by any thread without a lock.
 ///
 /// Nodes of 512 words, as many levels as the highest number needs, made when a number below them is first entered and kept until
-/// the end. Each processor remembers the leaf that it was in last, in one word: most numbers are near the one before.
+/// the end. Most numbers are near the one before: ``RadixHints`` remember the leaf that a processor was in last.
 ///
 /// A copy is the same table. Whoever made it calls ``deallocate()`` once, when no thread uses it any more.
 @safe
@@ -20,24 +20,24 @@ struct RadixTable: @unchecked Sendable {
   let highest: UInt64
   /// How many nodes may still be made before memory "runs out": for tests.
   private let budget: UnsafeMutablePointer<Atomic<Int>>
-  private let hints: Hints
+  /// Whether ``RadixHints`` can name the leaves.
+  private let hasHints: Bool
 
-  /// A table for numbers up to `highest`, for threads on so many processors; nil when there is no memory.
-  init?(highest: UInt64, processors: Int) {
+  /// A table for numbers up to `highest`; nil when there is no memory.
+  init?(highest: UInt64) {
     self.highest = highest
+    hasHints = RadixHints.fits(highest >> 9)
     let bits = UInt64(64 - highest.leadingZeroBitCount)
     rootShift = bits <= 9 ? 0 : (bits - 1) / 9 * 9
     guard let root = unsafe Self.allocateNode() else { return nil }
     unsafe self.root = unsafe root
     unsafe budget = .allocate(capacity: 1)
     unsafe budget.initialize(to: Atomic(.max))
-    hints = Hints(processors: processors, lastLeaf: highest >> 9)
   }
 
   func deallocate() {
     unsafe deallocate(root, rootShift)
     unsafe budget.deallocate()
-    hints.deallocate()
   }
 
   private func deallocate(_ node: Node, _ shift: UInt64) {
@@ -56,17 +56,22 @@ struct RadixTable: @unchecked Sendable {
 extension RadixTable {
   /// The leaf that has a number's word, at the number's last nine bits; nil where none of its 512 words was ever entered.
   ///
-  /// - Precondition: The number is at most ``highest``.
+  /// - Precondition: The number is at most ``highest``, and `hint` a word for this table.
   @inline(__always)
-  func leaf(_ number: UInt64) -> Node? {
-    if let last = unsafe hints.leaf(number &>> 9) { return unsafe last }
+  func leaf(_ number: UInt64, _ hint: RadixHints.Pair) -> Node? {
+    unsafe RadixHints.leaf(number &>> 9, hint) ?? descend(number, hint)
+  }
+
+  /// A function of its own, so that the way that most take is short.
+  @inline(never)
+  private func descend(_ number: UInt64, _ hint: RadixHints.Pair) -> Node? {
     var node = unsafe root, shift = rootShift
     while shift > 0 {
       guard let next = unsafe Self.child(node, Int(truncatingIfNeeded: number &>> shift & 511)) else { return nil }
       unsafe node = next
       shift &-= 9
     }
-    unsafe hints.note(node, number &>> 9)
+    if hasHints { unsafe RadixHints.note(node, number &>> 9, hint) }
     return unsafe node
   }
 
@@ -135,55 +140,61 @@ extension RadixTable {
 
 // MARK: - The last leaf
 
-extension RadixTable {
-  /// The leaf that each processor was in last: a word with its address and its number, so that both are read as one.
-  @safe
-  struct Hints: @unchecked Sendable {
-    /// A cache line each.
-    private static var stride: Int { 64 }
-    private let memory: UnsafeMutableRawPointer
-    /// A power of two, minus one.
-    private let mask: Int
-    /// Whether the number of every leaf fits beside its address.
-    private let fits: Bool
+/// The leaf that each processor was in last, in each of two tables: a word with its address and its number, so that both are read
+/// as one.
+@safe
+struct RadixHints: @unchecked Sendable {
+  /// The words of a processor.
+  typealias Pair = UnsafeMutablePointer<Atomic<UInt64>>
 
-    /// For leaves with numbers up to `lastLeaf`.
-    init(processors: Int, lastLeaf: UInt64) {
-      let wanted = min(max(processors, 1), 128)
-      mask = 1 << (Int.bitWidth - (wanted - 1).leadingZeroBitCount) - 1
-      fits = lastLeaf >> 28 == 0
-      unsafe memory = .allocate(byteCount: (mask + 1) * Self.stride, alignment: Self.stride)
-      for index in 0...mask { unsafe (memory + index * Self.stride).assumingMemoryBound(to: Word.self).initialize(to: Atomic(0)) }
+  /// A cache line each.
+  private static var stride: Int { 64 }
+  private let memory: UnsafeMutableRawPointer
+  /// A power of two, minus one.
+  private let mask: Int
+
+  init(processors: Int) {
+    let wanted = min(max(processors, 1), 128)
+    mask = 1 << (Int.bitWidth - (wanted - 1).leadingZeroBitCount) - 1
+    unsafe memory = .allocate(byteCount: (mask + 1) * Self.stride, alignment: Self.stride)
+    for index in 0...mask {
+      let pair = unsafe (memory + index * Self.stride).assumingMemoryBound(to: Atomic<UInt64>.self)
+      unsafe pair.initialize(to: Atomic(0))
+      unsafe (pair + 1).initialize(to: Atomic(0))
     }
+  }
 
-    func deallocate() { unsafe memory.deallocate() }
+  func deallocate() { unsafe memory.deallocate() }
 
-    @inline(__always)
-    private var own: Node {
-      let place = (Int(truncatingIfNeeded: ci_cpu()) & mask) &* Self.stride
-      return unsafe (memory + place).assumingMemoryBound(to: Word.self)
-    }
+  /// Those of the processor that this thread is on at the moment. Those of another serve as well, but slower.
+  @inline(__always)
+  var own: Pair {
+    let place = (Int(truncatingIfNeeded: ci_cpu()) & mask) &* Self.stride
+    return unsafe (memory + place).assumingMemoryBound(to: Atomic<UInt64>.self)
+  }
 
-    /// The bits of a leaf's address: a multiple of 4096, and 47 bits are all that a process has unless it asks for more.
-    private static var addressMask: UInt64 { 0xffff_ffff_f000 }
+  /// The bits of a leaf's address: a multiple of 4096, and 47 bits are all that a process has unless it asks for more.
+  private static var addressMask: UInt64 { 0xffff_ffff_f000 }
 
-    /// A leaf's number in the bits that its address leaves.
-    @inline(__always)
-    private static func spread(_ number: UInt64) -> UInt64 { number & 0xfff | (number &>> 12) &<< 48 }
+  /// Whether leaves with numbers up to this have room for them beside their address.
+  static func fits(_ lastLeaf: UInt64) -> Bool { lastLeaf >> 28 == 0 }
 
-    /// The leaf of this number, if it was the last here. Where numbers do not fit, none ever was.
-    @inline(__always)
-    func leaf(_ number: UInt64) -> Node? {
-      let word = unsafe own.pointee.load(ordering: .acquiring)
-      guard word & ~Self.addressMask == Self.spread(number) else { return nil }
-      return unsafe Node(bitPattern: UInt(word & Self.addressMask))
-    }
+  /// A leaf's number in the bits that its address leaves.
+  @inline(__always)
+  private static func spread(_ number: UInt64) -> UInt64 { number & 0xfff | (number &>> 12) &<< 48 }
 
-    @inline(__always)
-    func note(_ leaf: Node, _ number: UInt64) {
-      let address = UInt64(UInt(bitPattern: leaf))
-      guard fits, address & ~Self.addressMask == 0 else { return }
-      unsafe own.pointee.store(address | Self.spread(number), ordering: .releasing)
-    }
+  /// The leaf of this number, if it was the last here. Where numbers do not fit, none ever was.
+  @inline(__always)
+  static func leaf(_ number: UInt64, _ hint: Pair) -> RadixTable.Node? {
+    let word = unsafe hint.pointee.load(ordering: .acquiring)
+    guard word & ~addressMask == spread(number) else { return nil }
+    return unsafe RadixTable.Node(bitPattern: UInt(word & addressMask))
+  }
+
+  @inline(__always)
+  static func note(_ leaf: RadixTable.Node, _ number: UInt64, _ hint: Pair) {
+    let address = UInt64(UInt(bitPattern: leaf))
+    guard address & ~addressMask == 0 else { return }
+    unsafe hint.pointee.store(address | spread(number), ordering: .releasing)
   }
 }

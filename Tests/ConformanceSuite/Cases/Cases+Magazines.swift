@@ -12,7 +12,8 @@ extension Cases {
     ConformanceCase(.conformance, "magazines/method") { environment in
       // Every kernel that the guests run has rseq(2) and membarrier(2), and glibc registers each thread. A simulated machine
       // says nothing about the kernel below it.
-      try expectEqual(SlotMethod.best == .restartable || environment.isSimulated, true, "restartable sequences are used")
+      let isUsed = SlotMethod.best == .restartable || environment.isSimulated
+      try expectEqual(isUsed, true, "restartable sequences are used")
     },
     ConformanceCase(.conformance, "magazines/nothing-is-had-twice") { _ in
       for method in SlotMethod.best == .locked ? [.locked] : [SlotMethod.locked, .restartable] {

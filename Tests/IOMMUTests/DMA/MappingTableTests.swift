@@ -97,14 +97,16 @@ import Testing
   private static func compareFound(
     _ table: MappingTable, _ model: Model, _ random: inout SplitMix64, _ place: Comment
   ) {
-    guard let start = (model.live.keys + model.ended.map(\.start.rawValue)).randomElement(using: &random) else { return }
+    let starts = model.live.keys + model.ended.map(\.start.rawValue)
+    guard let start = starts.randomElement(using: &random) else { return }
     let item = model.live[start] ?? (host: 1 << 20, byteCount: 1 << 16)
     let offset = UInt64.random(in: 0...item.byteCount, using: &random) &- UInt64.random(in: 0...1, using: &random)
     let byteCount = UInt64.random(in: 1...8192, using: &random)
     table.noteFound(item.host &+ offset, in: IOVA(start))
     // At no address, 0, is anything that was found.
-    let isInside = model.live[start] != nil && start != 0 && offset < item.byteCount && byteCount <= item.byteCount - offset
-    #expect(table.translateFound(item.host &+ offset, byteCount: byteCount) == (isInside ? IOVA(start + offset) : nil), place)
+    let isFound = model.live[start] != nil && start != 0 && offset < item.byteCount && byteCount <= item.byteCount - offset
+    let answer = table.translateFound(item.host &+ offset, byteCount: byteCount)
+    #expect(answer == (isFound ? IOVA(start + offset) : nil), place)
   }
 
   /// No address, however high, and no length leads anywhere else.
