@@ -104,7 +104,8 @@ import Testing
     let byteCount = UInt64.random(in: 1...8192, using: &random)
     table.noteFound(item.host &+ offset, in: IOVA(start))
     // At no address, 0, is anything that was found.
-    let isFound = model.live[start] != nil && start != 0 && offset < item.byteCount && byteCount <= item.byteCount - offset
+    let isInside = offset < item.byteCount && byteCount <= item.byteCount - offset
+    let isFound = isInside && model.live[start] != nil && start != 0
     let answer = table.translateFound(item.host &+ offset, byteCount: byteCount)
     #expect(answer == (isFound ? IOVA(start + offset) : nil), place)
   }
