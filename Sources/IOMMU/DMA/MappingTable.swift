@@ -27,13 +27,15 @@ package struct MappingTable: @unchecked Sendable {
   /// How many nodes may still be made before memory "runs out": for tests.
   private let budget: UnsafeMutablePointer<Atomic<Int>>
 
-  /// The longest mapping that it takes, in bytes: 2 MiB, or 0 where a page's address leaves too few bits for a length.
+  /// The longest mapping that it takes, in bytes: 2 MiB, or 0 where a page's address leaves too few bits for a length, or none are wanted.
   package let largestByteCount: UInt64
 
   /// A table for addresses up to `highest`, which are mapped in multiples of `granule`; nil when there is no memory.
-  package init?(highest: UInt64, granule: PageSize) {
+  ///
+  /// - Parameter takesAny: Whether it takes mappings at all.
+  package init?(highest: UInt64, granule: PageSize, takesAny: Bool = true) {
     pageShift = UInt64(granule.shift)
-    largestByteCount = granule.shift >= 12 ? 2 << 20 : 0
+    largestByteCount = takesAny && granule.shift >= 12 ? 2 << 20 : 0
     highestPage = highest >> pageShift
     let bits = UInt64(64 - highestPage.leadingZeroBitCount)
     rootShift = bits <= 9 ? 0 : (bits - 1) / 9 * 9

@@ -66,7 +66,10 @@ public struct Registration: ~Copyable, @unchecked Sendable {
   }
 
   private static func end(_ core: Unmanaged<DomainCore>, _ range: StandingMaps.Range) -> MapFailure? {
-    unsafe core._withUnsafeGuaranteedRef { unsafe $0.unregister(range) }
+    unsafe core._withUnsafeGuaranteedRef { core in
+      if core.isOwner { unsafe core.debug?.unregistering(range.pointee.host) }
+      return unsafe core.unregister(range)
+    }
   }
 }
 
@@ -93,6 +96,7 @@ extension DMADomain {
           base: UnsafeMutableRawPointer(bitPattern: UInt(pages.host))!, byteCount: pages.byteCount, file: -1,
           isHuge: false), addressing.limits)
       if isAbove { tripped() }
+      core.debug?.registered(pages.host, byteCount: pages.byteCount)
       return unsafe Registration(core: .passRetained(core), range: range, byteCount: memory.count)
     } catch { throw error.on(deviceName) }
   }
