@@ -40,8 +40,7 @@ import Testing
 
   /// In debug mode everything goes as without.
   static let debugItems = [
-    ("vtd-legacy", Interface.iommufd, TranslationChoice.kernel), ("vtd-legacy", .type1, .kernel),
-    ("smmuv3", .iommufd, .process),
+    ("vtd-legacy", Interface.type1, TranslationChoice.kernel), ("smmuv3", .iommufd, .process),
   ].flatMap { machine, interface, translation in
     ConformanceSuite.Suite.allCases.flatMap(\.cases).filter { !limits.contains($0.name) }.map {
       Item(machine: machine, interface: interface, translation: translation, isDebugged: true, item: $0)

@@ -10,7 +10,8 @@ import Synchronization
 ///
 /// The value owns the registration: memory is found by its address while the value lives, and not a moment longer. **The
 /// memory must stay allocated, and at its place, until the value is gone and the last mapping made inside of it is unmapped.**
-/// Who gives it back to the operating system before, and gets other memory at the same address, would map the old.
+/// Who gives it back to the operating system before, and gets other memory at the same address, would map the old: <doc:DebugMode>
+/// finds that out.
 ///
 /// ## What is in the device's reach
 ///

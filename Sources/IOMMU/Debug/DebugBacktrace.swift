@@ -35,9 +35,10 @@ public struct DebugBacktrace: Hashable, Sendable, CustomStringConvertible {
   /// Each frame as `function+offset (file)`, or as `file+offset` where there is no name.
   public var symbols: [String] { addresses.map(Self.symbol) }
 
-  /// The first frames outside of this library in one line, as far as names tell; else the first.
+  /// The first four frames outside of this library in one line; all frames where there are no names to tell.
   public var description: String {
     let symbols = symbols
+    guard symbols.first?.hasSuffix(")") ?? false else { return symbols.joined(separator: " < ") }
     let outer = symbols.firstIndex { !$0.hasPrefix("IOMMU.") && !$0.contains(" IOMMU.") } ?? 0
     return symbols[outer...].prefix(4).joined(separator: " < ")
   }

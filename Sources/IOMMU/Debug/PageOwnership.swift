@@ -74,11 +74,15 @@ final class PageOwnership: Sendable {
     }
   }
 
+  /// Whether it could be done. What is given back is asked for again: it takes no memory, and who gets it will touch it.
   private func set(_ host: UInt64, _ byteCount: Int, _ protection: MemoryProtection) -> Bool {
     guard let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(host)) else { return false }
-    do throws(Errno) {
-      try unsafe kernel.protectMemory(base, byteCount: byteCount, protection)
-      return true
-    } catch { return false }
+    for _ in 0..<(protection == .readWrite ? 3 : 1) {
+      do throws(Errno) {
+        try unsafe kernel.protectMemory(base, byteCount: byteCount, protection)
+        return true
+      } catch {}
+    }
+    return false
   }
 }
