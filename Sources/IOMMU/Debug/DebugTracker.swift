@@ -53,11 +53,11 @@ extension DebugTracker {
     var record = record
     record.mappedAt = DebugBacktrace(capturing: options.frameCount)
     record.thread = ci_gettid()
-    record.contents = copy(of: record)
-    if !record.isOurs, record.kind.isOwn, record.byteCount <= Limits.debugPagesByteCount {
+    if !record.isOurs, !record.isBounced, record.byteCount <= Limits.debugPagesByteCount {
       record.pages = PageSnapshot(
         kernel, host: record.memory, byteCount: record.byteCount, comparesFrames: record.access.canWrite)
     }
+    record.contents = copy(of: record)
     if record.isOurs { ownership?.take(record.memory, byteCount: padded(record.byteCount), record.access) }
     let made = record
     return locked { state in
@@ -94,9 +94,11 @@ extension DebugTracker {
 
   func padded(_ byteCount: Int) -> Int { (byteCount + Int(granuleMask)) & ~Int(granuleMask) }
 
-  /// What the memory holds, where the device only reads it and it is short enough to be kept.
+  /// What the memory holds, where the device only reads it and it is short enough to be kept; of the caller's only where it
+  /// can be seen that the memory is still there.
   private func copy(of record: DebugRecord) -> [UInt8]? {
     guard !record.access.canWrite, !record.isBounced, record.byteCount <= Limits.debugCopyByteCount else { return nil }
+    guard record.isOurs || (record.pages != nil && firstChange(in: record) == nil) else { return nil }
     let all = copiedByteCount.wrappingAdd(record.byteCount, ordering: .relaxed).newValue
     guard all <= Limits.debugCopiesByteCount else {
       copiedByteCount.wrappingSubtract(record.byteCount, ordering: .relaxed)
@@ -105,9 +107,13 @@ extension DebugTracker {
     return unsafe [UInt8](record.bytes)
   }
 
+  private func firstChange(in record: DebugRecord) -> (page: UInt64, change: PageSnapshot.Change)? {
+    record.pages?.firstChange(kernel, host: record.memory, byteCount: record.byteCount)
+  }
+
   /// Whether the memory of a live mapping is what it was, and holds what it held.
   func look(at record: DebugRecord) {
-    if let (page, change) = record.pages?.firstChange(kernel, host: record.memory, byteCount: record.byteCount) {
+    if let (page, change) = firstChange(in: record) {
       report(change, page, record.text, record)
       // Without memory nothing can be read.
       return

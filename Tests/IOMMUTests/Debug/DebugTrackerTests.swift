@@ -114,6 +114,27 @@ import Testing
     _ = found
   }
 
+  /// Many are told one by one up to a bound; the list of reports has one, too, and the count has none.
+  @Test func boundsOfReports() throws {
+    let rig = try DebugRig(), pages = Pages(1)
+    var boxes: [Box] = []
+    for _ in 0..<40 { boxes.append(Box(try unsafe rig.dma.map(unsafe: pages.all, .toDevice))) }
+    for _ in 0..<10 {
+      pages[0] &+= 1
+      #expect(rig.dma.examine().count == 40)
+    }
+    #expect(rig.dma.debugReports.count == 256 && rig.dma.statistics.debugReports == 400)
+    rig.device.close()
+    #expect(rig.kinds.dropFirst(400).count == 33 && rig.reports.last?.text.hasPrefix("8 more") == true)
+    let options = DebugOptions(guardPages: -1, heldAddresses: .max, frameCount: 1000)
+    #expect(options.guardPages == 0 && options.heldAddresses == 1 << 20 && options.frameCount == 64)
+  }
+
+  private final class Box {
+    let mapping: UnsafeMapping
+    init(_ mapping: consuming UnsafeMapping) { self.mapping = mapping }
+  }
+
   /// Memory that the device only reads, changed by the CPU, which did not tell.
   @Test func memoryThatTheDeviceReadsIsChanged() throws {
     let rig = try DebugRig(), pages = Pages(2)

@@ -26,6 +26,24 @@ import Testing
     rig.device.close()
   }
 
+  /// So do those of lists and reservations.
+  @Test func rangesWait() throws {
+    let rig = try DebugRig(.ioas, .vtd, DebugOptions(heldAddresses: 8))
+    var seen: Set<IOVA> = []
+    for _ in 0..<3 {
+      var list = ScatterList()
+      list.append(try rig.dma.buffer(byteCount: 64))
+      let mapped = try rig.dma.map(list, .toDevice)
+      seen.insert(mapped.address)
+      _ = try mapped.unmap()
+      let linked = try rig.dma.reserve(byteCount: 4096).sync()
+      seen.insert(linked.address)
+      _ = try linked.destroy()
+    }
+    #expect(seen.count == 6)
+    rig.device.close()
+  }
+
   @Test func noneWaitWhereNoneShall() throws {
     let rig = try DebugRig(.ioas, .vtd, DebugOptions(heldAddresses: 0))
     let first = try Self.mapAndUnmap(rig.dma)

@@ -90,6 +90,14 @@ import Testing
     let mapped = try other.dma.map(second, .fromDevice)
     #expect(Touch.mayWrite(place))
     _ = try mapped.unmap()
+    // What is given back is asked for again: who gets the buffer will touch it.
+    other.kernel.passAll()
+    let third = try other.dma.buffer(byteCount: 64), spot = StandingRig.memory(of: third)
+    let again = try other.dma.map(third, .fromDevice)
+    #expect(!Touch.mayRead(spot))
+    other.kernel.fail(1, of: "protectMemory", with: .noMemory)
+    _ = try again.unmap()
+    #expect(Touch.mayWrite(spot))
     for rig in [rig, other] { rig.device.close() }
   }
 }

@@ -126,6 +126,21 @@ import Testing
     rig.device.close()
   }
 
+  /// Memory that is gone is not read, inside of a registration either.
+  @Test func goneMemoryIsNotRead() throws {
+    let rig = try DebugRig(.ioas), memory = Memory(ofFile: false)
+    try rig.dma.switchProtection(to: .persistent)
+    let registration = try unsafe rig.dma.register(unsafe: memory.all)
+    let mapping = try unsafe rig.dma.map(unsafe: memory.all, .toDevice)
+    memory.suffer(.unmapped)
+    mapping.sync(for: .cpu)
+    mapping.sync(for: .device)
+    try mapping.unmap()
+    try registration.unregister()
+    #expect(rig.kinds == [.memoryGone, .memoryGone, .memoryGone])
+    rig.device.close()
+  }
+
   /// A page that the device only reads may be zeros that many share, and the CPU's first store gives it another.
   @Test func aStoreIsNoReplacement() throws {
     let rig = try DebugRig(.ioas)
