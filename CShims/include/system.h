@@ -4,4 +4,5 @@
 #include "system/memory.h"
 #include "system/process.h"
 #include "system/socket.h"
+#include "system/trace.h"
 #include "system/wait.h"

@@ -10,8 +10,11 @@ import Testing
     let machine: String
     let interface: Interface
     var translation = TranslationChoice.kernel
+    var isDebugged = false
     let item: ConformanceCase
-    var testDescription: String { "\(machine) \(interface.rawValue) \(translation.rawValue) \(item.name)" }
+    var testDescription: String {
+      "\(machine) \(interface.rawValue) \(translation.rawValue)\(isDebugged ? " debug" : "") \(item.name)"
+    }
   }
 
   static let machines = ["vtd-legacy", "vtd-caching", "smmuv3"]
@@ -35,10 +38,20 @@ import Testing
     }
   }
 
-  @Test(arguments: items + processItems) func holds(_ item: Item) throws {
-    let environment = Environment.simulated(
+  /// In debug mode everything goes as without.
+  static let debugItems = [
+    ("vtd-legacy", Interface.type1, TranslationChoice.kernel), ("smmuv3", .iommufd, .process),
+  ].flatMap { machine, interface, translation in
+    ConformanceSuite.Suite.allCases.flatMap(\.cases).filter { !limits.contains($0.name) }.map {
+      Item(machine: machine, interface: interface, translation: translation, isDebugged: true, item: $0)
+    }
+  }
+
+  @Test(arguments: items + processItems + debugItems) func holds(_ item: Item) throws {
+    var environment = Environment.simulated(
       item.machine, interface: item.interface, translation: item.translation,
       unprivileged: item.item.suite == .unprivileged)
+    if item.isDebugged { environment.debug = DebugOptions(onReport: { _ in }) }
     // What does not apply is skipped with a reason from the suite's own table, as in the guests.
     if item.item.reasonToSkip(in: environment) != nil { return }
     do { try item.item.run(in: environment) } catch { Issue.record("\(error)") }

@@ -85,6 +85,11 @@ CI_SHIM int32_t ci_mprotect(void *_Nonnull address, uint64_t length, int32_t pro
   return ci_or_errno(mprotect(address, length, protection));
 }
 
+/// mremap(2) to another address: MREMAP_MAYMOVE | MREMAP_FIXED.
+CI_SHIM int32_t ci_mremap_fixed(void *_Nonnull address, uint64_t length, void *_Nonnull target) {
+  return syscall(SYS_mremap, address, length, length, 3ul, target) < 0 ? -errno : 0;
+}
+
 /// madvise(2) with one of CI_MADV_….
 CI_SHIM int32_t ci_madvise(void *_Nonnull address, uint64_t length, int32_t advice) {
   int result;

@@ -36,13 +36,14 @@ enum AddressSpaceSetup {
   }
 
   static func makeCore(
-    _ kernel: any Kernel, _ translation: any Translation, _ space: Space, _ target: AttachTarget, _ host: Host
+    _ kernel: any Kernel, _ translation: any Translation, _ space: Space, _ target: AttachTarget, _ host: Host,
+    debug: DebugOptions?
   ) throws(DMAError) -> DomainCore {
     let node = (try? host.device(target.address, named: false))?.numaNode
     do throws(RangeStoreFailure) {
       return try DomainCore(
         kernel: kernel, translation: translation, usable: space.usable, granule: space.granule, node: node,
-        device: target.address.description)
+        device: target.address.description, debug: DebugOptions.inForce(debug))
     } catch { throw DMAError(.outOfMemory, "open", detail: "\(error)") }
   }
 }
@@ -60,7 +61,7 @@ extension DomainCore {
     }
     var refused = reserveAll(but: usable)
     // Cached addresses make room.
-    if case .occupied? = refused?.1, space.emptyCaches() { refused = reserveAll(but: usable) }
+    if let reason = refused?.1, mayPass(reason), makeAddressRoom(reason) { refused = reserveAll(but: usable) }
     if let (range, reason) = refused {
       throw DMAError(
         .reserved, "open", address: range.start.rawValue, byteCount: range.byteCount, device: device,

@@ -15,7 +15,8 @@ extension Arena {
 
   /// Gets at least `byteCount` bytes, on huge pages where that much is asked for and they are to be had.
   func makeMemory(byteCount: Int) throws(DMAError) -> Memory {
-    if byteCount >= Limits.hugePageByteCount, let memory = try? makeMemory(byteCount, hugePageShift: 21) {
+    if usesHugePages, byteCount >= Limits.hugePageByteCount, let memory = try? makeMemory(byteCount, hugePageShift: 21)
+    {
       return memory
     }
     do throws(Errno) {
@@ -188,7 +189,7 @@ extension DomainCore {
       let request = RangeStore.Request(byteCount: length, alignment: max(alignment, Self.alignment(length)))
       iova = try afterDrain { () throws(RangeStoreFailure) in
         try locked { state throws(RangeStoreFailure) in
-          try state.store.allocate(request, limits, kind: .fixed, tag: host)
+          try state.take(request, limits, kind: .fixed, tag: host)
         }
       }
     } catch { throw failed(.space(error), operation, byteCount: memory.byteCount) }

@@ -27,6 +27,8 @@ final class Arena: Sendable {
   /// The device's NUMA node; nil where there is none, or only one.
   let node: Int?
   let name: String
+  /// Whether chunks are on huge pages where these are to be had; else each page can be protected by itself.
+  let usesHugePages: Bool
   private let chunks = Mutex(Chunks())
 
   private struct Chunks: ~Copyable {
@@ -41,8 +43,9 @@ final class Arena: Sendable {
     init(_ chunk: consuming Chunk) { self.chunk = chunk }
   }
 
-  init(kernel: any Kernel, granule: PageSize, node: Int?, name: String) {
+  init(kernel: any Kernel, granule: PageSize, node: Int?, name: String, usesHugePages: Bool = true) {
     (self.kernel, self.granule, self.node, self.name) = (kernel, granule, node, name)
+    self.usesHugePages = usesHugePages
   }
 
   /// The memory goes last: whoever drops an arena has seen to it that no device reaches it.

@@ -18,6 +18,7 @@ extension DMADomain {
       throw error.on(deviceName)
     }
     core.beginBounce(list.parts, in: slot)
+    core.beginRecords(list.parts, at: address, access, .bounced(slot))
     return unsafe MappedList(
       core: .passRetained(core), address: address, byteCount: Int(layout.end), list: list, segmentCount: layout.count,
       constraints: constraints, kind: .bounced(slot))

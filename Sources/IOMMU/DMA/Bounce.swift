@@ -82,6 +82,7 @@ extension MappingKind {
   /// Before the CPU looks at part of a mapping's memory.
   func syncForCPU(_ range: Range<Int>, _ core: DomainCore) {
     dmaReadBarrier()
+    if case .recorded(let id) = self, core.isOwner { core.debug?.syncForCPU(id, range, core) }
     guard case .bounced(let slot) = self else { return }
     slot.copyOut(range)
     core.standing.count(byteCount: 0, copied: slot.copied(range.count, in: false))
@@ -89,6 +90,7 @@ extension MappingKind {
 
   /// After the CPU has changed part of a mapping's memory.
   func syncForDevice(_ range: Range<Int>, _ core: DomainCore) {
+    if case .recorded(let id) = self, core.isOwner { core.debug?.syncForDevice(id, range, core) }
     if case .bounced(let slot) = self {
       slot.copyIn(range)
       core.standing.count(byteCount: 0, copied: slot.copied(range.count, in: true))

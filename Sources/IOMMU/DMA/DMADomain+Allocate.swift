@@ -115,7 +115,7 @@ extension DomainCore {
       // Nobody will read what the device has written.
       unsafe kind.isOwn
         ? core.unmap(address, byteCount: byteCount, freeing: base)
-        : core.unmapOtherwise(kind, byteCount: byteCount, copies: false)
+        : core.unmapOtherwise(kind, byteCount: byteCount, copies: false, freeing: base)
     }
     switch result {
     // Unmapped on the spot: then the memory waits only for what was unmapped of it before.
@@ -139,6 +139,7 @@ extension DomainCore {
     let length = padded(byteCount)
     var error = failed(failure, operation, address, byteCount: byteCount).on(device)
     guard ProcessGuard.isOwner else { return error }
+    if case .notMapped = failure { return error }
     locked { state in
       state.statistics.leakedBytes += length
       state.statistics.systemCalls += callsEach

@@ -26,6 +26,18 @@ extension DMADomain {
     unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA? = nil, widening: Bool = false,
     threads: Int = 1, isCancelled: @escaping @Sendable () -> Bool = { false }
   ) throws(DMAError) -> UnsafeMapping? {
+    if core.isOwner { try unsafe core.debug?.check(memory, "map(unsafe:)") }
+    let mapping = try unsafe mapBulkUnrecorded(
+      memory, direction, at: address, widening: widening, threads: threads, isCancelled: isCancelled)
+    guard let mapping else { return nil }
+    guard let debug = core.debug else { return mapping }
+    return unsafe debug.recorded(mapping, memory, direction.access)
+  }
+
+  func mapBulkUnrecorded(
+    _ memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA?, widening: Bool, threads: Int,
+    isCancelled: @escaping @Sendable () -> Bool
+  ) throws(DMAError) -> UnsafeMapping? {
     if core.alternative.load(ordering: .relaxed) != .none,
       let mapping = try unsafe mapOtherwise(
         unsafe: memory, direction, at: address, widening: widening, "map(unsafe:)")
@@ -71,8 +83,14 @@ extension UnsafeMapping {
   ) throws(DMAError) -> UnsafeMapping? {
     let (core, kind, pages, address, byteCount) = unsafe (core, kind, pages, address, byteCount)
     discard self
-    guard kind.isOwn else {
-      if let error = unsafe DomainCore.dropUnsafe(core, kind, pages.address, pages.byteCount) { throw error }
+    let record = unsafe core._withUnsafeGuaranteedRef { $0.isOwner ? $0.debug?.record(of: kind) : nil }
+    let plain: MappingKind
+    switch unsafe core._withUnsafeGuaranteedRef({ $0.endRecord(of: kind) }) {
+    case .success(let found): plain = found
+    case .failure(let failure): throw unsafe DomainCore.leak(core, failure, "unmap", pages.address, pages.byteCount)
+    }
+    guard plain.isOwn else {
+      if let error = unsafe DomainCore.dropUnsafe(core, plain, pages.address, pages.byteCount) { throw error }
       return nil
     }
     let result = unsafe DomainCore.unmapBulk(core, pages.address, pages.byteCount, threads, isCancelled)
@@ -80,12 +98,14 @@ extension UnsafeMapping {
     case .failure(let error): throw error
     case .success(pages.byteCount): return nil
     case .success(0):
-      return unsafe UnsafeMapping(core: core, pages: pages, address: address, byteCount: byteCount)
+      let rest = unsafe UnsafeMapping(core: core, pages: pages, address: address, byteCount: byteCount)
+      return DebugTracker.recordedAgain(rest, record, skipping: 0)
     case .success(let done):
       let start = IOVA(pages.address.rawValue + UInt64(done))
       let gone = Int(start.rawValue - address.rawValue)
-      return unsafe UnsafeMapping(
+      let rest = unsafe UnsafeMapping(
         core: core, pages: (start, pages.byteCount - done), address: start, byteCount: byteCount - gone)
+      return DebugTracker.recordedAgain(rest, record, skipping: gone)
     }
   }
 }
@@ -134,7 +154,7 @@ extension DomainCore {
   private func place(_ bulk: Bulk, _ fixed: IOVA?, _ limits: AddressLimits) throws(RangeStoreFailure) -> IOVA {
     guard let fixed else {
       let request = RangeStore.Request(byteCount: bulk.byteCount, alignment: Self.alignment(bulk.byteCount))
-      return try locked { state throws(RangeStoreFailure) in try state.store.allocate(request, limits, tag: bulk.host) }
+      return try locked { state throws(RangeStoreFailure) in try state.take(request, limits, tag: bulk.host) }
     }
     guard let range = IOVARange(start: fixed, byteCount: bulk.byteCount) else { throw .overflow }
     try locked { state throws(RangeStoreFailure) in
@@ -240,7 +260,8 @@ extension DomainState {
   /// Shortens a node to a part of it, maybe to nothing.
   mutating func keep(_ iova: IOVA, from start: UInt64, to end: UInt64) {
     guard let node = store.find(containing: iova) else { return }
-    forget(iova)
+    forget(iova, isFree: false)
+    if end < node.byteCount { freeGap(behind: node.range.last) }
     guard let range = IOVARange(start: IOVA(iova.rawValue + start), byteCount: end - start) else { return }
     // One entry in the place of another takes no memory.
     try? store.insert(RangeStore.Node(range: range, kind: node.kind, tag: node.tag + start))

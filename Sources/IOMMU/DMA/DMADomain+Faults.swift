@@ -12,7 +12,9 @@ extension DMADomain {
       report.unreadable = core.failed(.forked, "faults").on(deviceName)
       return report
     }
-    return faultLog.collect { [core] address in core.locked { $0.mapping(at: address) } }
+    let report = faultLog.collect { [core] address in core.locked { $0.mapping(at: address) } }
+    core.debug?.look(at: report.faults, of: deviceName)
+    return report
   }
 }
 

@@ -22,7 +22,7 @@ extension DMADomain {
     guard list.isAll(of: core) else { throw foreignBuffer("map(list)") }
     let constraints = constraints
     // Asked once: what may be copied must not be mapped.
-    let isBounced = core.alternative.load(ordering: .relaxed) == .bounce
+    let isBounced = core.way == .bounce
     let layout = try place(&list, constraints, mayShare: isBounced)
     guard layout.count <= constraints.maxSegmentCount else {
       throw DMAError(
@@ -42,6 +42,7 @@ extension DMADomain {
       throw core.failed(failure, "map(list)", byteCount: Int(layout.end), limit: limits.last).on(deviceName)
     case .success(let address):
       if limits.isAboveFirst(IOVARange(start: address, byteCount: layout.end)!) { tripped() }
+      core.beginRecords(list.parts, at: address, direction.access)
       return unsafe MappedList(
         core: .passRetained(core), address: address, byteCount: Int(layout.end), list: list, segmentCount: layout.count,
         constraints: constraints)
@@ -68,6 +69,7 @@ extension DMADomain {
   private func check(_ part: MemoryPart, _ constraints: DMAConstraints, mayShare: Bool) throws(DMAError) {
     let memory = unsafe UnsafeRawBufferPointer(start: part.base, count: part.byteCount)
     let pages = try unsafe pages(of: memory, widening: part.isWidened || mayShare, "map(list)")
+    try unsafe core.debug?.check(memory, "map(list)")
     guard constraints.alignment.isAligned(UInt64(pages.offset)) else {
       throw DMAError(
         .unaligned, "map(list)", address: part.host, byteCount: UInt64(part.byteCount), device: deviceName,

@@ -126,6 +126,18 @@ extension DMADomain {
   public func map(
     unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA? = nil, widening: Bool = false
   ) throws(DMAError) -> UnsafeMapping {
+    guard let debug = core.debug, core.isOwner else {
+      return try unsafe mapUnrecorded(memory, direction, at: address, widening: widening)
+    }
+    try unsafe debug.check(memory, "map(unsafe:)")
+    let mapping = try unsafe mapUnrecorded(memory, direction, at: address, widening: widening)
+    return unsafe debug.recorded(mapping, memory, direction.access)
+  }
+
+  @inline(__always)
+  private func mapUnrecorded(
+    _ memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA?, widening: Bool
+  ) throws(DMAError) -> UnsafeMapping {
     if core.alternative.load(ordering: .relaxed) != .none,
       let mapping = try unsafe mapOtherwise(
         unsafe: memory, direction, at: address, widening: widening, "map(unsafe:)")
@@ -133,9 +145,9 @@ extension DMADomain {
       return mapping
     }
     if memory.count > Limits.areaByteCount {
-      guard let mapping = try unsafe mapBulk(unsafe: memory, direction, at: address, widening: widening) else {
-        preconditionFailure("nothing stops this")
-      }
+      let mapping = try unsafe mapBulkUnrecorded(
+        memory, direction, at: address, widening: widening, threads: 1, isCancelled: { false })
+      guard let mapping else { preconditionFailure("nothing stops this") }
       return mapping
     }
     let pages = try unsafe pages(of: memory, widening: widening)
@@ -236,6 +248,11 @@ extension DomainCore {
   static func dropUnsafe(
     _ core: Unmanaged<DomainCore>, _ kind: MappingKind, _ address: IOVA, _ byteCount: Int
   ) -> DMAError? {
+    var kind = kind
+    switch unsafe core._withUnsafeGuaranteedRef({ [kind] in $0.endRecord(of: kind) }) {
+    case .success(let plain): kind = plain
+    case .failure(let failure): return unsafe leak(core, failure, "unmap", address, byteCount)
+    }
     if kind.isOwn, byteCount > Limits.areaByteCount { return unsafe dropBulk(core, address, byteCount) }
     let result = unsafe core._withUnsafeGuaranteedRef { core in
       unsafe kind.isOwn

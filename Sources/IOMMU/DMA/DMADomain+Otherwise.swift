@@ -16,13 +16,22 @@ extension DMADomain {
   func mapOtherwise(
     _ base: UnsafeMutableRawPointer, _ byteCount: Int, _ limits: AddressLimits, _ access: DMAAccess
   ) -> Otherwise {
+    let way = core.alternative.load(ordering: .relaxed)
+    if way == .debug { return unsafe core.mapByDetour(base, byteCount, limits, access, in: self) }
+    return unsafe mapOtherwise(by: way, base, byteCount, limits, access)
+  }
+
+  /// Maps a buffer, or memory of the caller's, in a certain way.
+  func mapOtherwise(
+    by way: Alternative, _ base: UnsafeMutableRawPointer, _ byteCount: Int, _ limits: AddressLimits, _ access: DMAAccess
+  ) -> Otherwise {
     guard core.isOwner else { return .failed(.forked) }
     if core.isClosed.load(ordering: .acquiring) { return .failed(.closed) }
-    switch core.alternative.load(ordering: .relaxed) {
+    switch way {
     case .bounce: return unsafe bounce(base, byteCount, limits, access)
     case .persistent: break
     // Buffers are whole pages, and their maps are kept where that saves something.
-    case .none, .short: return .own
+    case .none, .short, .debug: return .own
     }
     let host = UInt64(UInt(bitPattern: base)), length = UInt64(byteCount)
     // A chunk above the device's mask, which another device's allows, is of no use to it.
@@ -38,7 +47,7 @@ extension DMADomain {
     unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA?, widening: Bool,
     _ operation: String
   ) throws(DMAError) -> UnsafeMapping? {
-    let alternative = core.alternative.load(ordering: .relaxed)
+    let alternative = core.way
     if address != nil {
       guard alternative == .bounce else { return nil }
       throw notBounced(operation, "Memory at an address of the caller's choice", byteCount: memory.count)
@@ -50,7 +59,7 @@ extension DMADomain {
       if alternative == .short, core.isOwner, !isClosed {
         unsafe bounce(base, memory.count, limits, direction.access)
       } else {
-        unsafe mapOtherwise(base, memory.count, limits, direction.access)
+        unsafe mapOtherwise(by: alternative, base, memory.count, limits, direction.access)
       }
     switch result {
     case .own: return nil
@@ -75,7 +84,7 @@ extension DMADomain {
   /// Up to which length memory of the caller's is copied, in bytes: 0 unless ``AutomaticOptions/copiesShortMemory`` is in
   /// force, and in a fork.
   public func copiedByteCount(_ direction: DMADirection) -> Int {
-    guard ProcessGuard.isOwner, core.alternative.load(ordering: .relaxed) == .short else { return 0 }
+    guard ProcessGuard.isOwner, core.way == .short else { return 0 }
     return core.copyLimits.withLock { $0[direction.access] }
   }
 
@@ -107,10 +116,17 @@ extension DomainCore {
 
   /// Ends a mapping that was no map of its own, in whatever mode the domain is now. Nothing waits for a flush.
   ///
-  /// - Parameter copies: Whether what the device has written to a copy goes to the memory.
+  /// - Parameters:
+  ///   - copies: Whether what the device has written to a copy goes to the memory.
+  ///   - memory: A buffer's that is dropped: as for ``unmap(_:byteCount:freeing:)``, where debug mode has to do with a map of its own.
   @inline(never)
-  func unmapOtherwise(_ kind: MappingKind, byteCount: Int, copies: Bool = true) -> Result<UInt64, MapFailure> {
+  func unmapOtherwise(
+    _ kind: MappingKind, byteCount: Int, copies: Bool = true, freeing memory: UnsafeMutableRawPointer? = nil
+  ) -> Result<UInt64, MapFailure> {
     guard isOwner else { return .failure(.forked) }
+    if case .recorded(let id) = kind {
+      return unsafe detour.unmap(id, byteCount: byteCount, copies: copies, freeing: memory, in: self)
+    }
     // What the device has still under way ends with the close.
     if isClosed.load(ordering: .acquiring) { waitUntilEmptied() }
     switch kind {
@@ -119,6 +135,7 @@ extension DomainCore {
       let length = UInt64(byteCount)
       if unsafe !slots.giveHit(range, byteCount: length), unsafe giveMiss(range, byteCount: length) { afterLast() }
     case .bounced(let slot): endBounce(slot, byteCount: byteCount, copies: copies)
+    case .recorded: break
     }
     return .success(0)
   }

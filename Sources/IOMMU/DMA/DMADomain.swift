@@ -87,6 +87,7 @@ public final class DMADomain: Sendable {
       return copy
     }
     core.standing.add(to: &copy)
+    copy.debugReports = core.debug?.reportCount ?? 0
     copy.arenaBytes = UInt64(core.coherent.byteCount + core.streaming.byteCount)
     return copy
   }

@@ -52,6 +52,8 @@ public struct DMAStatistics: Hashable, Sendable {
   public var persistentBytes: UInt64 = 0
   /// Bytes that were copied under ``Protection/bounce``, both ways.
   public var bouncedBytes: UInt64 = 0
+  /// Mistakes that debug mode has found; see <doc:DebugMode>.
+  public var debugReports: UInt64 = 0
   /// Areas that arenas were mapped in once for all, and those of them that went by `IOMMU_IOAS_MAP_FILE`.
   public var arenaAreas = 0, arenaFileAreas = 0
 

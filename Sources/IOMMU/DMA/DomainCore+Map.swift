@@ -88,7 +88,7 @@ extension DomainCore {
       iova = try afterDrain { () throws(RangeStoreFailure) in
         try locked { state throws(RangeStoreFailure) in
           let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length))
-          let iova = try state.store.allocate(request, limits, tag: host)
+          let iova = try state.take(request, limits, tag: host)
           state.mapped(iova, host: host, byteCount: length)
           return iova
         }
@@ -104,13 +104,13 @@ extension DomainCore {
   @inline(__always)
   func afterDrain(_ body: () throws(RangeStoreFailure) -> IOVA) throws(RangeStoreFailure) -> IOVA {
     do throws(RangeStoreFailure) { return try body() } catch {
-      guard error.mayPass else { throw error }
-      if space.emptyCaches() {
-        do throws(RangeStoreFailure) { return try body() } catch { guard error.mayPass else { throw error } }
+      guard mayPass(error) else { throw error }
+      if makeAddressRoom(error) {
+        do throws(RangeStoreFailure) { return try body() } catch { guard mayPass(error) else { throw error } }
       }
       guard lazyMode.load(ordering: .relaxed) != .strict || cache.count > 0, drain() == nil else { throw error }
       // What was flushed is cached now.
-      space.emptyCaches()
+      _ = makeAddressRoom(error)
     }
     return try body()
   }
@@ -214,9 +214,12 @@ extension DomainState {
   }
 
   /// Takes back an address that was given out by the store.
-  mutating func forget(_ iova: IOVA) {
+  ///
+  /// - Parameter isFree: Whether nothing takes its place: in debug mode it waits then.
+  mutating func forget(_ iova: IOVA, isFree: Bool = true) {
     guard let node = store.remove(iova) else { return }
     unindex(iova, host: node.tag)
+    if isFree, held != nil { hold(node.range, node.kind) }
   }
 
   @inline(never)
@@ -225,22 +228,12 @@ extension DomainState {
   }
 
   @inline(__always)
-  mutating func unmapped(_ iova: IOVA, byteCount: UInt64, systemCalls: UInt64) {
-    forget(iova)
+  mutating func unmapped(_ iova: IOVA, byteCount: UInt64, systemCalls: UInt64, isFree: Bool = true) {
+    forget(iova, isFree: isFree)
     noteEnded(iova, byteCount: byteCount)
     statistics.unmaps &+= 1
     statistics.systemCalls &+= systemCalls
     statistics.liveMappings &-= 1
     statistics.liveBytes &-= byteCount
-  }
-}
-
-extension RangeStoreFailure {
-  /// Whether another answer is possible when fewer addresses are taken.
-  fileprivate var mayPass: Bool {
-    switch self {
-    case .noSpace, .fragmented, .occupied: true
-    default: false
-    }
   }
 }

@@ -89,7 +89,7 @@ extension DomainCore {
       locked { state in
         let start = IOVA(iova.rawValue + part.placement)
         if reserved == nil, part.placement > next { state.store.remove(IOVA(iova.rawValue + next)) }
-        state.unmapped(start, byteCount: length, systemCalls: 0)
+        state.unmapped(start, byteCount: length, systemCalls: 0, isFree: reserved == nil)
         if let reserved { state.fence(start, byteCount: length, in: reserved) }
       }
       next = part.placement + length
@@ -136,8 +136,7 @@ extension DomainState {
     _ parts: UnsafePointer<MemoryPart>, count: Int, granuleMask: UInt64, _ request: RangeStore.Request,
     _ limits: AddressLimits
   ) throws(RangeStoreFailure) -> IOVA {
-    let iova = try store.allocate(request, limits, kind: .guard)
-    store.remove(iova)
+    let (iova, gap) = try space(for: request, limits)
     var next: UInt64 = 0
     do throws(RangeStoreFailure) {
       for index in 0..<count {
@@ -150,6 +149,7 @@ extension DomainState {
         try occupy(start, byteCount: pages.byteCount, .allocation, tag: pages.host)
         next += pages.byteCount
       }
+      try leaveGap(gap, behind: iova, next)
     } catch {
       removeNodes(iova, byteCount: next)
       throw error
@@ -172,9 +172,9 @@ extension DomainState {
       if !stuck.overlaps(at..<at + length) {
         if reserved == nil, part.placement > next { store.remove(IOVA(iova.rawValue + next)) }
         if index < counted {
-          unmapped(start, byteCount: length, systemCalls: 0)
+          unmapped(start, byteCount: length, systemCalls: 0, isFree: reserved == nil)
         } else {
-          forget(start)
+          forget(start, isFree: reserved == nil)
         }
         if let reserved { fence(start, byteCount: length, in: reserved) }
       }

@@ -126,7 +126,7 @@ extension DomainCore {
 
   /// A switch that was prepared does not come about.
   func abandon() {
-    guard alternative.load(ordering: .relaxed) != .persistent else { return }
+    guard way != .persistent else { return }
     setStandingWanted(false)
     _ = lowerIdle(waits: true)
   }
@@ -134,14 +134,14 @@ extension DomainCore {
   /// The new protection takes over from the old one as far as that is about what is mapped once for all. After a failure
   /// the old one is in force.
   func takeOver(_ new: Protection) -> MapFailure? {
-    let old = alternative.load(ordering: .relaxed)
-    alternative.store(Alternative(new), ordering: .relaxed)
+    let old = way
+    setWay(Alternative(new))
     guard old == .persistent, new != .persistent else { return nil }
     setStandingWanted(false)
     guard let failure = lowerIdle(waits: true) else { return nil }
     setStandingWanted(true)
     withholdLeftOvers()
-    alternative.store(old, ordering: .relaxed)
+    setWay(old)
     return failure
   }
 }
@@ -151,6 +151,8 @@ enum Alternative: UInt8, AtomicRepresentable {
   case none, persistent, bounce
   /// Short memory of the caller's is copied.
   case short
+  /// Debug mode: ``DomainCore/way`` has which of the others.
+  case debug
 
   init(_ protection: Protection) {
     switch protection {

@@ -49,24 +49,36 @@ final class DomainCore: @unchecked Sendable {
   /// What ``Alternative/short`` goes by.
   let copyLimits = Mutex(CopyLimits())
   let standing = StandingMaps()
+  /// Debug mode, where it is on: ``alternative`` is ``Alternative/debug`` then, and all maps go by ``detour``.
+  let debug: DebugTracker?
+  let detour: any MapDetour
   let queue: FlushQueue
   /// Maps that are kept after their unmap, by ``Protection/automatic(_:)``.
   let cache = MapCache()
   let protection = Mutex(ProtectionState())
 
   init(
-    kernel: any Kernel, translation: any Translation, usable: IOVARanges, granule: PageSize, node: Int?, device: String
+    kernel: any Kernel, translation: any Translation, usable: IOVARanges, granule: PageSize, node: Int?, device: String,
+    debug options: DebugOptions? = nil
   ) throws(RangeStoreFailure) {
     let processors = Int(ci_cpu_limit())
     let space = try AddressAllocator(usable: usable, granule: granule, processors: UInt32(processors))
     let highest = usable.last?.last.rawValue ?? 0
-    guard let records = MappingTable(highest: highest, granule: granule, processors: processors) else {
+    // In debug mode the store has all mappings, as it has the gaps between them.
+    let takesAny = options == nil
+    guard
+      let records = MappingTable(highest: highest, granule: granule, processors: processors, takesAny: takesAny)
+    else {
       throw .outOfMemory
     }
     processOwned = translation as? any ProcessOwnedTranslation
     callsEach = processOwned == nil ? 1 : 0
     highAddresses = highest >> 32 == 0 ? 0 : 1 << 32
-    let first = unsafe DomainState(usable: usable, store: space.store, records: records, callsEach: callsEach)
+    let held = options.map { HeldAddresses($0, granule: granule) }
+    let first = unsafe DomainState(
+      usable: usable, store: space.store, records: records, callsEach: callsEach, held: held)
+    let debug = options.map { DebugTracker($0, kernel: kernel, granule: granule, device: device) }
+    (self.debug, detour) = (debug, debug ?? NoDetour.shared)
     self.space = space
     self.records = records
     slots = DomainSlots(processors: processors)
@@ -79,13 +91,16 @@ final class DomainCore: @unchecked Sendable {
     unsafe state = .allocate(capacity: 1)
     unsafe state.initialize(to: first)
     coherent = Arena(kernel: kernel, granule: granule, node: node, name: "iommu-coherent")
-    streaming = Arena(kernel: kernel, granule: granule, node: node, name: "iommu-buffers")
+    streaming = Arena(
+      kernel: kernel, granule: granule, node: node, name: "iommu-buffers", usesHugePages: debug?.ownership == nil)
     queue = FlushQueue(processors: processors)
+    if debug != nil { alternative.store(.debug, ordering: .relaxed) }
   }
 
   /// The order matters: nothing is unmapped from memory before the device cannot reach it.
   deinit {
     close()
+    unsafe state.pointee.held?.deallocate()
     unsafe state.deinitialize(count: 1)
     unsafe state.deallocate()
     slots.deallocate()
@@ -157,6 +172,7 @@ final class DomainCore: @unchecked Sendable {
       slots.clearQueued()
     }
     isEmptied.store(true, ordering: .releasing)
+    debug?.domainClosed()
   }
 
   /// On a closed domain: returns when what was mapped is out of reach, which is as soon as another thread has detached
@@ -207,4 +223,6 @@ enum MapFailure: Error {
   case stuck(Errno)
   case closed
   case forked
+  /// Debug mode has no record of the mapping: it has ended before.
+  case notMapped
 }

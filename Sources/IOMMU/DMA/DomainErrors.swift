@@ -19,6 +19,9 @@ extension DomainCore {
       error.code = .forked
       error.detail = "This process is a fork of the one that opened the device"
       error.remedy = "Open devices after the fork"
+    case .notMapped:
+      error.code = .notMapped
+      error.detail = "The mapping has ended before; debugReports tells where"
     case .mismatch(let done):
       error.code = .mismatch
       error.detail = "The kernel unmapped \(done) bytes; the memory is kept out of use"

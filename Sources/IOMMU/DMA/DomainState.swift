@@ -16,12 +16,17 @@ struct DomainState: ~Copyable {
   private var ended = EndedMappings()
   /// ``DomainCore/callsEach``.
   let callsEach: UInt64
+  /// In debug mode: addresses that wait, and the gaps behind mappings.
+  var held: HeldAddresses?
 
   /// What mappings can get, for messages and ``DMADomain/usableRanges``.
   var usable: IOVARanges
 
-  init(usable: IOVARanges, store: UnsafePointer<RangeStore>, records: MappingTable, callsEach: UInt64) {
+  init(
+    usable: IOVARanges, store: UnsafePointer<RangeStore>, records: MappingTable, callsEach: UInt64, held: HeldAddresses?
+  ) {
     self.usable = usable
+    self.held = held
     self.callsEach = callsEach
     self.records = records
     unsafe storePointer = unsafe store

@@ -97,6 +97,7 @@ public struct MappedList: ~Copyable, @unchecked Sendable {
     _ core: Unmanaged<DomainCore>, _ kind: MappingKind, _ address: IOVA, _ byteCount: Int, _ parts: ScatterList.Parts
   ) -> DMAError? {
     let (failure, done) = unsafe core._withUnsafeGuaranteedRef { core -> (MapFailure?, Int) in
+      if core.debug != nil { core.endRecords((0..<parts.count).map { unsafe parts.base[$0] }) }
       if case .bounced(let slot) = kind { return (core.endBounce(parts, in: slot), 0) }
       return core.unmap(parts, from: address, byteCount: UInt64(byteCount))
     }

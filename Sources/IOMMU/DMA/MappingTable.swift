@@ -23,14 +23,16 @@ package struct MappingTable: @unchecked Sendable {
   /// The bits of addresses inside of a page.
   private let pageShift: UInt64
 
-  /// The longest mapping that it takes, in bytes: 2 MiB, or 0 where a page's address leaves too few bits for a length.
+  /// The longest mapping that it takes, in bytes: 2 MiB, or 0 where a page's address leaves too few bits for a length, or none are wanted.
   package let largestByteCount: UInt64
 
   /// A table for addresses up to `highest`, which are mapped in multiples of `granule` by threads on so many processors; nil
   /// when there is no memory.
-  package init?(highest: UInt64, granule: PageSize, processors: Int = 1) {
+  ///
+  /// - Parameter takesAny: Whether it takes mappings at all.
+  package init?(highest: UInt64, granule: PageSize, processors: Int = 1, takesAny: Bool = true) {
     pageShift = UInt64(granule.shift)
-    largestByteCount = granule.shift >= 12 ? 2 << 20 : 0
+    largestByteCount = takesAny && granule.shift >= 12 ? 2 << 20 : 0
     guard let table = RadixTable(highest: highest >> pageShift) else { return nil }
     guard let found = RadixTable(highest: (1 << 47 - 1) >> pageShift) else {
       table.deallocate()

@@ -15,6 +15,8 @@ struct MemoryPart {
   var reachableUntil: UInt64 = 0
   /// Where its first page lies in the range, in bytes from the range's start.
   var placement: UInt64 = 0
+  /// The number of its record in debug mode; 0 where there is none.
+  var record: UInt64 = 0
 
   /// A buffer, whose memory and reference the part takes over.
   init(_ buffer: consuming DMABuffer) {

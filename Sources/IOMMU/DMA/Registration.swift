@@ -10,7 +10,8 @@ import Synchronization
 ///
 /// The value owns the registration: memory is found by its address while the value lives, and not a moment longer. **The
 /// memory must stay allocated, and at its place, until the value is gone and the last mapping made inside of it is unmapped.**
-/// Who gives it back to the operating system before, and gets other memory at the same address, would map the old.
+/// Who gives it back to the operating system before, and gets other memory at the same address, would map the old: <doc:DebugMode>
+/// finds that out.
 ///
 /// ## What is in the device's reach
 ///
@@ -66,7 +67,10 @@ public struct Registration: ~Copyable, @unchecked Sendable {
   }
 
   private static func end(_ core: Unmanaged<DomainCore>, _ range: StandingMaps.Range) -> MapFailure? {
-    unsafe core._withUnsafeGuaranteedRef { unsafe $0.unregister(range) }
+    unsafe core._withUnsafeGuaranteedRef { core in
+      if core.isOwner { unsafe core.debug?.unregistering(range.pointee.host) }
+      return unsafe core.unregister(range)
+    }
   }
 }
 
@@ -93,6 +97,7 @@ extension DMADomain {
           base: UnsafeMutableRawPointer(bitPattern: UInt(pages.host))!, byteCount: pages.byteCount, file: -1,
           isHuge: false), addressing.limits)
       if isAbove { tripped() }
+      core.debug?.registered(pages.host, byteCount: pages.byteCount)
       return unsafe Registration(core: .passRetained(core), range: range, byteCount: memory.count)
     } catch { throw error.on(deviceName) }
   }

@@ -167,7 +167,7 @@ extension DomainCore {
     do throws(RangeStoreFailure) {
       return .success(
         try afterDrain { () throws(RangeStoreFailure) in
-          try locked { state throws(RangeStoreFailure) in try state.store.allocate(request, limits, kind: .guard) }
+          try locked { state throws(RangeStoreFailure) in try state.take(request, limits, kind: .guard) }
         })
     } catch { return .failure(.space(error)) }
   }

@@ -28,6 +28,7 @@ final class ReservedRange: @unchecked Sendable {
         if node.range.last >= range.last { break }
         next = IOVA(node.range.last.rawValue + 1)
       }
+      state.hold(range, .allocation)
     }
   }
 
@@ -36,6 +37,9 @@ final class ReservedRange: @unchecked Sendable {
     let pages = part.pages(core.granuleMask)
     let index: Int
     do throws(DMAError) {
+      if part.isUnsafe, core.isOwner {
+        try unsafe core.debug?.check(UnsafeRawBufferPointer(start: part.base, count: part.byteCount), "link")
+      }
       try refuseBounce(part)
       index = try self.index(for: part, at: offset)
     } catch {
@@ -44,7 +48,12 @@ final class ReservedRange: @unchecked Sendable {
     }
     part.placement = UInt64(offset)
     let failure = map(part, pages, access: direction.access)
-    guard let failure else { return links.insert(part, at: index) }
+    guard let failure else {
+      if let debug = core.debug {
+        part.record = debug.begin(part, .link, in: range.start, direction.access)
+      }
+      return links.insert(part, at: index)
+    }
     let byteCount = part.byteCount, address = IOVA(range.start.rawValue + UInt64(offset))
     if case .stuck = failure { keepCore() } else { part.free() }
     throw core.failed(failure, "link", address, byteCount: byteCount).on(deviceName)
@@ -52,7 +61,7 @@ final class ReservedRange: @unchecked Sendable {
 
   /// What is linked is mapped in its place, at once, where the caller says.
   private func refuseBounce(_ part: MemoryPart) throws(DMAError) {
-    guard core.alternative.load(ordering: .relaxed) == .bounce else { return }
+    guard core.way == .bounce else { return }
     throw DMAError(
       .notSupported, "link", byteCount: UInt64(part.byteCount), device: deviceName,
       detail: "A link cannot be bounced, and with this protection the device sees no memory but the library's own",
@@ -111,17 +120,22 @@ final class ReservedRange: @unchecked Sendable {
     if first < last {
       let lowest = links[first].placement, highest = end(of: links[last - 1])
       guard lowest >= UInt64(clamping: offsets.lowerBound), highest <= UInt64(clamping: offsets.upperBound) else {
+        let isFirst = lowest < UInt64(clamping: offsets.lowerBound)
+        core.debug?.unlinked(offsets, of: range.start, cutting: links[isFirst ? first : last - 1])
         throw DMAError(
           .invalidArgument, "unlink", address: range.start.rawValue, device: deviceName,
           detail: "Offsets \(offsets) cut a link; those that they touch lie at \(lowest)..<\(highest)",
           remedy: "Unlink whole links")
       }
+    } else if offsets.upperBound < .max {
+      core.debug?.unlinked(offsets, of: range.start, cutting: nil)
     }
     return try unlink(first..<last).get()
   }
 
   /// Unmaps some links, with a kernel call for each run without a gap; what cannot be unmapped is leaked and counted.
   private func unlink(_ indices: Range<Int>) -> UnlinkResult {
+    core.endRecords(links[indices])
     let (failure, done) = unsafe links.withUnsafeBufferPointer { all -> (MapFailure?, Int) in
       guard !indices.isEmpty, let base = all.baseAddress else { return (nil, 0) }
       return unsafe core.unmapParts(base + indices.lowerBound, count: indices.count, from: range.start, reserved: range)

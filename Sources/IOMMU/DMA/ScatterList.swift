@@ -121,6 +121,9 @@ public struct ScatterList: ~Copyable, @unchecked Sendable {
       for index in 0..<count { unsafe storage[index].reachableUntil = max(storage[index].reachableUntil, number) }
     }
 
+    /// Notes under which number debug mode has a part.
+    func setRecord(_ index: Int, _ id: UInt64) { unsafe storage[index].record = id }
+
     /// Frees some parts of a list that nobody owns any more.
     func free(_ indices: Range<Int>) { for index in indices { unsafe storage[index].free() } }
   }

@@ -11,6 +11,8 @@ enum MappingKind {
   case standing(UnsafeMutablePointer<StandingRange>)
   /// By a copy, in memory of the coherent arena.
   case bounced(BounceSlot)
+  /// Debug mode has a record of it under this number, which says how.
+  case recorded(UInt64)
 
   @inline(__always)
   var isOwn: Bool { if case .own = self { true } else { false } }

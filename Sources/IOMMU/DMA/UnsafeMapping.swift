@@ -27,6 +27,13 @@ public struct UnsafeMapping: ~Copyable, @unchecked Sendable {
     self.byteCount = byteCount
   }
 
+  /// The same, of which debug mode has a record.
+  consuming func recorded(_ id: UInt64) -> UnsafeMapping {
+    let (core, pages, address, byteCount) = unsafe (core, pages, address, byteCount)
+    discard self
+    return unsafe UnsafeMapping(core: core, pages: pages, address: address, byteCount: byteCount, kind: .recorded(id))
+  }
+
   deinit { _ = unsafe DomainCore.dropUnsafe(core, kind, pages.address, pages.byteCount) }
 
   /// Takes the memory out of the device's reach.

@@ -11,16 +11,19 @@ extension Device {
   ///   - translation: Insists on an owner of the page tables: `.notSupported` with the reason where it cannot be.
   ///   - token: A virtual function's token, a UUID, where its physical function's driver asks for one.
   ///   - domain: The domain of another open device: both then see the same mappings.
+  ///   - debug: Debug mode, see <doc:DebugMode>; nil for what the environment says, which is off. nil for a domain to share.
   /// - Throws: `.noSuchDevice`, `.notBound`, `.noIOMMU`, `.noIOMMUMode`, `.groupNotViable`, `.permission`, `.notSupported`,
   ///   `.unsafeInterrupts`, `.incompatibleDevice`, `.virtualFunctionToken`, `.busy`, `.system`; each names what to do.
   public convenience init(
     _ address: String, on host: Host? = nil, interface: Interface? = nil,
-    translation: TranslationChoice = .automatic, token: String? = nil, sharing domain: DMADomain? = nil
+    translation: TranslationChoice = .automatic, token: String? = nil, sharing domain: DMADomain? = nil,
+    debug: DebugOptions? = nil
   ) throws(DMAError) {
     let target = try Self.target(address, on: host, token: token)
     try self.init(
       try OpenedDevice.open(
-        target, interface: interface, translation: translation, sharing: domain.map { ($0.core, $0.translation) }))
+        target, interface: interface, translation: translation, sharing: domain.map { ($0.core, $0.translation) },
+        debug: debug))
   }
 
   /// Takes over a device node and an iommufd that a privileged launcher opened; both are closed with the device.
@@ -29,7 +32,7 @@ extension Device {
   /// is `.invalidArgument`.
   public convenience init(
     _ address: String, characterDevice: Int32, iommufd: Int32, on host: Host? = nil,
-    translation: TranslationChoice = .automatic, token: String? = nil
+    translation: TranslationChoice = .automatic, token: String? = nil, debug: DebugOptions? = nil
   ) throws(DMAError) {
     try Self.requireTwo(characterDevice, iommufd, address, "device node and iommufd")
     var opening: (target: AttachTarget, host: Host)
@@ -46,7 +49,8 @@ extension Device {
       throw error
     }
     try self.init(
-      try OpenedDevice.open(opening, over: chosen, reason: "The launcher passed a device node and an iommufd"))
+      try OpenedDevice.open(
+        opening, over: chosen, reason: "The launcher passed a device node and an iommufd", debug: debug))
   }
 
   /// Takes over a group and a container that a privileged launcher opened; both are closed with the device.
@@ -54,7 +58,8 @@ extension Device {
   /// The group may be in the container already. If this throws, both are closed; but neither is when they are one
   /// descriptor, which is `.invalidArgument`.
   public convenience init(
-    _ address: String, group: Int32, container: Int32, on host: Host? = nil, token: String? = nil
+    _ address: String, group: Int32, container: Int32, on host: Host? = nil, token: String? = nil,
+    debug: DebugOptions? = nil
   ) throws(DMAError) {
     try Self.requireTwo(group, container, address, "group and container")
     var opening: (target: AttachTarget, host: Host)
@@ -71,7 +76,7 @@ extension Device {
       throw error
     }
     try self.init(
-      try OpenedDevice.open(opening, over: chosen, reason: "The launcher passed a group and a container"))
+      try OpenedDevice.open(opening, over: chosen, reason: "The launcher passed a group and a container", debug: debug))
   }
 
   /// One number for both would be closed twice, the second time as another thread's new file.

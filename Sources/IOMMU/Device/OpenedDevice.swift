@@ -15,9 +15,15 @@ struct OpenedDevice {
   /// Chooses the interface, attaches, and makes or joins the address space.
   static func open(
     _ opening: (target: AttachTarget, host: Host), interface: Interface?, translation: TranslationChoice,
-    sharing domain: (core: DomainCore, translation: TranslationInUse)?
+    sharing domain: (core: DomainCore, translation: TranslationInUse)?, debug: DebugOptions?
   ) throws(DMAError) -> OpenedDevice {
     if let (core, shared) = domain {
+      guard debug == nil else {
+        throw DMAError(
+          .invalidArgument, "open", device: opening.target.address.description,
+          detail: "Debug mode is a domain's, and the domain to share is there already",
+          remedy: "Ask for it with the domain's first device")
+      }
       guard core.kernel === opening.host.kernel else {
         throw DMAError(
           .invalidArgument, "open", device: opening.target.address.description,
@@ -38,26 +44,26 @@ struct OpenedDevice {
       return try open(opening, over: chosen, joining: core, reason: "The shared domain's")
     }
     switch interface {
-    case .iommufd: return try openIOMMUFD(opening, translation, "Asked for")
-    case .type1: return try openType1(opening, translation, "Asked for")
-    case nil: return try openBest(opening, translation)
+    case .iommufd: return try openIOMMUFD(opening, translation, "Asked for", debug)
+    case .type1: return try openType1(opening, translation, "Asked for", debug)
+    case nil: return try openBest(opening, translation, debug)
     }
   }
 
   /// iommufd first; type1 where the kernel lacks iommufd, or the process may not use it.
   private static func openBest(
-    _ opening: (target: AttachTarget, host: Host), _ translation: TranslationChoice
+    _ opening: (target: AttachTarget, host: Host), _ translation: TranslationChoice, _ debug: DebugOptions?
   ) throws(DMAError) -> OpenedDevice {
     let refused: DMAError
     do throws(DMAError) {
-      return try openIOMMUFD(opening, translation, "The kernel has iommufd and a node for the device")
+      return try openIOMMUFD(opening, translation, "The kernel has iommufd and a node for the device", debug)
     } catch {
       // Tables of the process come with iommufd alone.
       guard translation != .process, error.code == .notSupported || error.code == .permission else { throw error }
       refused = error
     }
     do throws(DMAError) {
-      return try openType1(opening, translation, "iommufd cannot be used: \(refused)")
+      return try openType1(opening, translation, "iommufd cannot be used: \(refused)", debug)
     } catch {
       // The group cannot be opened either: the first reason is the one to mend, unless there is no iommufd at all.
       guard error.code == .permission || error.code == .notSupported || error.code == .noSuchDevice else { throw error }
@@ -69,7 +75,8 @@ struct OpenedDevice {
   }
 
   private static func openIOMMUFD(
-    _ opening: (target: AttachTarget, host: Host), _ translation: TranslationChoice, _ reason: String
+    _ opening: (target: AttachTarget, host: Host), _ translation: TranslationChoice, _ reason: String,
+    _ debug: DebugOptions?
   ) throws(DMAError) -> OpenedDevice {
     guard opening.target.node != nil else {
       throw DMAError(
@@ -79,21 +86,23 @@ struct OpenedDevice {
     }
     let name = opening.target.address.description
     let chosen = try ChosenTranslation.iommufd(translation, opening.host.kernel, device: name)
-    return try open(opening, over: chosen, reason: reason)
+    return try open(opening, over: chosen, reason: reason, debug: debug)
   }
 
   private static func openType1(
-    _ opening: (target: AttachTarget, host: Host), _ translation: TranslationChoice, _ reason: String
+    _ opening: (target: AttachTarget, host: Host), _ translation: TranslationChoice, _ reason: String,
+    _ debug: DebugOptions?
   ) throws(DMAError) -> OpenedDevice {
     let name = opening.target.address.description
     return try open(
-      opening, over: try ChosenTranslation.type1(translation, opening.host.kernel, device: name), reason: reason)
+      opening, over: try ChosenTranslation.type1(translation, opening.host.kernel, device: name), reason: reason,
+      debug: debug)
   }
 
   /// Attaches to a translation, which is closed again on failure unless it belongs to `core`.
   static func open(
     _ opening: (target: AttachTarget, host: Host), over chosen: ChosenTranslation, joining core: DomainCore? = nil,
-    reason: String
+    reason: String, debug: DebugOptions? = nil
   ) throws(DMAError) -> OpenedDevice {
     let kernel = opening.host.kernel, translation = chosen.translation
     let attachment: Attachment
@@ -112,7 +121,8 @@ struct OpenedDevice {
         try core.narrow(to: space.usable, for: attachment.target.address.description)
         joined = core
       } else {
-        joined = try AddressSpaceSetup.makeCore(kernel, translation, space, attachment.target, opening.host)
+        joined = try AddressSpaceSetup.makeCore(
+          kernel, translation, space, attachment.target, opening.host, debug: debug)
       }
       return OpenedDevice(
         kernel: kernel, core: joined, attachment: attachment, handle: handle, info: info, config: config,

@@ -27,7 +27,13 @@ extension DMADomain {
     guard core.enter() else { throw core.failed(.closed, "switchProtection").on(deviceName) }
     defer { core.leave() }
     do throws(DMAError) {
-      if try core.switchProtection(to: protection, addressing.limits) { tripped() }
+      guard let ownership = core.debug?.ownership else {
+        if try core.switchProtection(to: protection, addressing.limits) { tripped() }
+        return
+      }
+      let limits = addressing.limits
+      let isAbove = try ownership.lifted { () throws(DMAError) in try core.switchProtection(to: protection, limits) }
+      if isAbove { tripped() }
     } catch { throw error.on(deviceName) }
   }
 

@@ -269,6 +269,7 @@ extension DomainState {
   /// The addresses of a node that was retired are free; how many.
   mutating func releaseRetired(_ iova: IOVA) -> UInt64? {
     guard let node = store.remove(iova) else { return nil }
+    if held != nil { hold(node.range, node.kind) }
     statistics.queuedBytes &-= node.byteCount
     return node.byteCount
   }

@@ -78,6 +78,12 @@ package protocol KernelMemory: AnyObject, Sendable {
   func advise(_ base: UnsafeMutableRawPointer, byteCount: Int, _ advice: MemoryAdvice) throws(Errno)
   /// Prefers a NUMA node for pages not yet touched. The corresponding call is `mbind` with `MPOL_PREFERRED`.
   func bindMemory(_ base: UnsafeMutableRawPointer, byteCount: Int, node: Int) throws(Errno)
+  /// Says what the CPU may do with whole pages. The corresponding call is `mprotect`; ENOSYS where debug mode is not provided for.
+  func protectMemory(_ base: UnsafeMutableRawPointer, byteCount: Int, _ protection: MemoryProtection) throws(Errno)
+  /// A word a page from an address on, as `/proc/self/pagemap` has them; ENOSYS as above.
+  func pageMap(_ address: UInt64, pageCount: Int) throws(Errno) -> [UInt64]
+  /// The CPU's smallest page in bytes. The corresponding call is `sysconf` with `_SC_PAGESIZE`.
+  var pageByteCount: Int { get }
   /// The soft limit of lockable memory in bytes, `UInt64.max` when unlimited. The corresponding limit is `RLIMIT_MEMLOCK`.
   func memoryLockLimit() -> UInt64
   /// Whether this process has a capability in its effective set: `CAP_IPC_LOCK` is 14, `CAP_SYS_ADMIN` 21.
@@ -124,4 +130,15 @@ package struct KernelLogLine: Hashable, Sendable {
   package init(sequence: UInt64, time: UInt64, text: String) {
     (self.sequence, self.time, self.text) = (sequence, time, text)
   }
+}
+
+/// What the CPU may do with memory.
+package enum MemoryProtection: Sendable { case none, readOnly, readWrite }
+
+extension KernelMemory {
+  package func protectMemory(
+    _ base: UnsafeMutableRawPointer, byteCount: Int, _ protection: MemoryProtection
+  ) throws(Errno) { throw .notImplemented }
+  package func pageMap(_ address: UInt64, pageCount: Int) throws(Errno) -> [UInt64] { throw .notImplemented }
+  package var pageByteCount: Int { 4096 }
 }

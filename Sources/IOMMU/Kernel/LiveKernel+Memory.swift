@@ -48,6 +48,34 @@ extension LiveKernel {
     try check(unsafe ci_mbind_node(base, UInt64(byteCount), Int32(CI_MPOL_PREFERRED), UInt32(node), 0))
   }
 
+  package func protectMemory(
+    _ base: UnsafeMutableRawPointer, byteCount: Int, _ protection: MemoryProtection
+  ) throws(Errno) {
+    try check(unsafe ci_mprotect(base, UInt64(byteCount), protection.bits))
+  }
+
+  package func pageMap(_ address: UInt64, pageCount: Int) throws(Errno) -> [UInt64] {
+    try Self.pageMap(address, pageCount: pageCount)
+  }
+
+  /// For every kernel, as memory is real on each.
+  package static func pageMap(_ address: UInt64, pageCount: Int) throws(Errno) -> [UInt64] {
+    let file = unsafe ci_open("/proc/self/pagemap", CI_O_RDONLY, 0)
+    guard file >= 0 else { throw Errno(rawValue: -file) }
+    defer { _ = ci_close(file) }
+    let start = address / ci_page_size() * 8
+    var done: Int64 = 0
+    let words = unsafe [UInt64](unsafeUninitializedCapacity: pageCount) { words, count in
+      unsafe done = ci_pread_full(file, words.baseAddress!, UInt64(pageCount) * 8, start)
+      count = max(Int(done), 0) / 8
+    }
+    guard done >= 0 else { throw Errno(rawValue: Int32(-done)) }
+    guard words.count == pageCount else { throw .inputOutput }
+    return words
+  }
+
+  package var pageByteCount: Int { Int(ci_page_size()) }
+
   package func memoryLockLimit() -> UInt64 {
     var limit = ci_rlimit()
     return unsafe ci_getrlimit(Int32(CI_RLIMIT_MEMLOCK), &limit) < 0 ? .max : limit.current
@@ -56,4 +84,15 @@ extension LiveKernel {
   package func hasCapability(_ capability: Int) -> Bool { ci_has_capability(UInt32(capability)) == 1 }
 
   package func effectiveUser() -> UInt32 { ci_geteuid() }
+}
+
+extension MemoryProtection {
+  /// As `mprotect` has it.
+  package var bits: Int32 {
+    switch self {
+    case .none: CI_PROT_NONE
+    case .readOnly: CI_PROT_READ
+    case .readWrite: CI_PROT_READ | CI_PROT_WRITE
+    }
+  }
 }

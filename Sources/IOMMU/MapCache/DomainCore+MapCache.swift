@@ -261,7 +261,7 @@ extension DomainCore {
     if byteCount <= records.largestByteCount {
       space.free(iova, byteCount: byteCount)
     } else {
-      locked { _ = $0.store.remove(iova) }
+      locked { state in if let node = state.store.remove(iova) { state.hold(node.range, node.kind) } }
     }
   }
 }

@@ -36,6 +36,18 @@ extension FaultingKernel {
     try pass { () throws(Errno) in try unsafe base.bindMemory(address, byteCount: byteCount, node: node) }
   }
 
+  package func protectMemory(
+    _ address: UnsafeMutableRawPointer, byteCount: Int, _ protection: MemoryProtection
+  ) throws(Errno) {
+    try pass { () throws(Errno) in try unsafe base.protectMemory(address, byteCount: byteCount, protection) }
+  }
+
+  package func pageMap(_ address: UInt64, pageCount: Int) throws(Errno) -> [UInt64] {
+    try pass { () throws(Errno) in try base.pageMap(address, pageCount: pageCount) }
+  }
+
+  package var pageByteCount: Int { base.pageByteCount }
+
   package func memoryLockLimit() -> UInt64 {
     note()
     return base.memoryLockLimit()

@@ -40,6 +40,11 @@ extension HostSystem {
     _ = unsafe ci_munmap(pointer, UInt64(byteCount))
   }
 
+  static func protect(_ base: UInt, byteCount: Int, _ protection: Int32) throws(Errno) {
+    guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: base) else { throw .noMemory }
+    _ = try check(unsafe ci_mprotect(pointer, UInt64(byteCount), protection))
+  }
+
   static func advise(_ base: UInt, byteCount: Int, _ advice: Int32) throws(Errno) {
     guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: base) else { throw .noMemory }
     _ = try check(unsafe ci_madvise(pointer, UInt64(byteCount), advice))

@@ -8,6 +8,8 @@ struct ProcessMemory {
   private struct Region { let base: UInt, byteCount: Int }
 
   private(set) var mappings: [UInt: Int] = [:]
+  /// Mappings of memory files that have a second one, for devices.
+  private var aliases = MemoryAliases()
   private var pins = AreaPins()
   private var waiting: [Region] = []
   /// Memory files made through the kernel, with the size of their pages in bytes.
@@ -16,7 +18,18 @@ struct ProcessMemory {
 
   var mappingCount: Int { mappings.count }
 
-  mutating func add(_ base: UInt, byteCount: Int) { mappings[base] = byteCount }
+  mutating func add(_ base: UInt, byteCount: Int, of file: (descriptor: Int32, offset: UInt64)? = nil) {
+    mappings[base] = byteCount
+    if let file { aliases.note(base, byteCount: byteCount, of: file) }
+  }
+
+  /// Makes sure that devices reach memory whatever the process may do with it.
+  mutating func makeAlias(for address: UInt, byteCount: Int) throws(Errno) {
+    try aliases.make(for: address, byteCount: byteCount)
+  }
+
+  /// Where devices reach what the process has at an address.
+  func deviceSide(of address: UInt) -> UInt { aliases.deviceSide(of: address) }
 
   /// Forgets a mapping, whole or in part, and unmaps it now or once it is no longer pinned.
   mutating func remove(_ base: UInt, byteCount: Int) {
@@ -25,8 +38,13 @@ struct ProcessMemory {
     if pins.touches(base, byteCount: byteCount) {
       waiting.append(region)
     } else {
-      HostSystem.unmap(base, byteCount: byteCount)
+      unmap(region)
     }
+  }
+
+  private mutating func unmap(_ region: Region) {
+    HostSystem.unmap(region.base, byteCount: region.byteCount)
+    aliases.drop(region.base)
   }
 
   private mutating func forget(_ base: UInt, byteCount: Int) {
@@ -43,11 +61,8 @@ struct ProcessMemory {
   mutating func unpin(_ memory: PinnedMemory) {
     pins.remove(memory.address, byteCount: Int(memory.byteCount))
     guard !waiting.isEmpty else { return }
-    waiting.removeAll { region in
-      guard !pins.touches(region.base, byteCount: region.byteCount) else { return false }
-      HostSystem.unmap(region.base, byteCount: region.byteCount)
-      return true
-    }
+    for region in waiting where !pins.touches(region.base, byteCount: region.byteCount) { unmap(region) }
+    waiting.removeAll { !pins.touches($0.base, byteCount: $0.byteCount) }
   }
 }
 

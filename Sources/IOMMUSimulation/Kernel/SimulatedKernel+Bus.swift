@@ -9,7 +9,7 @@ extension SimulatedKernel {
     locked { state in
       state.translate(address, iova, byteCount: byteCount, .read).map { segments in
         state.iommu?.countRead(byteCount)
-        return segments.flatMap { HostMemory.read($0.host, byteCount: $0.byteCount) }
+        return segments.flatMap { HostMemory.read(state.memory.deviceSide(of: $0.host), byteCount: $0.byteCount) }
       }
     }
   }
@@ -22,7 +22,7 @@ extension SimulatedKernel {
         state.iommu?.countWritten(bytes.count)
         var next = 0
         for segment in segments {
-          HostMemory.write(bytes[next..<next + segment.byteCount], to: segment.host)
+          HostMemory.write(bytes[next..<next + segment.byteCount], to: state.memory.deviceSide(of: segment.host))
           next += segment.byteCount
         }
       }

@@ -16,7 +16,7 @@ extension SimulatedKernel {
   ) throws(Errno) -> UnsafeMutableRawPointer {
     let base = try HostSystem.map(
       byteCount: byteCount, descriptor: descriptor, offset: offset, isWritable: true)
-    locked { $0.memory.add(base, byteCount: byteCount) }
+    locked { $0.memory.add(base, byteCount: byteCount, of: descriptor < 0 ? nil : (descriptor, offset)) }
     return unsafe UnsafeMutableRawPointer(bitPattern: base)!
   }
 
@@ -46,6 +46,21 @@ extension SimulatedKernel {
     // The simulated machine's nodes are not this machine's.
     guard node >= 0, node < 64 else { throw .invalidArgument }
   }
+
+  package func protectMemory(
+    _ base: UnsafeMutableRawPointer, byteCount: Int, _ protection: MemoryProtection
+  ) throws(Errno) {
+    let address = UInt(bitPattern: base)
+    // Devices reach the memory by a mapping of their own from now on.
+    try locked { state throws(Errno) in try state.memory.makeAlias(for: address, byteCount: byteCount) }
+    try HostSystem.protect(address, byteCount: byteCount, protection.bits)
+  }
+
+  package func pageMap(_ address: UInt64, pageCount: Int) throws(Errno) -> [UInt64] {
+    try LiveKernel.pageMap(address, pageCount: pageCount)
+  }
+
+  package var pageByteCount: Int { Int(ci_page_size()) }
 
   package func memoryLockLimit() -> UInt64 { locked { $0.memoryLock.limit } }
 

@@ -42,7 +42,9 @@ extension Cases {
         let arena = environment.translation == .process ? dma.statistics.arenaBytes : 0
         try expectEqual(try Belongings(environment).pinnedBytes, arena, "bytes pinned after the drain")
         let mapping = try dma.map(try dma.buffer(byteCount: 5000), .toDevice)
-        try expect(seen.contains(mapping.address), "\(mapping.address) is new, though all are free")
+        // Debug mode has addresses wait longer.
+        let mayBeNew = dma.debugOptions != nil
+        try expect(mayBeNew || seen.contains(mapping.address), "\(mapping.address) is new, though all are free")
         _ = try mapping.unmap()
       },
       ConformanceCase(.dma, "lazy/\(name)-list-waits-as-one") { environment in

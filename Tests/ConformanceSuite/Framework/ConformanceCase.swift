@@ -53,11 +53,12 @@ public enum Suite: String, Sendable, CaseIterable {
 enum Cases {
   static let conformance =
     binding + attaching + registers + interrupts + mapping + limits + errors + sharing + library + lists
-    + reservations + magazines + leaks
+    + reservations + magazines + debugMode + leaks
   // A kernel reports few of the faults of five seconds: cases that look for one stand apart, and those that make faults
   // and look for none come last.
   static let dma =
-    outOfReach + edu + nvme + outOfReachNVMe + linked + lazyModes + automatic + standing + bounced + afterUnmap
+    outOfReach + edu + nvme + outOfReachNVMe + linked + lazyModes + automatic + standing + bounced + debugReach
+    + afterUnmap
 }
 
 /// A case's verdict.

@@ -15,6 +15,8 @@ public struct Environment: Sendable {
   public let simulated: SimulatedHost?
   /// Where the devices are.
   public let devices: Devices
+  /// Debug mode for the devices that cases open; nil for none.
+  public var debug: DebugOptions?
   /// Prints a line between those of the cases.
   public var say: @Sendable (String) -> Void = { _ in }
 
@@ -62,6 +64,7 @@ public struct Environment: Sendable {
       host: Host(kernel: kernel), interface: interface, translation: translation, machine: machine,
       simulated: simulated, devices: devices)
     copy.say = say
+    copy.debug = debug
     return copy
   }
 
@@ -70,7 +73,9 @@ public struct Environment: Sendable {
 
   /// Opens a device through this row's interface.
   func open(_ address: String, sharing domain: DMADomain? = nil) throws(DMAError) -> Device {
-    try Device(address, on: host, interface: interface, translation: translation, sharing: domain)
+    try Device(
+      address, on: host, interface: interface, translation: translation, sharing: domain,
+      debug: domain == nil ? debug : nil)
   }
 
   /// What sysfs says of a device.

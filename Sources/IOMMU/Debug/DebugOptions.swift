@@ -1,0 +1,57 @@
+import Glibc
+
+/// What debug mode looks after, chosen when a device is opened; see <doc:DebugMode>.
+///
+/// ```swift
+/// let nic = try Device("0000:03:00.0", debug: DebugOptions())
+/// ```
+///
+/// It belongs to the domain, so devices that are opened with `sharing:` have that of the first. A process that does not ask has
+/// the defaults where the environment variable `SWIFT_IOMMU_DEBUG` is `1`. The corresponding kernel option is
+/// `CONFIG_DMA_API_DEBUG`.
+public struct DebugOptions: Sendable {
+  /// How many pages of addresses behind each mapping stay free, so that a device that runs past its end is refused: 0…256.
+  /// Where addresses are short, and where a boundary of the device's must be kept, there is none.
+  public var guardPages: Int
+  /// How many further mappings have to end before the addresses of one that ended are given out again: 0…2²⁰. Less where
+  /// there are no others. Not for addresses of the caller's choice.
+  public var heldAddresses: Int
+  /// Whether a buffer's pages are taken from the CPU while a device owns it: a load or store gets SIGSEGV where it happens.
+  public var keepsCPUOut: Bool
+  /// How many frames of the calls that led to a map, and to an unmap, are kept: 0…64.
+  public var frameCount: Int
+  /// What a report is handed to, on the thread that found it, without a lock held; nil writes a line to the standard error.
+  public var onReport: (@Sendable (DebugReport) -> Void)?
+
+  /// Options; numbers beyond their bounds are brought within them.
+  public init(
+    guardPages: Int = 1, heldAddresses: Int = 1024, keepsCPUOut: Bool = true, frameCount: Int = 12,
+    onReport: (@Sendable (DebugReport) -> Void)? = nil
+  ) {
+    self.guardPages = min(max(guardPages, 0), 256)
+    self.heldAddresses = min(max(heldAddresses, 0), 1 << 20)
+    self.keepsCPUOut = keepsCPUOut
+    self.frameCount = min(max(frameCount, 0), 64)
+    self.onReport = onReport
+  }
+
+  /// What was asked for, or what the environment asks for.
+  static func inForce(_ asked: DebugOptions?) -> DebugOptions? {
+    if let asked { return asked }
+    guard let text = unsafe getenv("SWIFT_IOMMU_DEBUG"), unsafe strcmp(text, "1") == 0 else { return nil }
+    return DebugOptions()
+  }
+}
+
+extension Limits {
+  /// Reports that a domain keeps, the latest; and mappings that have ended, for the mistakes that come after them.
+  package static let debugReports = 256, debugEnded = 1024
+  /// Mappings that are told one by one when a domain is closed.
+  package static let debugAlive = 32
+  /// The longest memory of which debug mode keeps a copy to compare with, and all copies, in bytes.
+  package static let debugCopyByteCount = 1 << 20, debugCopiesByteCount = 64 << 20
+  /// The longest memory of the caller's whose pages are noted for one mapping, in bytes: 8 bytes a page, read anew at its end.
+  package static let debugPagesByteCount = 16 << 20
+  /// Buffers whose pages are taken from the CPU at a time: each splits a mapping of the process, which may have 65,530.
+  package static let debugProtected = 8192
+}

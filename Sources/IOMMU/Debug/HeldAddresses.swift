@@ -1,0 +1,158 @@
+import AddressSpace
+
+/// Debug mode's way with addresses: a gap behind each mapping, and a wait before addresses are given out again.
+///
+/// All of it is nodes of the store: a gap and what waits are guards, told apart from those of lists and reservations by
+/// their mark. In debug mode every mapping is the store's, see ``DomainCore/init(kernel:translation:usable:granule:node:device:debug:)``.
+@safe
+struct HeldAddresses {
+  /// Behind each mapping, in bytes.
+  let gapByteCount: UInt64
+  /// Where the ranges begin that wait, the oldest at `first`.
+  private let ring: UnsafeMutablePointer<UInt64>
+  let capacity: Int
+  private var first = 0, count = 0
+
+  /// ``RangeStore/Node/auxiliary`` of a gap, and of what waits.
+  static let gapMark: UInt32 = 1, heldMark: UInt32 = 2
+
+  init(_ options: DebugOptions, granule: PageSize) {
+    gapByteCount = UInt64(options.guardPages) * granule.byteCount
+    capacity = options.heldAddresses
+    unsafe ring = .allocate(capacity: max(capacity, 1))
+  }
+
+  func deallocate() { unsafe ring.deallocate() }
+
+  /// Takes one more, and gives back the oldest where there is no room.
+  mutating func push(_ start: UInt64) -> UInt64? {
+    let oldest = count == capacity ? pop() : nil
+    unsafe ring[(first + count) % capacity] = start
+    count += 1
+    return oldest
+  }
+
+  mutating func pop() -> UInt64? {
+    guard count > 0 else { return nil }
+    defer { (first, count) = ((first + 1) % capacity, count - 1) }
+    return unsafe ring[first]
+  }
+}
+
+extension DomainState {
+  /// Takes addresses, in debug mode with a gap behind them.
+  mutating func take(
+    _ request: RangeStore.Request, _ limits: AddressLimits, kind: RangeStore.Kind = .allocation, tag: UInt64 = 0
+  ) throws(RangeStoreFailure) -> IOVA {
+    if held == nil { return try store.allocate(request, limits, kind: kind, tag: tag) }
+    let (start, gap) = try space(for: request, limits)
+    do throws(RangeStoreFailure) {
+      try store.insert(.init(range: IOVARange(start: start, byteCount: request.byteCount)!, kind: kind, tag: tag))
+      try leaveGap(gap, behind: start, request.byteCount)
+    } catch {
+      store.remove(start)
+      throw error
+    }
+    return start
+  }
+
+  /// Finds a range that is free, and stays so while the lock is held; with as much more behind it as the gap takes.
+  mutating func space(
+    for request: RangeStore.Request, _ limits: AddressLimits
+  ) throws(RangeStoreFailure) -> (start: IOVA, gap: UInt64) {
+    if let gap = held?.gapByteCount, gap > 0, request.boundary == nil {
+      var longer = request
+      longer.byteCount += gap
+      longer.alignment = request.alignment ?? DomainCore.alignment(request.byteCount)
+      if let start = try? store.allocate(longer, limits, kind: .guard) {
+        store.remove(start)
+        return (start, gap)
+      }
+    }
+    // Without a gap where there is no room for one.
+    let start = try store.allocate(request, limits, kind: .guard)
+    store.remove(start)
+    return (start, 0)
+  }
+
+  /// Occupies the gap behind a range, if there is to be one.
+  func leaveGap(_ gap: UInt64, behind start: IOVA, _ byteCount: UInt64) throws(RangeStoreFailure) {
+    guard gap > 0 else { return }
+    let range = IOVARange(start: IOVA(start.rawValue + byteCount), byteCount: gap)!
+    try store.insert(.init(range: range, kind: .guard, auxiliary: HeldAddresses.gapMark))
+  }
+
+  /// Frees the gap behind a range that was there; where it ends.
+  @discardableResult
+  func freeGap(behind last: IOVA) -> IOVA {
+    guard held != nil, last.rawValue < .max, let gap = store.find(containing: IOVA(last.rawValue + 1)),
+      gap.kind == .guard, gap.auxiliary == HeldAddresses.gapMark
+    else { return last }
+    store.remove(gap.start)
+    return gap.range.last
+  }
+
+  /// The addresses of a mapping are free: in debug mode nobody gets them for a while.
+  mutating func hold(_ range: IOVARange, _ kind: RangeStore.Kind) {
+    guard let held else { return }
+    let whole = IOVARange(start: range.start, last: freeGap(behind: range.last))!
+    // The caller may have its own addresses again at once.
+    guard kind != .fixed, held.capacity > 0 else { return }
+    do throws(RangeStoreFailure) {
+      try store.insert(.init(range: whole, kind: .guard, auxiliary: HeldAddresses.heldMark))
+    } catch { return }
+    if let oldest = self.held!.push(whole.start.rawValue) { store.remove(IOVA(oldest)) }
+  }
+
+  /// Gives all addresses back that wait; whether there were any.
+  mutating func releaseHeld() -> Bool {
+    guard held != nil else { return false }
+    var isAny = false
+    while let start = held!.pop() {
+      store.remove(IOVA(start))
+      isAny = true
+    }
+    return isAny
+  }
+}
+
+extension DomainState {
+  /// Gives the gaps up that begin in a range, or all; whether there were any. O(n) in the number of mappings there.
+  mutating func dropGaps(in range: IOVARange = IOVARange(start: IOVA(0), last: IOVA(.max))!) -> Bool {
+    var from = range.start, isAny = false
+    while held != nil, let node = store.next(from: from), node.start <= range.last {
+      if node.kind == .guard, node.auxiliary == HeldAddresses.gapMark {
+        store.remove(node.start)
+        isAny = true
+      }
+      guard node.range.last.rawValue < .max else { break }
+      from = IOVA(node.range.last.rawValue + 1)
+    }
+    return isAny
+  }
+}
+
+extension DomainCore {
+  /// Gives the store the addresses back that nobody uses: cached ones, and in debug mode those that wait, or else the gaps; of
+  /// these the one that is in the way of an address of the caller's choice. Whether there were any.
+  @inline(never)
+  func makeAddressRoom(_ reason: RangeStoreFailure) -> Bool {
+    let isAny = space.emptyCaches()
+    return locked { state in
+      if state.releaseHeld() { return true }
+      switch reason {
+      case .occupied(let obstacle), .reserved(let obstacle): return state.dropGaps(in: obstacle)
+      default: return state.dropGaps()
+      }
+    } || isAny
+  }
+
+  /// Whether another answer is possible when fewer addresses are taken. What debug mode keeps free looks reserved.
+  func mayPass(_ reason: RangeStoreFailure) -> Bool {
+    switch reason {
+    case .noSpace, .fragmented, .occupied: true
+    case .reserved: debug != nil
+    default: false
+    }
+  }
+}
