@@ -161,6 +161,28 @@ import Testing
     pages[5000] = 5
     try mapping.unmap()
     #expect(rig.kinds.count == 2, "the device may have written")
+    mapping = try unsafe rig.dma.map(unsafe: pages.all, .toDevice)
+    mapping.sync(for: .cpu)
+    pages[5000] = 6
+    try mapping.unmap()
+    #expect(rig.kinds.count == 2, "it was the CPU's")
+    rig.device.close()
+  }
+
+  /// What is kept to compare with is bounded in all, and given back.
+  @Test func copiesAreGivenBack() throws {
+    let rig = try DebugRig(.ioas, .vtd, DebugOptions(frameCount: 0)), pages = Pages(256)
+    for _ in 0..<65 { try unsafe rig.dma.map(unsafe: pages.all, .toDevice).unmap() }
+    for _ in 0..<65 {
+      let mapping = try unsafe rig.dma.map(unsafe: pages.all, .toDevice)
+      mapping.sync(for: .device)
+      mapping.sync(for: .cpu)
+      try mapping.unmap()
+    }
+    let mapping = try unsafe rig.dma.map(unsafe: pages.all, .toDevice)
+    pages[1 << 19] = 9
+    try mapping.unmap()
+    #expect(rig.kinds == [.contentsChanged] && rig.reports.first?.mappedAt.isEmpty == true)
     rig.device.close()
   }
 

@@ -48,6 +48,12 @@ import Testing
     let rig = try DebugRig(.ioas, .vtd, DebugOptions(heldAddresses: 0))
     let first = try Self.mapAndUnmap(rig.dma)
     #expect(try Self.mapAndUnmap(rig.dma) == first)
+    // Nor does the gap stay behind.
+    let reserved = try rig.dma.reserve(byteCount: 4096).sync(), place = reserved.address
+    _ = try reserved.destroy()
+    let again = try rig.dma.reserve(byteCount: 4096).sync()
+    #expect(again.address == place)
+    _ = try again.destroy()
     // A caller's own address is free at once, with any options.
     let other = try DebugRig(), pages = Pages(1)
     for _ in 0..<3 { try unsafe other.dma.map(unsafe: pages.all, .toDevice, at: IOVA(0x10_0000)).unmap() }
