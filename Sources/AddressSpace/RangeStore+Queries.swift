@@ -70,4 +70,7 @@ extension RangeStore {
 
   /// How many tree nodes the search of the last allocation looked at: a figure for tests and benchmarks.
   package var visits: Int { unsafe tiles.pointee.visits }
+
+  /// The levels of the tree, a leaf's among them: what a search visits that goes straight to its place.
+  package var levelCount: Int { unsafe tiles.pointee.tree.height + 1 }
 }

@@ -154,6 +154,23 @@ struct RangeStoreTreeTests {
     }
   }
 
+  /// With the space below 4 GiB in splinters, what is taken from the top down looks at one node a level, and none of those is
+  /// wholly below: they lead to the highest gap.
+  @Test func whatLiesBelowIsNotLookedAt() throws {
+    let store = try makeStore(range(0x1000, (1 << 48) - 1)), low: UInt64 = (1 << 32) - 1
+    var held: [IOVA] = []
+    for _ in 0..<20_000 { held.append(try store.allocate(Request(byteCount: 0x4000, limit: low))) }
+    for index in stride(from: 0, to: held.count, by: 2) { store.remove(held[index]) }
+    var size: UInt64 = 0x1000
+    for count in 0..<2_000 {
+      if count % 400 == 0 { size *= 4 }
+      let start = try store.allocate(Request(byteCount: size, limit: .max))
+      #expect(start.rawValue > low)
+      #expect(store.visits <= store.levelCount)
+    }
+    #expect(store.levelCount > 3, "so that there is something to look at")
+  }
+
   /// Two stores that are asked the same answer the same: nothing depends on where memory lies.
   @Test func isDeterministic() throws {
     let first = try makeStore(range(0, (1 << 32) - 1))

@@ -4,6 +4,7 @@
 #pragma once
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "../base.h"
@@ -83,6 +84,18 @@ CI_SHIM int32_t ci_munmap(void *_Nonnull address, uint64_t length) {
 /// mprotect(2).
 CI_SHIM int32_t ci_mprotect(void *_Nonnull address, uint64_t length, int32_t protection) {
   return ci_or_errno(mprotect(address, length, protection));
+}
+
+/// mincore(2) of one page: 1 where it is in memory, for the process or in the cache of its file; 0 where not. -ENOMEM: nothing is mapped.
+CI_SHIM int32_t ci_is_resident(uint64_t page) {
+  unsigned char state = 0;
+  return mincore((void *)page, 1, &state) < 0 ? -errno : (state & 1);
+}
+
+/// process_vm_readv(2) of this process: the bytes that could be read of memory that may not be there, or -errno.
+CI_SHIM int64_t ci_read_memory(void *_Nonnull target, uint64_t address, uint64_t length) {
+  struct iovec to = {target, length}, from = {(void *)address, length};
+  return ci_or_errno64(syscall(SYS_process_vm_readv, getpid(), &to, 1ul, &from, 1ul, 0ul));
 }
 
 /// mremap(2) to another address: MREMAP_MAYMOVE | MREMAP_FIXED.

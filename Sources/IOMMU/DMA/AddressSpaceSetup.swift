@@ -61,7 +61,11 @@ extension DomainCore {
     }
     var refused = reserveAll(but: usable)
     // Cached addresses make room.
-    if let reason = refused?.1, mayPass(reason), makeAddressRoom(reason) { refused = reserveAll(but: usable) }
+    var tries = roomTries
+    while tries > 0, let reason = refused?.1, mayPass(reason), makeAddressRoom(reason) {
+      refused = reserveAll(but: usable)
+      tries -= 1
+    }
     if let (range, reason) = refused {
       throw DMAError(
         .reserved, "open", address: range.start.rawValue, byteCount: range.byteCount, device: device,

@@ -139,12 +139,16 @@ extension DMADomain {
 
   @inline(never)
   private func search(_ host: UInt64, _ byteCount: Int) -> IOVA? {
-    return core.locked { [core] state -> IOVA? in
+    let found = core.locked { [core] state in
       state.indexHostAddresses(core.slots)
-      guard let found = state.byHostAddress?.find(containing: host, byteCount: UInt64(byteCount)) else { return nil }
-      core.records.noteFound(host, in: found.address)
-      return IOVA(found.address.rawValue + (host - found.start))
+      return state.byHostAddress?.find(containing: host, byteCount: UInt64(byteCount))
     }
+    guard let found else { return nil }
+    // Without the lock, as it may take memory; and only what is found by it later.
+    if core.records.range(containing: found.address, isLive: true) != nil {
+      core.records.noteFound(host, in: found.address)
+    }
+    return IOVA(found.address.rawValue + (host - found.start))
   }
 }
 

@@ -104,16 +104,22 @@ extension DomainCore {
   @inline(__always)
   func afterDrain(_ body: () throws(RangeStoreFailure) -> IOVA) throws(RangeStoreFailure) -> IOVA {
     do throws(RangeStoreFailure) { return try body() } catch {
-      guard mayPass(error) else { throw error }
-      if makeAddressRoom(error) {
-        do throws(RangeStoreFailure) { return try body() } catch { guard mayPass(error) else { throw error } }
+      var reason = error, tries = roomTries
+      guard mayPass(reason) else { throw reason }
+      while tries > 0, makeAddressRoom(reason) {
+        do throws(RangeStoreFailure) { return try body() } catch { reason = error }
+        guard mayPass(reason) else { throw reason }
+        tries -= 1
       }
-      guard lazyMode.load(ordering: .relaxed) != .strict || cache.count > 0, drain() == nil else { throw error }
+      guard lazyMode.load(ordering: .relaxed) != .strict || cache.count > 0, drain() == nil else { throw reason }
       // What was flushed is cached now.
-      _ = makeAddressRoom(error)
+      _ = makeAddressRoom(reason)
     }
     return try body()
   }
+
+  /// How often room is made before somebody has to wait for it.
+  var roomTries: Int { debug == nil ? 1 : 3 }
 
   /// Natural alignment up to 2 MiB: as the kernel's allocator, without the waste of large sizes.
   @inline(__always)

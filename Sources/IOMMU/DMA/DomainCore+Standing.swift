@@ -10,12 +10,14 @@ extension DomainCore {
     let memory = unsafe range.pointee.memory
     let iova = try mapArena(memory, alignment: PageSize(byteCount: granuleMask + 1)!, limits, operation)
     unsafe standing.raised(range, at: iova)
+    if processOwned == nil { unsafe debug?.pinned(range.pointee.host, true) }
     return unsafe limits.isAboveFirst(IOVARange(start: iova, byteCount: range.pointee.byteCount)!)
   }
 
   /// Unmaps a claimed range, an area at a time; nothing is done where it is not mapped. After a failure the rest stays
   /// mapped, and the next call goes on with it.
   func lower(_ range: StandingMaps.Range) -> MapFailure? {
+    if processOwned == nil { unsafe debug?.pinned(range.pointee.host, false) }
     let iova = unsafe range.pointee.iova, area = unsafe UInt64(range.pointee.memory.areaByteCount)
     while unsafe range.pointee.iova != 0 {
       let start = unsafe range.pointee.loweredByteCount

@@ -34,7 +34,7 @@ package struct MappingTable: @unchecked Sendable {
     pageShift = UInt64(granule.shift)
     largestByteCount = takesAny && granule.shift >= 12 ? 2 << 20 : 0
     guard let table = RadixTable(highest: highest >> pageShift) else { return nil }
-    guard let found = RadixTable(highest: (1 << 47 - 1) >> pageShift) else {
+    guard let found = RadixTable(highest: (1 << 48 - 1) >> pageShift) else {
       table.deallocate()
       return nil
     }

@@ -173,7 +173,7 @@ struct RadixHints: @unchecked Sendable {
     return unsafe (memory + place).assumingMemoryBound(to: Atomic<UInt64>.self)
   }
 
-  /// The bits of a leaf's address: a multiple of 4096, and 47 bits are all that a process has unless it asks for more.
+  /// The bits of a leaf's address: a multiple of 4096, and 48 bits are all that a process has unless it asks for more.
   private static var addressMask: UInt64 { 0xffff_ffff_f000 }
 
   /// Whether leaves with numbers up to this have room for them beside their address.

@@ -121,14 +121,14 @@ final class ReservedRange: @unchecked Sendable {
       let lowest = links[first].placement, highest = end(of: links[last - 1])
       guard lowest >= UInt64(clamping: offsets.lowerBound), highest <= UInt64(clamping: offsets.upperBound) else {
         let isFirst = lowest < UInt64(clamping: offsets.lowerBound)
-        core.debug?.unlinked(offsets, of: range.start, cutting: links[isFirst ? first : last - 1])
+        if core.isOwner { core.debug?.unlinked(offsets, of: range.start, cutting: links[isFirst ? first : last - 1]) }
         throw DMAError(
           .invalidArgument, "unlink", address: range.start.rawValue, device: deviceName,
           detail: "Offsets \(offsets) cut a link; those that they touch lie at \(lowest)..<\(highest)",
           remedy: "Unlink whole links")
       }
     } else if offsets.upperBound < .max {
-      core.debug?.unlinked(offsets, of: range.start, cutting: nil)
+      if core.isOwner { core.debug?.unlinked(offsets, of: range.start, cutting: nil) }
     }
     return try unlink(first..<last).get()
   }

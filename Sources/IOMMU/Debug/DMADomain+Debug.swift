@@ -11,8 +11,8 @@ extension DMADomain {
   /// Looks now at what is else looked at when it ends: whether the memory of mappings and registrations is what was pinned,
   /// whether the device only read what it may only read, and which mistakes the IOMMU's new faults are; returns what was found.
   ///
-  /// O(bytes that devices only read, pages of the caller's memory); reads the kernel's log. While no other thread maps or
-  /// unmaps.
+  /// O(bytes that devices only read, pages of the caller's memory); reads the kernel's log. While no other thread maps,
+  /// unmaps, or has memory by a `sync`.
   @discardableResult
   public func examine() -> [DebugReport] {
     guard let debug = inDebugMode else { return [] }

@@ -37,7 +37,12 @@ public struct DebugOptions: Sendable {
 
   /// What was asked for, or what the environment asks for.
   static func inForce(_ asked: DebugOptions?) -> DebugOptions? {
-    if let asked { return asked }
+    if let asked {
+      // What was set since is brought within its bounds.
+      return DebugOptions(
+        guardPages: asked.guardPages, heldAddresses: asked.heldAddresses, keepsCPUOut: asked.keepsCPUOut,
+        frameCount: asked.frameCount, onReport: asked.onReport)
+    }
     guard let text = unsafe getenv("SWIFT_IOMMU_DEBUG"), unsafe strcmp(text, "1") == 0 else { return nil }
     return DebugOptions()
   }

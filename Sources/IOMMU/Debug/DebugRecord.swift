@@ -39,8 +39,11 @@ struct DebugRecord: @unchecked Sendable {
 
   var isBounced: Bool { if case .bounced = kind { true } else { false } }
 
-  /// Whether it holds an address of the device's.
-  func contains(_ iova: IOVA) -> Bool { iova >= address && iova.rawValue - address.rawValue < UInt64(byteCount) }
+  /// The whole pages that it lies in, for the device: faults may be told by the page.
+  func pages(_ granuleMask: UInt64) -> Range<UInt64> {
+    let first = address.rawValue & ~granuleMask, end = address.rawValue &+ UInt64(byteCount) &+ granuleMask & ~granuleMask
+    return first..<max(end, first)
+  }
 
   /// For sentences about it.
   var text: String {
@@ -54,8 +57,8 @@ struct DebugRegistration: Sendable {
   let memory: UInt64
   let byteCount: Int
   let madeAt: DebugBacktrace
-  /// The pages that were pinned; nil where they cannot be seen.
-  let pages: PageSnapshot?
+  /// The pages that were pinned; nil where they cannot be seen, and while none are.
+  var pages: PageSnapshot?
 
   /// Whether some memory has a byte of it.
   func overlaps(_ host: UInt64, _ count: Int) -> Bool {

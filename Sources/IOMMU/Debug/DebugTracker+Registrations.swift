@@ -10,6 +10,13 @@ extension DebugTracker {
     locked { $0.registrations[memory] = registration }
   }
 
+  /// What is registered is pinned anew, or for a while no more, as the protection was switched: only then its pages stay.
+  func pinned(_ memory: UInt64, _ isPinned: Bool) {
+    guard let byteCount = locked({ $0.registrations[memory]?.byteCount }) else { return }
+    let pages = isPinned ? PageSnapshot(kernel, host: memory, byteCount: byteCount, comparesFrames: true) : nil
+    locked { $0.registrations[memory]?.pages = pages }
+  }
+
   /// A registration is about to end.
   func unregistering(_ memory: UInt64) {
     if let registration = locked({ $0.registrations.removeValue(forKey: memory) }) { _ = look(at: registration) }

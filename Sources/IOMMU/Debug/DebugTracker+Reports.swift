@@ -57,7 +57,8 @@ extension DebugTracker {
 
   /// Tells of faults that were not looked at before which mistakes they are.
   func look(at faults: [Fault], of device: String) {
-    for fault in faults {
+    // One without an address may still get it, with the kernel's next line.
+    for fault in faults where fault.iova != nil {
       let isNew = locked { state -> Bool in
         defer { state.lastFault[device] = max(state.lastFault[device] ?? 0, fault.sequence + 1) }
         return fault.sequence >= state.lastFault[device] ?? 0
@@ -70,12 +71,13 @@ extension DebugTracker {
     let gap = UInt64(options.guardPages) * (granuleMask + 1)
     let (live, before, ended) = locked { state in
       (
-        state.live.values.first { $0.contains(iova) },
+        state.live.values.first { $0.pages(granuleMask).contains(iova.rawValue) },
         state.live.values.first { record in
-          let end = record.address.rawValue + UInt64(padded(record.byteCount))
+          let end = record.pages(granuleMask).upperBound
           return iova.rawValue >= end && iova.rawValue - end < gap
         },
-        (state.ended[state.nextEnded...] + state.ended[..<state.nextEnded]).last { $0.record.contains(iova) }?.record
+        (state.ended[state.nextEnded...] + state.ended[..<state.nextEnded])
+          .last { $0.record.pages(granuleMask).contains(iova.rawValue) }?.record
       )
     }
     let what = fault.access == .write ? "a write" : fault.access == .read ? "a read" : "an access"

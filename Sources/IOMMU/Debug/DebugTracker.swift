@@ -104,7 +104,14 @@ extension DebugTracker {
       copiedByteCount.wrappingSubtract(record.byteCount, ordering: .relaxed)
       return nil
     }
-    return unsafe [UInt8](record.bytes)
+    if let bytes = bytes(of: record) { return bytes }
+    copiedByteCount.wrappingSubtract(record.byteCount, ordering: .relaxed)
+    return nil
+  }
+
+  /// What the memory holds; nil where it cannot be read, as memory of the caller's may have been given up or shut.
+  private func bytes(of record: DebugRecord) -> [UInt8]? {
+    record.isOurs ? unsafe [UInt8](record.bytes) : try? kernel.readMemory(record.memory, byteCount: record.byteCount)
   }
 
   private func firstChange(in record: DebugRecord) -> (page: UInt64, change: PageSnapshot.Change)? {
@@ -118,7 +125,8 @@ extension DebugTracker {
       // Without memory nothing can be read.
       return
     }
-    guard let contents = record.contents, let offset = unsafe contents.firstDifference(record.bytes) else { return }
+    guard let contents = record.contents, let now = bytes(of: record) else { return }
+    guard let offset = unsafe now.withUnsafeBytes({ unsafe contents.firstDifference($0) }) else { return }
     report(.contentsChanged, "\(record.text), has changed from byte \(offset) on, and the device only reads it", record)
   }
 

@@ -14,13 +14,16 @@ final class PageOwnership: Sendable {
   private struct State {
     /// By the address of the first page.
     var ranges: [UInt64: Range] = [:]
-    /// Nothing is protected for now.
-    var isLifted = false
+    /// How many want nothing to be protected for now.
+    var lifts = 0
+    var isLifted: Bool { lifts > 0 }
   }
 
   private struct Range {
     var byteCount: Int
     var protection: MemoryProtection
+    /// The part that the CPU has for a while.
+    var opened: Swift.Range<Int>?
   }
 
   init(kernel: any Kernel) { self.kernel = kernel }
@@ -47,34 +50,43 @@ final class PageOwnership: Sendable {
   /// Lets the CPU touch some pages of a range for a while.
   func open(_ host: UInt64, _ pages: Swift.Range<Int>) {
     state.withLock { state in
-      guard state.ranges[host] != nil, !state.isLifted else { return }
-      _ = set(host + UInt64(pages.lowerBound), pages.count, .readWrite)
+      guard state.ranges[host] != nil else { return }
+      state.ranges[host]!.opened = pages
+      if !state.isLifted { _ = set(host + UInt64(pages.lowerBound), pages.count, .readWrite) }
     }
   }
 
   /// The end of that while.
   func shut(_ host: UInt64, _ pages: Swift.Range<Int>) {
     state.withLock { state in
-      guard let range = state.ranges[host], !state.isLifted else { return }
-      _ = set(host + UInt64(pages.lowerBound), pages.count, range.protection)
+      guard let range = state.ranges[host] else { return }
+      state.ranges[host]!.opened = nil
+      if !state.isLifted { _ = set(host + UInt64(pages.lowerBound), pages.count, range.protection) }
     }
   }
 
   /// Calls `body` while nothing is protected: the kernel pins no page that the process may not touch.
   func lifted<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
-    setLifted(true)
-    defer { setLifted(false) }
+    lift(1)
+    defer { lift(-1) }
     return try body()
   }
 
-  private func setLifted(_ isLifted: Bool) {
+  private func lift(_ change: Int) {
     state.withLock { state in
-      state.isLifted = isLifted
-      for (host, range) in state.ranges { _ = set(host, range.byteCount, isLifted ? .readWrite : range.protection) }
+      let was = state.isLifted
+      state.lifts += change
+      guard state.isLifted != was else { return }
+      for (host, range) in state.ranges {
+        _ = set(host, range.byteCount, state.isLifted ? .readWrite : range.protection)
+        guard !state.isLifted, let pages = range.opened else { continue }
+        _ = set(host + UInt64(pages.lowerBound), pages.count, .readWrite)
+      }
     }
   }
 
-  /// Whether it could be done. What is given back is asked for again: it takes no memory, and who gets it will touch it.
+  /// Whether it could be done. What is given back is asked for again, as who gets it will touch it: it may take memory for one more
+  /// mapping of the process.
   private func set(_ host: UInt64, _ byteCount: Int, _ protection: MemoryProtection) -> Bool {
     guard let base = unsafe UnsafeMutableRawPointer(bitPattern: UInt(host)) else { return false }
     for _ in 0..<(protection == .readWrite ? 3 : 1) {

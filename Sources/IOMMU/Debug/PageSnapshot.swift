@@ -10,6 +10,8 @@ struct PageSnapshot: Sendable {
   private var entries: [UInt64]
 
   private static let isPresent: UInt64 = 1 << 63, isSwapped: UInt64 = 1 << 62
+  /// Of a file, or shared and anonymous.
+  private static let isShared: UInt64 = 1 << 61
   private static let frame: UInt64 = (1 << 55) - 1
 
   /// What became of some memory.
@@ -34,9 +36,11 @@ struct PageSnapshot: Sendable {
     else { return nil }
     let offset = Int(now.host - self.host) / pageByteCount
     for index in 0..<min(now.entries.count, entries.count - offset) {
-      if let change = Self.change(entries[offset + index], now.entries[index]) {
-        return (now.host + UInt64(index * pageByteCount), change)
-      }
+      let page = now.host + UInt64(index * pageByteCount)
+      guard let change = Self.change(entries[offset + index], now.entries[index]) else { continue }
+      // A page of a file may be taken from the process and be the same: it is gone when its file has it no more.
+      if change == .gone, entries[offset + index] & Self.isShared != 0, (try? kernel.isResident(page)) == true { continue }
+      return (page, change)
     }
     return nil
   }

@@ -17,8 +17,7 @@ extension DomainCore {
     }
     unsafe slot.pointee.tally.inFlight &+= 1
     unsafe slot.pointee.unlock()
-    let now = coarseNow()
-    flushOverdue(at: now)
+    let now = flushOverdue(at: coarseNow())
     var entry = FlushQueue.Entry(
       iova: iova.rawValue, byteCount: length, memory: UInt(bitPattern: memory), time: max(now, 1))
     let failure = clear(entry)
@@ -45,8 +44,7 @@ extension DomainCore {
   func unmapLazily(
     _ parts: UnsafePointer<MemoryPart>, count: Int, from iova: IOVA, byteCount: UInt64
   ) -> Result<UInt64, MapFailure> {
-    let now = coarseNow()
-    flushOverdue(at: now)
+    let now = flushOverdue(at: coarseNow())
     var entry = FlushQueue.Entry(
       iova: iova.rawValue, byteCount: byteCount, gapByteCount: byteCount, time: max(now, 1))
     for index in 0..<count { entry.gapByteCount -= unsafe parts[index].pages(granuleMask).byteCount }
@@ -178,20 +176,23 @@ extension DomainCore {
   /// Whatever has waited longer than it may, since the process was stopped, goes before anything else is done.
   @inline(__always)
   func flushOverdue() {
-    if queue.oldest.load(ordering: .relaxed) != 0 { flushOverdue(at: coarseNow()) }
+    if queue.oldest.load(ordering: .relaxed) != 0 { _ = flushOverdue(at: coarseNow()) }
   }
 
+  /// As of a moment; what it is then.
   @inline(__always)
-  private func flushOverdue(at now: UInt64) {
+  private func flushOverdue(at now: UInt64) -> UInt64 {
     let oldest = queue.oldest.load(ordering: .relaxed)
-    if oldest != 0, isOverdue(oldest, at: now) { flushIfOverdue(at: now) }
+    return oldest != 0 && isOverdue(oldest, at: now) ? flushIfOverdue(at: now) : now
   }
 
   /// The hint may be of an entry that was flushed while its thread was about to give the hint.
   @inline(never)
-  private func flushIfOverdue(at now: UInt64) {
+  private func flushIfOverdue(at now: UInt64) -> UInt64 {
     let oldest = queue.refreshOldest()
-    if oldest != 0, isOverdue(oldest, at: now), case .done = flush() { reclaimAll() }
+    guard oldest != 0, isOverdue(oldest, at: now) else { return now }
+    if case .done = flush() { reclaimAll() }
+    return coarseNow()
   }
 
   private func isOverdue(_ time: UInt64, at now: UInt64) -> Bool {

@@ -82,6 +82,11 @@ package protocol KernelMemory: AnyObject, Sendable {
   func protectMemory(_ base: UnsafeMutableRawPointer, byteCount: Int, _ protection: MemoryProtection) throws(Errno)
   /// A word a page from an address on, as `/proc/self/pagemap` has them; ENOSYS as above.
   func pageMap(_ address: UInt64, pageCount: Int) throws(Errno) -> [UInt64]
+  /// Whether the page at an address is in memory, in that of the process or in the cache of its file; ENOMEM where nothing is
+  /// mapped. The corresponding call is `mincore`.
+  func isResident(_ page: UInt64) throws(Errno) -> Bool
+  /// Reads memory of this process that may not be there, all or none of it. The corresponding call is `process_vm_readv`.
+  func readMemory(_ address: UInt64, byteCount: Int) throws(Errno) -> [UInt8]
   /// The CPU's smallest page in bytes. The corresponding call is `sysconf` with `_SC_PAGESIZE`.
   var pageByteCount: Int { get }
   /// The soft limit of lockable memory in bytes, `UInt64.max` when unlimited. The corresponding limit is `RLIMIT_MEMLOCK`.
@@ -140,5 +145,7 @@ extension KernelMemory {
     _ base: UnsafeMutableRawPointer, byteCount: Int, _ protection: MemoryProtection
   ) throws(Errno) { throw .notImplemented }
   package func pageMap(_ address: UInt64, pageCount: Int) throws(Errno) -> [UInt64] { throw .notImplemented }
+  package func isResident(_ page: UInt64) throws(Errno) -> Bool { throw .notImplemented }
+  package func readMemory(_ address: UInt64, byteCount: Int) throws(Errno) -> [UInt8] { throw .notImplemented }
   package var pageByteCount: Int { 4096 }
 }

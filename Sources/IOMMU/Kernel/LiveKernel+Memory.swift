@@ -74,6 +74,31 @@ extension LiveKernel {
     return words
   }
 
+  package func isResident(_ page: UInt64) throws(Errno) -> Bool { try Self.isResident(page) }
+
+  /// For every kernel, as memory is real on each.
+  package static func isResident(_ page: UInt64) throws(Errno) -> Bool {
+    let result = ci_is_resident(page)
+    guard result >= 0 else { throw Errno(rawValue: -result) }
+    return result != 0
+  }
+
+  package func readMemory(_ address: UInt64, byteCount: Int) throws(Errno) -> [UInt8] {
+    try Self.readMemory(address, byteCount: byteCount)
+  }
+
+  /// For every kernel, as memory is real on each.
+  package static func readMemory(_ address: UInt64, byteCount: Int) throws(Errno) -> [UInt8] {
+    var done: Int64 = 0
+    let bytes = unsafe [UInt8](unsafeUninitializedCapacity: byteCount) { bytes, count in
+      if let base = bytes.baseAddress { unsafe done = ci_read_memory(base, address, UInt64(byteCount)) }
+      count = max(Int(done), 0)
+    }
+    guard done >= 0 else { throw Errno(rawValue: Int32(-done)) }
+    guard bytes.count == byteCount else { throw .badAddress }
+    return bytes
+  }
+
   package var pageByteCount: Int { Int(ci_page_size()) }
 
   package func memoryLockLimit() -> UInt64 {

@@ -46,6 +46,14 @@ extension FaultingKernel {
     try pass { () throws(Errno) in try base.pageMap(address, pageCount: pageCount) }
   }
 
+  package func isResident(_ page: UInt64) throws(Errno) -> Bool {
+    try pass { () throws(Errno) in try base.isResident(page) }
+  }
+
+  package func readMemory(_ address: UInt64, byteCount: Int) throws(Errno) -> [UInt8] {
+    try pass { () throws(Errno) in try base.readMemory(address, byteCount: byteCount) }
+  }
+
   package var pageByteCount: Int { base.pageByteCount }
 
   package func memoryLockLimit() -> UInt64 {

@@ -60,6 +60,12 @@ extension SimulatedKernel {
     try LiveKernel.pageMap(address, pageCount: pageCount)
   }
 
+  package func isResident(_ page: UInt64) throws(Errno) -> Bool { try LiveKernel.isResident(page) }
+
+  package func readMemory(_ address: UInt64, byteCount: Int) throws(Errno) -> [UInt8] {
+    try LiveKernel.readMemory(address, byteCount: byteCount)
+  }
+
   package var pageByteCount: Int { Int(ci_page_size()) }
 
   package func memoryLockLimit() -> UInt64 { locked { $0.memoryLock.limit } }

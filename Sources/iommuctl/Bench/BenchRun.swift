@@ -35,7 +35,7 @@ struct BenchRun {
   private var smaller: String? {
     switch options.workload {
     case .w5?: nil  // Its last map is of 1 TiB, however few there are.
-    case .w4?, .w7?: "fewer --operations or --dma-bits"
+    case .w4?, .w7?, .w9?: "fewer --operations or --dma-bits"
     case _?: "fewer --operations"
     case nil: options.traceIn == nil ? "fewer --threads or a smaller --granule" : nil
     }

@@ -36,7 +36,7 @@ package struct Trace: Equatable, Sendable {
     package static let count = 1 << 28, byteCount: UInt64 = 1 << 40
   }
 
-  /// `W1` to `W8`, `uniform`, or what the file says.
+  /// `W1` to `W9`, `uniform`, or what the file says.
   package var name: String
   /// What the operations follow from; 0 where nothing about them is random.
   package var seed: UInt64

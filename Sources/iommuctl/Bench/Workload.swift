@@ -22,6 +22,9 @@ package enum Workload: String, CaseIterable, Sendable {
   case w7 = "W7"
   /// The kernel benchmark's grid: 1 to 16 threads, 1, 8 and 64 pages.
   case w8 = "W8"
+  /// A driver that changes the size of its buffers, as on a change of the MTU: all of the old size go, and what caches keep of
+  /// them is of no use to the new. Source: linux-iommu, on the 32-bit-first policy.
+  case w9 = "W9"
 
   /// How large it is to be.
   package struct Size: Sendable {
@@ -29,7 +32,7 @@ package enum Workload: String, CaseIterable, Sendable {
     package var operations: Int
     /// Threads of the workloads that do not say it themselves.
     package var threads = 1
-    /// Address bits of the device: what W4 and W7 fill is not larger.
+    /// Address bits of the device: what W4, W7 and W9 fill is not larger.
     package var addressBits = 64
 
     package init(operations: Int, threads: Int = 1, addressBits: Int = 64) {
@@ -42,6 +45,7 @@ package enum Workload: String, CaseIterable, Sendable {
     switch self {
     case .w5: 900
     case .w1: 20_000
+    case .w9: 250_000
     default: 100_000
     }
   }
@@ -65,6 +69,7 @@ package enum Workload: String, CaseIterable, Sendable {
     case .w6: maker.producers(threads / 2)
     case .w7: maker.fragmentation()
     case .w8: maker.grid()
+    case .w9: maker.resizing()
     }
     return maker.builder.trace
   }

@@ -154,6 +154,27 @@ struct WorkloadMaker {
     while !live.isEmpty { builder.unmap(take(&live), thread: live.count % size.threads) }
   }
 
+  /// W9: as many buffers as fill three quarters of the space below 4 GiB, or half of the operations' share.
+  mutating func resizing() {
+    let space: UInt64 = 1 << UInt64(min(32, size.addressBits)), sizes: [UInt64] = [4, 16, 64, 4, 128]
+    for (part, kibibytes) in sizes.enumerated() {
+      builder.beginPhase("buffers of \(kibibytes) KiB")
+      let share = share(part, of: sizes.count, size.operations), byteCount = kibibytes << 10
+      let count = max(min((share + 1) / 2, Int(space / 4 * 3 / byteCount)), 1)
+      var ring: [UInt32] = []
+      for operation in 0..<share {
+        let thread = operation % size.threads
+        if ring.count < count {
+          ring.append(builder.map(byteCount, .fromDevice, thread: thread))
+        } else {
+          builder.unmap(ring[operation % count], thread: thread)
+          ring[operation % count] = builder.map(byteCount, .fromDevice, thread: thread)
+        }
+      }
+      for (index, slot) in ring.enumerated() { builder.unmap(slot, thread: index % size.threads) }
+    }
+  }
+
   /// W8.
   mutating func grid() {
     for (row, threads) in [1, 2, 4, 8, 16].enumerated() {

@@ -17,7 +17,7 @@ struct Bench: Subcommand {
       simulation, and tell nothing of hardware. Counts hold for the hardware as well: they include what it takes to \
       end every unmap that a lazy protection has postponed.
 
-      --workload W1 … W8 runs what a kind of driver does, --trace-out keeps what is run, --trace-in runs it again.
+      --workload W1 … W9 runs what a kind of driver does, --trace-out keeps what is run, --trace-in runs it again.
       """)
 
   @OptionGroup var global: GlobalOptions

@@ -199,7 +199,7 @@ import iommuctl
     "map --granule 0", "map --granule 1025", "map --dma-bits 19", "map --dma-bits 65", "map --delay-ns 10000001",
     "map --operations 0", "map --operations 1 --seconds 1", "map --direction sideways", "map --mode both",
     "map --protection none", "queue --protection strict", "queue --protection bounce", "queue --workload W1",
-    "lookup --trace-out x", "alloc --mode sg", "map --workload W9", "map --workload W1 --trace-in x",
+    "lookup --trace-out x", "alloc --mode sg", "map --workload W10", "map --workload W1 --trace-in x",
     "map --workload W1 --seconds 1",
     "map --trace-in x --operations 5", "map --mode coherent --trace-out x", "lookup --live 0", "map 0:2.9",
     "map --node 0", "alloc --protection strict", "alloc 0:2.0 --protection lazy-single", "alloc --delay-ns 0",

@@ -1,4 +1,6 @@
+import Glibc
 import IOMMU
+import IOMMUSimulation
 import Testing
 import iommuctl
 
@@ -22,6 +24,7 @@ import iommuctl
       [
         "16b5c21135029bca", "a6ec8bc0cb43a9ba", "230f325cd61c2dfb", "c433a28184b8a725",
         "cc651003088032a7", "b1a6c09658619906", "38e07a79e1cac859", "9440602f51144b95",
+        "b5013d6ca04a8f0c",
       ]))
   func theSeedDecides(_ workload: Workload, _ digest: String) {
     func trace(_ seed: UInt64) -> Trace { workload.trace(.init(operations: 1000, threads: 2), seed: seed) }
@@ -119,6 +122,57 @@ import iommuctl
     #expect(trace.phases[0].operations.count == 1024)
     #expect(trace.phases[1].operations.count == 512 && trace.phases[1].operations.allSatisfy { $0.action == .unmap })
     #expect(maps(trace.phases[2]).filter { $0.byteCount == 64 * 4096 }.count == 1536)
+  }
+
+  /// In each phase all that was there before has gone, and the buffers fill three quarters of the space.
+  @Test func buffersChangeTheirSize() {
+    let trace = trace(.w9, 40_000, addressBits: 24)
+    #expect(trace.phases.map { Set(maps($0).map(\.byteCount)) } == [4, 16, 64, 4, 128].map { [$0 << 10] })
+    for (phase, live) in zip(trace.phases, [3072, 768, 192, 3072, 96]) {
+      #expect(phase.operations.prefix { $0.action == .map }.count == live)
+      #expect(maps(phase).count == 8000 && phase.operations.suffix(live).allSatisfy { $0.action == .unmap })
+    }
+    #expect(trace.peakByteCount == 12 << 20)
+  }
+
+  /// The space below 4 GiB does not suffice: the policy trips once, and then no address is below, whatever is cached or free there.
+  @Test func aChangeOfBuffersTripsOnce() throws {
+    let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)]), fourGiB: UInt64 = 1 << 32
+    let base = unsafe mmap(nil, 1 << 32, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)!
+    defer { unsafe munmap(base, 1 << 32) }
+    do {
+      let device = try Device("0000:00:02.0", on: machine.host, interface: .iommufd, translation: .process)
+      let dma = device.dma
+      // All is taken there but 8 of the 12 MiB that the trace has live at a time.
+      let low = dma.usableRanges.intersection([IOVARange(start: IOVA(0), byteCount: fourGiB)!]).map(\.self)
+      try #require(low.count == 2)
+      let first = unsafe UnsafeRawBufferPointer(start: base, count: Int(low[0].byteCount) - 8 << 20),
+        second = unsafe UnsafeRawBufferPointer(start: base, count: Int(low[1].byteCount))
+      let taken = try unsafe dma.map(unsafe: first, .toDevice, at: low[0].start),
+        takenToo = try unsafe dma.map(unsafe: second, .toDevice, at: low[1].start)
+      let trace = Workload.w9.trace(.init(operations: 8000, addressBits: 24), seed: 1)
+      let mappings = UnsafeMutablePointer<UnsafeMapping>.allocate(capacity: trace.slotCount)
+      defer { unsafe mappings.deallocate() }
+      var before = 0, low32 = 0, after = 0
+      for operation in trace.phases.flatMap(\.operations) {
+        let place = unsafe mappings + Int(operation.slot)
+        if operation.action == .unmap {
+          try unsafe place.move().unmap()
+          continue
+        }
+        let memory = unsafe UnsafeRawBufferPointer(start: base, count: Int(operation.byteCount))
+        let mapping = try unsafe dma.map(unsafe: memory, .fromDevice)
+        if dma.statistics.addressPolicyTrips == 0 { before += 1 } else { after += 1 }
+        if mapping.address.rawValue < fourGiB { low32 += 1 }
+        unsafe place.initialize(to: mapping)
+      }
+      #expect(dma.statistics.addressPolicyTrips == 1)
+      #expect(low32 == before && after > 4000, "\(before), then \(after)")
+      try taken.unmap()
+      try takenToo.unmap()
+      device.close()
+    }
+    #expect(machine.isClean)
   }
 
   @Test func theGridHasFifteenPoints() {
