@@ -41,8 +41,8 @@ struct DebugRecord: @unchecked Sendable {
 
   /// The whole pages that it lies in, for the device: faults may be told by the page.
   func pages(_ granuleMask: UInt64) -> Range<UInt64> {
-    let first = address.rawValue & ~granuleMask, end = address.rawValue &+ UInt64(byteCount) &+ granuleMask & ~granuleMask
-    return first..<max(end, first)
+    let first = address.rawValue & ~granuleMask
+    return first..<max((address.rawValue &+ UInt64(byteCount) &+ granuleMask) & ~granuleMask, first)
   }
 
   /// For sentences about it.

@@ -39,7 +39,8 @@ struct PageSnapshot: Sendable {
       let page = now.host + UInt64(index * pageByteCount)
       guard let change = Self.change(entries[offset + index], now.entries[index]) else { continue }
       // A page of a file may be taken from the process and be the same: it is gone when its file has it no more.
-      if change == .gone, entries[offset + index] & Self.isShared != 0, (try? kernel.isResident(page)) == true { continue }
+      let isShared = entries[offset + index] & Self.isShared != 0
+      if change == .gone, isShared, (try? kernel.isResident(page)) == true { continue }
       return (page, change)
     }
     return nil

@@ -128,6 +128,11 @@ import Testing
     #expect(rig.kinds.dropFirst(400).count == 33 && rig.reports.last?.text.hasPrefix("8 more") == true)
     let options = DebugOptions(guardPages: -1, heldAddresses: .max, frameCount: 1000)
     #expect(options.guardPages == 0 && options.heldAddresses == 1 << 20 && options.frameCount == 64)
+    var later = DebugOptions()
+    (later.guardPages, later.heldAddresses, later.frameCount) = (-1, .max, .max)
+    let other = try DebugRig(.ioas, .vtd, later), inForce = try #require(other.dma.debugOptions)
+    #expect(inForce.guardPages == 0 && inForce.heldAddresses == 1 << 20 && inForce.frameCount == 64)
+    other.device.close()
   }
 
   private final class Box {

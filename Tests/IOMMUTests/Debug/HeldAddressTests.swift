@@ -98,6 +98,16 @@ import Testing
     rig.device.close()
   }
 
+  /// A gap gives way to an address of the caller's choice, also while other addresses wait.
+  @Test func aGapGivesWay() throws {
+    let rig = try DebugRig(), dma = rig.dma, pages = Pages(1)
+    _ = try dma.map(try dma.buffer(byteCount: 4096), .toDevice).unmap()
+    let mapping = try dma.map(try dma.buffer(byteCount: 4096), .toDevice)
+    try unsafe dma.map(unsafe: pages.all, .toDevice, at: mapping.address + 4096).unmap()
+    _ = try mapping.unmap()
+    rig.device.close()
+  }
+
   /// Where addresses are short, neither waits nor gaps keep any mapping from being made.
   @Test func allAddressesCanBeUsed() throws {
     var counts: [Int] = []

@@ -77,6 +77,20 @@ import Testing
     rig.device.close()
   }
 
+  /// Whoever has a part by a sync keeps it over a switch, which takes nothing else from where it was.
+  @Test func aSyncKeepsItsPart() throws {
+    let rig = try DebugRig(), dma = rig.dma
+    let buffer = try dma.buffer(byteCount: 8192), base = StandingRig.memory(of: buffer)
+    var mapping = try dma.map(buffer, .fromDevice)
+    try mapping.sync(for: .cpu, 0..<4096) { _ in
+      try dma.switchProtection(to: .persistent)
+      #expect(Touch.mayWrite(base) && !Touch.mayRead(base + 4096))
+    }
+    #expect(!Touch.mayRead(base))
+    _ = try mapping.unmap()
+    rig.device.close()
+  }
+
   /// Not wanted, or refused by the kernel: everything goes as without.
   @Test func withoutIt() throws {
     let rig = try DebugRig(.ioas, .vtd, DebugOptions(keepsCPUOut: false))

@@ -126,6 +126,34 @@ import Testing
     rig.device.close()
   }
 
+  /// A page of a file that only this process has lost is the same when it comes back.
+  @Test func aPageOfAFileMayLeaveTheProcess() throws {
+    let rig = try DebugRig(.process), memory = Memory(ofFile: true)
+    let registration = try unsafe rig.dma.register(unsafe: memory.all)
+    memory.suffer(.discarded)
+    try unsafe rig.dma.map(unsafe: memory.all, .toDevice).unmap()
+    try registration.unregister()
+    #expect(rig.reports.isEmpty)
+    rig.device.close()
+  }
+
+  /// On tables of the kernel's, what another protection has unpinned may change until it is pinned anew.
+  @Test func whatIsNotPinnedMayChange() throws {
+    let rig = try DebugRig(.ioas), dma = rig.dma, memory = Memory(ofFile: false)
+    try dma.switchProtection(to: .persistent)
+    let registration = try unsafe dma.register(unsafe: memory.all)
+    try dma.switchProtection(to: .strict)
+    memory.suffer(.discarded)
+    try unsafe dma.map(unsafe: memory.page(2), .fromDevice).unmap()
+    try dma.switchProtection(to: .persistent)
+    try unsafe dma.map(unsafe: memory.all, .toDevice).unmap()
+    #expect(rig.reports.isEmpty)
+    memory.suffer(.unmapped)
+    try registration.unregister()
+    #expect(rig.kinds == [.memoryGone])
+    rig.device.close()
+  }
+
   /// Memory that is gone is not read, inside of a registration either.
   @Test func goneMemoryIsNotRead() throws {
     let rig = try DebugRig(.ioas), memory = Memory(ofFile: false)
