@@ -76,7 +76,7 @@ extension DomainState {
   }
 
   /// Occupies the gap behind a range, if there is to be one.
-  func leaveGap(_ gap: UInt64, behind start: IOVA, _ byteCount: UInt64) throws(RangeStoreFailure) {
+  mutating func leaveGap(_ gap: UInt64, behind start: IOVA, _ byteCount: UInt64) throws(RangeStoreFailure) {
     guard gap > 0 else { return }
     let range = IOVARange(start: IOVA(start.rawValue + byteCount), byteCount: gap)!
     try store.insert(.init(range: range, kind: .guard, auxiliary: HeldAddresses.gapMark))
@@ -84,7 +84,7 @@ extension DomainState {
 
   /// Frees the gap behind a range that was there; where it ends.
   @discardableResult
-  func freeGap(behind last: IOVA) -> IOVA {
+  mutating func freeGap(behind last: IOVA) -> IOVA {
     guard held != nil, last.rawValue < .max, let gap = store.find(containing: IOVA(last.rawValue + 1)),
       gap.kind == .guard, gap.auxiliary == HeldAddresses.gapMark
     else { return last }

@@ -225,6 +225,23 @@ import Testing
     rig.device.close()
   }
 
+  /// Memory that begins and ends in mid page is within reach by the page, and so are its faults told.
+  @Test(arguments: [SimulatedMachine.IOMMUKind.vtd, .smmuv3])
+  func faultsOfAPartOfAPage(_ kind: SimulatedMachine.IOMMUKind) throws {
+    let rig = try DebugRig(.ioas, kind == .vtd ? .vtd : .smmuv3), pages = Pages(1)
+    let mapping = try unsafe rig.dma.map(unsafe: pages.part(2048..<2080), .toDevice, widening: true)
+    let page = IOVA(mapping.address.rawValue - 2048)
+    try rig.write(mapping.address)
+    try rig.write(page + 4000)
+    #expect(rig.dma.examine().map(\.kind) == [.wrongDirection, .wrongDirection])
+    try rig.read(page + 4096)
+    #expect(rig.dma.examine().map(\.kind) == [.overrun])
+    try mapping.unmap()
+    try rig.read(page + 4000)
+    #expect(rig.dma.examine().map(\.kind) == [.afterUnmap])
+    rig.device.close()
+  }
+
   /// Every way to map and unmap goes as without debug mode, and finds nothing.
   @Test(arguments: LazyTests.Tables.allCases)
   func rightUseIsNotReported(_ tables: LazyTests.Tables) throws {

@@ -154,6 +154,17 @@ import Testing
     rig.device.close()
   }
 
+  /// Memory that the process has shut is there, and cannot be read: nothing is compared.
+  @Test func shutMemoryIsNotRead() throws {
+    let rig = try DebugRig(.ioas), memory = Memory(ofFile: false)
+    let mapping = try unsafe rig.dma.map(unsafe: memory.all, .toDevice)
+    #expect(unsafe ci_mprotect(memory.base, UInt64(memory.byteCount), CI_PROT_NONE) == 0)
+    #expect(rig.dma.examine().isEmpty)
+    try mapping.unmap()
+    #expect(rig.reports.isEmpty)
+    rig.device.close()
+  }
+
   /// Memory that is gone is not read, inside of a registration either.
   @Test func goneMemoryIsNotRead() throws {
     let rig = try DebugRig(.ioas), memory = Memory(ofFile: false)

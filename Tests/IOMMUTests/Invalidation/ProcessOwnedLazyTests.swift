@@ -45,14 +45,20 @@ import Testing
     rig.device.close()
   }
 
+  /// A mapping that the IOTLB knows, and a queue that has no room.
+  private static func fill(_ rig: borrowing Rig) throws -> Mapping {
+    let dma = rig.device.dma
+    try dma.switchProtection(to: lazy(.single, depth: 2))
+    let cached = try dma.map(try dma.buffer(byteCount: 64), .bidirectional)
+    #expect(try rig.writes(cached.address))
+    _ = try LazyTests.mapAndUnmap(dma)
+    return cached
+  }
+
   /// While another thread flushes, which may take as long as that thread does not run, a full queue is flushed beside it:
   /// that flush began later, and covers more.
   @Test func besideAFlush() throws {
-    let rig = try Rig(), dma = rig.device.dma
-    try dma.switchProtection(to: Self.lazy(.single, depth: 2))  // room for one
-    let cached = try dma.map(try dma.buffer(byteCount: 64), .bidirectional), address = cached.address
-    #expect(try rig.writes(address))
-    _ = try LazyTests.mapAndUnmap(dma)
+    let rig = try Rig(), dma = rig.device.dma, cached = try Self.fill(rig), address = cached.address
     let outcome = Shared<[UInt64]>([])
     let slot = Slot(cached)
     rig.kernel.interject(before: "hwptInvalidate") {
@@ -71,11 +77,7 @@ import Testing
 
   /// One that fails beside another is counted as any that fails; the range is taken out of reach by itself.
   @Test func besideAFlushInVain() throws {
-    let rig = try Rig(), dma = rig.device.dma
-    try dma.switchProtection(to: Self.lazy(.single, depth: 2))  // room for one
-    let cached = try dma.map(try dma.buffer(byteCount: 64), .bidirectional), address = cached.address
-    #expect(try rig.writes(address))
-    _ = try LazyTests.mapAndUnmap(dma)
+    let rig = try Rig(), dma = rig.device.dma, cached = try Self.fill(rig), address = cached.address
     let slot = Slot(cached)
     rig.kernel.interject(before: "hwptInvalidate") {
       do { _ = try slot.take().unmap() } catch { Issue.record("\(error)") }
