@@ -118,7 +118,7 @@ extension DomainCore {
     return try body()
   }
 
-  /// How often room is made before somebody has to wait for it.
+  /// How often room is made before somebody has to wait for it: in debug mode what waits goes first, and a gap after it.
   var roomTries: Int { debug == nil ? 1 : 3 }
 
   /// Natural alignment up to 2 MiB: as the kernel's allocator, without the waste of large sizes.

@@ -133,16 +133,16 @@ extension DomainState {
 }
 
 extension DomainCore {
-  /// Gives the store the addresses back that nobody uses: cached ones, and in debug mode those that wait, or else the gaps; at once
-  /// the gap that is in the way of an address of the caller's choice. Whether there were any. Behind one may stand another.
+  /// Gives the store the addresses back that nobody uses: cached ones, and in debug mode those that wait, or else the gaps; of
+  /// these the one that is in the way of an address of the caller's choice. Whether there were any: then the next call may find more.
   @inline(never)
   func makeAddressRoom(_ reason: RangeStoreFailure) -> Bool {
     let isAny = space.emptyCaches()
     return locked { state in
-      let wasHeld = state.releaseHeld()
+      if state.releaseHeld() { return true }
       switch reason {
-      case .occupied(let obstacle), .reserved(let obstacle): return state.dropGaps(in: obstacle) || wasHeld
-      default: return wasHeld || state.dropGaps()
+      case .occupied(let obstacle), .reserved(let obstacle): return state.dropGaps(in: obstacle)
+      default: return state.dropGaps()
       }
     } || isAny
   }
