@@ -21,10 +21,11 @@ let package = Package(
     .systemLibrary(
       name: "CPCI", path: "CShims/pci", pkgConfig: "libpci", providers: [.apt(["libpci-dev"])]),
     .target(name: "AddressSpace", dependencies: ["CIOMMU"]),
+    .target(name: "PageTables", dependencies: ["AddressSpace", "CIOMMU"]),
     .target(
       name: "IOMMU",
       dependencies: [
-        "AddressSpace", "CIOMMU", .target(name: "CPCI", condition: .when(traits: ["PCINames"])),
+        "AddressSpace", "CIOMMU", "PageTables", .target(name: "CPCI", condition: .when(traits: ["PCINames"])),
       ]),
     .target(name: "IOMMUSimulation", dependencies: ["AddressSpace", "CIOMMU", "IOMMU"]),
     .executableTarget(
@@ -52,6 +53,7 @@ let package = Package(
     .testTarget(name: "CShimsTests", dependencies: ["CIOMMU"]),
     .target(name: "AddressSpaceModels", dependencies: ["AddressSpace"], path: "Tests/AddressSpaceModels"),
     .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace", "AddressSpaceModels", "CIOMMU"]),
+    .testTarget(name: "PageTablesTests", dependencies: ["AddressSpace", "PageTables"]),
     .testTarget(
       name: "IOMMUTests",
       dependencies: ["AddressSpace", "AddressSpaceModels", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation"],

@@ -25,16 +25,31 @@ package protocol KernelIOMMUFD: AnyObject, Sendable {
   func ioasUnmap(_ iommufd: Int32, ioas: UInt32, iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64
   /// A page table of its own for a device; filled with what the IOAS maps. The corresponding ioctl is `IOMMU_HWPT_ALLOC`.
   func hwptAllocate(_ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32) throws(Errno) -> UInt32
-  /// A nested page table: stage 1 in the process's hands, described by `data`, over the nest parent `pageTable`.
-  /// EOPNOTSUPP where the hardware does not nest or does not know the format. The corresponding ioctl is `IOMMU_HWPT_ALLOC`.
+  /// A nested page table: stage 1 in the process's hands, described by `data`, over `pageTable`: a nest parent on VT-d, a
+  /// vIOMMU on SMMUv3. EOPNOTSUPP where the hardware does not nest or does not know the format. The corresponding ioctl is
+  /// `IOMMU_HWPT_ALLOC`.
   func hwptAllocate(
     _ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32, data: HWPTData
   ) throws(Errno) -> UInt32
-  /// Sends invalidation commands for a nested page table, `byteCount` bytes each in the format of `type`; on return they are
-  /// done. Returns how many were handled. The corresponding ioctl is `IOMMU_HWPT_INVALIDATE`.
+  /// Sends invalidation commands for a nested page table, or on SMMUv3 for a vIOMMU, `byteCount` bytes each in the format of
+  /// `type`; on return they are done. Returns how many were handled. The corresponding ioctl is `IOMMU_HWPT_INVALIDATE`.
   func hwptInvalidate(
     _ iommufd: Int32, pageTable: UInt32, type: UInt32, entries: UnsafeRawBufferPointer, byteCount: Int
   ) throws(Errno) -> Int
+  /// A slice of the physical IOMMU of a device, over a nest parent. EOPNOTSUPP where the IOMMU cannot nest in this way, which
+  /// the kernel says before it looks at the nest parent. The corresponding ioctl is `IOMMU_VIOMMU_ALLOC`.
+  func viommuAllocate(_ iommufd: Int32, type: UInt32, device: UInt32, pageTable: UInt32) throws(Errno) -> UInt32
+  /// The number by which commands and events of a vIOMMU name a device: a stream id on SMMUv3. EEXIST where the device or the
+  /// number has its vDEVICE. The corresponding ioctl is `IOMMU_VDEVICE_ALLOC`.
+  func vdeviceAllocate(_ iommufd: Int32, viommu: UInt32, device: UInt32, number: UInt64) throws(Errno) -> UInt32
+  /// A queue of the hardware's event records for a vIOMMU, and the descriptor that they are read from. EEXIST for a second one
+  /// of a type. The corresponding ioctl is `IOMMU_VEVENTQ_ALLOC`.
+  func eventQueueAllocate(
+    _ iommufd: Int32, viommu: UInt32, type: UInt32, depth: UInt32
+  ) throws(Errno) -> (id: UInt32, descriptor: Int32)
+  /// Takes whole records off an event queue, each behind its header of 8 bytes; 0 when there are none. The corresponding
+  /// call is `read`.
+  func readEventQueue(_ descriptor: Int32, _ buffer: UnsafeMutableRawBufferPointer) throws(Errno) -> Int
   /// The corresponding ioctl is `IOMMU_GET_HW_INFO`.
   func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo
   /// Whether nested page tables may have the flat format, ``FlatFormat``, which exists in simulation only.
@@ -48,7 +63,29 @@ extension KernelIOMMUFD {
   package func hwptInvalidate(
     _ iommufd: Int32, pageTable: UInt32, type: UInt32, entries: UnsafeRawBufferPointer, byteCount: Int
   ) throws(Errno) -> Int { throw .notSupported }
+  package func viommuAllocate(
+    _ iommufd: Int32, type: UInt32, device: UInt32, pageTable: UInt32
+  ) throws(Errno) -> UInt32 { throw .notSupported }
+  package func vdeviceAllocate(
+    _ iommufd: Int32, viommu: UInt32, device: UInt32, number: UInt64
+  ) throws(Errno) -> UInt32 { throw .notSupported }
+  package func eventQueueAllocate(
+    _ iommufd: Int32, viommu: UInt32, type: UInt32, depth: UInt32
+  ) throws(Errno) -> (id: UInt32, descriptor: Int32) { throw .notSupported }
+  package func readEventQueue(
+    _ descriptor: Int32, _ buffer: UnsafeMutableRawBufferPointer
+  ) throws(Errno) -> Int { throw .notSupported }
   package var hasFlatFormat: Bool { false }
+}
+
+/// Numbers of the types of nested page tables, vIOMMUs, commands and event queues in iommufd's uAPI.
+package enum NestingTypes {
+  /// `IOMMU_HWPT_DATA_VTD_S1` and `IOMMU_HWPT_INVALIDATE_DATA_VTD_S1`.
+  package static let vtdData: UInt32 = 1, vtdCommand: UInt32 = 0
+  /// `IOMMU_HWPT_DATA_ARM_SMMUV3` and `IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3`.
+  package static let smmuData: UInt32 = 2, smmuCommand: UInt32 = 1
+  /// `IOMMU_VIOMMU_TYPE_ARM_SMMUV3` and `IOMMU_VEVENTQ_TYPE_ARM_SMMUV3`.
+  package static let smmuVIOMMU: UInt32 = 1, smmuEventQueue: UInt32 = 1
 }
 
 /// What describes a nested page table to `IOMMU_HWPT_ALLOC`.

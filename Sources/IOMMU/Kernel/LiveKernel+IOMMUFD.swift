@@ -120,6 +120,44 @@ extension LiveKernel {
     return Int(argument.entry_num)
   }
 
+  package func viommuAllocate(
+    _ iommufd: Int32, type: UInt32, device: UInt32, pageTable: UInt32
+  ) throws(Errno) -> UInt32 {
+    var argument = ci_iommu_viommu_alloc()
+    (argument.type, argument.dev_id, argument.hwpt_id) = (type, device, pageTable)
+    try check(unsafe ci_iommu_viommu_alloc(iommufd, &argument))
+    return argument.out_viommu_id
+  }
+
+  package func vdeviceAllocate(
+    _ iommufd: Int32, viommu: UInt32, device: UInt32, number: UInt64
+  ) throws(Errno) -> UInt32 {
+    var argument = ci_iommu_vdevice_alloc()
+    (argument.viommu_id, argument.dev_id, argument.virt_id) = (viommu, device, number)
+    try check(unsafe ci_iommu_vdevice_alloc(iommufd, &argument))
+    return argument.out_vdevice_id
+  }
+
+  package func eventQueueAllocate(
+    _ iommufd: Int32, viommu: UInt32, type: UInt32, depth: UInt32
+  ) throws(Errno) -> (id: UInt32, descriptor: Int32) {
+    var argument = ci_iommu_veventq_alloc()
+    (argument.viommu_id, argument.type, argument.veventq_depth) = (viommu, type, depth)
+    try check(unsafe ci_iommu_veventq_alloc(iommufd, &argument))
+    return (argument.out_veventq_id, Int32(bitPattern: argument.out_veventq_fd))
+  }
+
+  /// The queue's descriptor never blocks.
+  package func readEventQueue(
+    _ descriptor: Int32, _ buffer: UnsafeMutableRawBufferPointer
+  ) throws(Errno) -> Int {
+    guard let base = buffer.baseAddress else { return 0 }
+    let result = unsafe ci_read(descriptor, base, UInt64(buffer.count))
+    if result == -Int64(Errno.wouldBlock.rawValue) { return 0 }
+    guard result >= 0 else { throw Errno(rawValue: Int32(-result)) }
+    return Int(result)
+  }
+
   package func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo {
     var data = [UInt8](repeating: 0, count: 256)
     var argument = ci_iommu_hw_info()

@@ -86,6 +86,36 @@ extension FaultingKernel {
     }
   }
 
+  package func viommuAllocate(
+    _ iommufd: Int32, type: UInt32, device: UInt32, pageTable: UInt32
+  ) throws(Errno) -> UInt32 {
+    try pass { () throws(Errno) in
+      try base.viommuAllocate(iommufd, type: type, device: device, pageTable: pageTable)
+    }
+  }
+
+  package func vdeviceAllocate(
+    _ iommufd: Int32, viommu: UInt32, device: UInt32, number: UInt64
+  ) throws(Errno) -> UInt32 {
+    try pass { () throws(Errno) in
+      try base.vdeviceAllocate(iommufd, viommu: viommu, device: device, number: number)
+    }
+  }
+
+  package func eventQueueAllocate(
+    _ iommufd: Int32, viommu: UInt32, type: UInt32, depth: UInt32
+  ) throws(Errno) -> (id: UInt32, descriptor: Int32) {
+    try pass { () throws(Errno) in
+      try base.eventQueueAllocate(iommufd, viommu: viommu, type: type, depth: depth)
+    }
+  }
+
+  package func readEventQueue(
+    _ descriptor: Int32, _ buffer: UnsafeMutableRawBufferPointer
+  ) throws(Errno) -> Int {
+    try pass { () throws(Errno) in try unsafe base.readEventQueue(descriptor, buffer) }
+  }
+
   package var hasFlatFormat: Bool { base.hasFlatFormat }
 
   package func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo {
