@@ -45,7 +45,7 @@ extension Failure {
   func tell(_ console: Console, command: String?, isJSON: Bool) {
     guard isJSON else { return console.err("iommuctl: \(text)\n") }
     let document: JSON = [
-      "schema": 1, "command": JSON(command), "error": .object(keys),
+      "schema": 1, "command": JSON(command), "error": .object(keys(command)),
     ]
     console.err(document.text + "\n")
   }
@@ -58,7 +58,7 @@ extension Failure {
     }
   }
 
-  private var keys: [(String, JSON)] {
+  private func keys(_ command: String?) -> [(String, JSON)] {
     switch self {
     case .library(let error):
       [
@@ -71,7 +71,7 @@ extension Failure {
       [
         ("code", "usage"), ("operation", "parse arguments"), ("errno", .null), ("address", .null),
         ("length_bytes", .null), ("device", .null), ("detail", .string(text)),
-        ("remedy", "iommuctl --help"),
+        ("remedy", .string(IOMMUCtl.help(of: command))),
       ]
     case .trace(let path, let error):
       [

@@ -13,6 +13,9 @@ struct GlobalOptions: ParsableArguments {
     if root == "" { throw ValidationError("--root wants a directory.") }
   }
 
+  /// As they are written.
+  static let names = ["--json", "--simulated", "--root"]
+
   /// What is wrong with these options alone; nil when nothing is.
   static func mistake(_ options: [String]) -> String? {
     do { _ = try parse(options) } catch { return message(for: error) }

@@ -18,6 +18,15 @@ import Glibc
       SelfTest.self, Bench.self,
     ])
 
+  /// The subcommands' names.
+  static let names = configuration.subcommands.map { $0._commandName }
+
+  /// What prints the help of a subcommand; that of all where there is no such one.
+  static func help(of command: String?) -> String {
+    let isKnown = command.map(names.contains) ?? false
+    return "iommuctl \(isKnown ? "\(command!) " : "")--help"
+  }
+
   /// The package's version.
   static let version = "0.1.0"
 
@@ -50,4 +59,7 @@ struct Context {
 
   /// A line on stdout; nothing in JSON mode, where the document is all.
   func say(_ line: String = "") { if !isJSON { console.out(line + "\n") } }
+
+  /// Says that debug mode is on, and what follows from that.
+  func sayDebugged(_ consequence: String) { say("debug mode is on (SWIFT_IOMMU_DEBUG): \(consequence)") }
 }

@@ -19,12 +19,14 @@ package enum Program {
         return .fine
       }
       parsed = command
-    } catch { return parserAnswer(error, isJSON, others.first { !$0.hasPrefix("-") }, console) }
+    } catch { return parserAnswer(error, isJSON, others, console) }
     guard let command = parsed as? any Subcommand else { return .failed }
     let context = Context(
       command: type(of: command)._commandName, isJSON: isJSON, console: console, simulation: simulation)
     do throws(Failure) {
-      return try command.perform(context)
+      return try Host.$isAskedFromShell.withValue(true) {
+        Result { () throws(Failure) in try command.perform(context) }
+      }.get()
     } catch {
       error.tell(console, command: context.command, isJSON: isJSON)
       return error.status
@@ -33,31 +35,36 @@ package enum Program {
 
   /// What is wrong with the first word. Told here, since the parser would complain of an option that stands there too.
   private static func wrongSubcommand(_ word: String?, _ options: [String], _ isJSON: Bool) -> ValidationError? {
-    let names = IOMMUCtl.configuration.subcommands.map { $0._commandName }
-    let list = "The subcommands are \(names.joined(separator: ", "))."
+    let names = IOMMUCtl.names, list = "The subcommands are \(names.joined(separator: ", "))."
     guard let word else {
       if let error = GlobalOptions.mistake(options) { return ValidationError(error) }
       // Help is no document.
       return isJSON ? ValidationError("A subcommand is missing. \(list)") : nil
     }
     if word.hasPrefix("-") || word == "help" || names.contains(word) { return nil }
-    return ValidationError("Unknown subcommand '\(word)'. \(list)")
+    let question = Spelling.question(Spelling.nearest(word, among: names))
+    return ValidationError("Unknown subcommand '\(word)'. \(list)\(question)")
   }
 
   /// Help and the version go to stdout and are fine; all else is wrong usage.
   private static func parserAnswer(
-    _ error: any Error, _ isJSON: Bool, _ command: String?, _ console: Console
+    _ error: any Error, _ isJSON: Bool, _ words: [String], _ console: Console
   ) -> Outcome {
     let text = IOMMUCtl.fullMessage(for: error)
     if IOMMUCtl.exitCode(for: error) == .success {
       console.out(text + "\n")
       return .fine
     }
+    let isOption = words.first?.hasPrefix("-") ?? true
+    let command = isOption ? words.first(where: IOMMUCtl.names.contains) : words.first
+    let unknown = isOption || IOMMUCtl.names.contains(command!) ? Spelling.unknownOption(in: words) : nil
     guard isJSON else {
-      console.err(text + "\n")
+      // How it is used stands behind what is wrong.
+      let usage = unknown == nil ? nil : text.firstRange(of: "\nUsage: ").map { text[$0.lowerBound...] }
+      console.err((unknown.map { "Error: \($0)\(usage ?? "")" } ?? text) + "\n")
       return .usage
     }
-    let failure = Failure.usage(IOMMUCtl.message(for: error))
+    let failure = Failure.usage(unknown ?? IOMMUCtl.message(for: error))
     failure.tell(console, command: command, isJSON: true)
     return failure.status
   }

@@ -60,6 +60,57 @@ import iommuctl
     #expect(result.out.isEmpty)
     #expect(result.err.hasPrefix("Error: Unknown subcommand 'lst'. The subcommands are list, groups, show, "))
     #expect(!result.err.contains("option '"))
+    #expect(result.err.contains(", bench. Did you mean 'list'?\n"))
+  }
+
+  @Test(arguments: [
+    ("shwo", "show"), ("bnd", "bind"), ("slftst", "selftest"), ("benhc", "bench"), ("doctors", "doctor"),
+  ])
+  func aSubcommandNearby(_ word: String, _ name: String) {
+    #expect(Invocation(word).err.contains(" Did you mean '\(name)'?\n"))
+  }
+
+  @Test(arguments: ["frobnicate", "xxx", "b", "rebind-it", "listing"])
+  func noSubcommandNearby(_ word: String) {
+    let result = Invocation(word)
+    #expect(result.status == .usage && !result.err.contains("Did you mean"), "\(result.err)")
+  }
+
+  /// What the parser takes for an argument, since it does not know the option before it, is not what is wrong.
+  @Test(arguments: [
+    ("bench --granul 4 map", "--granul", "--granule"), ("show --jsn x", "--jsn", "--json"),
+    ("bench --granul=4 map 0:2.9", "--granul", "--granule"), ("bench map --thread 4", "--thread", "--threads"),
+    ("show --no-opne 1:0.0", "--no-opne", "--no-open"), ("--simulatd list", "--simulatd", "--simulated"),
+    ("--simulatd", "--simulatd", "--simulated"), ("--jsn --simulated list", "--jsn", "--json"),
+    ("--simulatd lst", "--simulatd", "--simulated"), ("list -jsn", "-jsn", "--json"),
+    ("bind --dryrun 0:2.0", "--dryrun", "--dry-run"),
+  ])
+  func anUnknownOptionIsNamed(_ line: String, _ option: String, _ meant: String) throws {
+    let result = Invocation(line)
+    #expect(result.status == .usage && result.out.isEmpty)
+    #expect(
+      result.err.hasPrefix("Error: Unknown option '\(option)'. Did you mean '\(meant)'?\nUsage: iommuctl"),
+      "\(result.err)")
+    let document = Invocation("--json " + line)
+    #expect(try document.error["detail"].text == "Unknown option '\(option)'. Did you mean '\(meant)'?")
+  }
+
+  @Test func theUsageBesideIsTheSubcommands() throws {
+    let result = Invocation("bench --granul 4 map")
+    #expect(result.err.contains("\nUsage: iommuctl bench ") && result.err.contains("'iommuctl bench --help'"))
+    let document = try Document(parsing: Invocation("--json --granul 4 bench map").err)
+    #expect(document["command"].text == "bench" && document["error"]["remedy"].text == "iommuctl bench --help")
+    #expect(try Invocation("--json frobnicate").error["remedy"].text == "iommuctl --help")
+  }
+
+  /// What is no option, or is known, is left to the parser.
+  @Test func otherMistakesAreTheParsersToTell() {
+    let negative = Invocation("bench map --threads -1")
+    #expect(negative.status == .usage && negative.err.hasPrefix("Error: Missing value for '--threads <threads>'\n"))
+    #expect(Invocation("show 0:2.9 --no-open").err.contains("'0:2.9'"))
+    #expect(Invocation("list --frobnicate").err.hasPrefix("Error: Unknown option '--frobnicate'.\n"))
+    let early = Invocation("--threads 4 bench map")
+    #expect(early.err.hasPrefix("Error: --threads is an option of bench, and stands behind that word.\n"))
   }
 
   @Test func aWrongSubcommandInJSON() throws {

@@ -47,6 +47,43 @@ import iommuctl
     #expect(Invocation("--root \(server.root) list").err.contains(" devices are blocked; "))
   }
 
+  @Test func listOfASimulatedMachineSendsToIt() {
+    let result = Invocation("--simulated list", simulation: .changed { $0.iommu = nil })
+    #expect(result.err == "2 devices are blocked; `iommuctl --simulated doctor ADDRESS` says why\n")
+  }
+
+  /// So does a group that is not viable, with what to do about it where that would last.
+  @Test func groupsSayWhatHoldsThem() throws {
+    let tree = try WrittenTree(.small)
+    #expect(
+      Invocation("--root \(tree.root) groups").err
+        == "2 groups are not viable: a driver of the host's has the device in HELD BY; "
+        + "`sudo iommuctl bind ADDRESS` gives all of a group to vfio-pci\n")
+    #expect(
+      Invocation("--simulated groups").err
+        == "1 group is not viable: a driver of the host's has the device in HELD BY\n")
+    #expect(Invocation("--json --simulated groups").err.isEmpty)
+    #expect(Invocation("--simulated groups", simulation: .changed { $0.devices[1].driver = nil }).err.isEmpty)
+  }
+
+  /// Who asks from a shell has no `host` to call, and the next command another machine.
+  @Test(arguments: ["selftest 0:3.0", "bench map 0:3.0 --operations 1", "doctor 0:3.0", "demo 0:3.0"])
+  func remediesAreForAShell(_ line: String) {
+    let result = Invocation("--simulated \(line)")
+    let text = result.out + result.err
+    #expect(!text.contains("host."), "\(text)")
+    let isOther = line.hasPrefix("demo")
+    #expect(
+      isOther
+        || text.contains("as --simulated makes a new machine for each command; or name 0000:00:02.0, which is ready"))
+    #expect(!isOther || text.contains("`iommuctl --simulated selftest 0000:00:03.0`"))
+  }
+
+  @Test func whatTellsWhyIsTheSimulatedMachinesDoctor() throws {
+    let result = Invocation("--json --simulated bind 0:3.0", simulation: .changed { $0.iommu = nil })
+    #expect(try result.error["remedy"].text == "`iommuctl --simulated doctor` says why")
+  }
+
   /// What came of the writes, and that they were made to nothing real.
   @Test func bindingTellsItsResult() {
     let simulated = "simulated machine: nothing on this machine was changed\n"

@@ -12,8 +12,11 @@ import Testing
     return FileManager.default.isExecutableFile(atPath: path) ? path : nil
   }()
 
-  private func run(_ arguments: [String]) throws -> (status: Int32, out: String, err: String) {
+  private func run(
+    _ arguments: [String], _ environment: [String: String] = [:]
+  ) throws -> (status: Int32, out: String, err: String) {
     let process = Process(), out = Pipe(), err = Pipe()
+    process.environment = ProcessInfo.processInfo.environment.merging(environment) { $1 }
     process.executableURL = URL(fileURLWithPath: try #require(Self.path, "iommuctl is not built"))
     (process.arguments, process.standardOutput, process.standardError) = (arguments, out, err)
     try process.run()
@@ -52,6 +55,28 @@ import Testing
     let refused = try run(["--simulated", "bench", "map", "--trace-in", "/dev/null"])
     #expect(refused.status == 1 && refused.out.isEmpty)
     #expect(refused.err == "iommuctl: /dev/null, line 1: swift-iommu-trace is missing\n")
+  }
+
+  /// Figures of debug mode are said to be such, and whose mistakes are told: what demo and selftest do on purpose.
+  @Test func debugModeIsNamed() throws {
+    let line = "debug mode is on (SWIFT_IOMMU_DEBUG): "
+    for (arguments, mistakes) in [
+      (["--simulated", "bench", "map", "--operations", "20"], 0), (["bench", "queue", "--operations", "20"], 0),
+      (["bench", "lookup", "--operations", "20", "--live", "5"], 0), (["demo"], 1),
+      (["--simulated", "selftest", "0:2.0"], 3),
+    ] {
+      let on = try run(arguments, ["SWIFT_IOMMU_DEBUG": "1"]), off = try run(arguments, ["SWIFT_IOMMU_DEBUG": "0"])
+      #expect(on.status == 0 && off.status == 0)
+      #expect(on.out.contains("\n\(line)") && !off.out.contains(line), "\(on.out)")
+      #expect(on.err.split(separator: "\n").count { $0.hasPrefix("iommu debug: 0000:00:02.0: ") } == mistakes)
+      #expect(off.err.isEmpty)
+      let document = try run(["--json"] + arguments, ["SWIFT_IOMMU_DEBUG": "1"])
+      #expect(try Document(parsing: document.out)["debug"].flag == true)
+      #expect(try Document(parsing: run(["--json"] + arguments, ["SWIFT_IOMMU_DEBUG": ""]).out)["debug"].flag == false)
+    }
+    // Addresses alone are the same in either mode.
+    let addresses = try run(["--json", "bench", "alloc", "--operations", "9"], ["SWIFT_IOMMU_DEBUG": "1"])
+    #expect(try Document(parsing: addresses.out)["debug"].flag == false)
   }
 
   @Test func messagesGoToStderr() throws {

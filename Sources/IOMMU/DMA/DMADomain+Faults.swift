@@ -5,15 +5,23 @@ extension DMADomain {
   /// its address lay in when it was read.
   ///
   /// The log is read anew each time, which takes a system call a line. It limits how many faults it has, and may not be
-  /// readable at all: ``FaultReport/mayBeIncomplete`` tells. The corresponding file is `/dev/kmsg`.
+  /// readable at all: ``FaultReport/mayBeIncomplete`` tells. The corresponding file is `/dev/kmsg`. In debug mode it is read
+  /// once more when the device is closed.
   public var faults: FaultReport {
     guard ProcessGuard.isOwner else {
       var report = FaultReport()
       report.unreadable = core.failed(.forked, "faults").on(deviceName)
       return report
     }
-    let report = faultLog.collect { [core] address in core.locked { $0.mapping(at: address) } }
-    core.debug?.look(at: report.faults, of: deviceName)
+    return core.collectFaults(faultLog, of: deviceName)
+  }
+}
+
+extension DomainCore {
+  /// Reads what is new of a device's faults, which debug mode looks at.
+  func collectFaults(_ log: FaultLog, of device: String) -> FaultReport {
+    let report = log.collect { address in locked { $0.mapping(at: address) } }
+    debug?.look(at: report.faults, of: device)
     return report
   }
 }

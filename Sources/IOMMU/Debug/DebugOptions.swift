@@ -1,4 +1,5 @@
 import Glibc
+import Synchronization
 
 /// What debug mode looks after, chosen when a device is opened; see <doc:DebugMode>.
 ///
@@ -7,8 +8,8 @@ import Glibc
 /// ```
 ///
 /// It belongs to the domain, so devices that are opened with `sharing:` have that of the first. A process that does not ask has
-/// the defaults where the environment variable `SWIFT_IOMMU_DEBUG` is `1`. The corresponding kernel option is
-/// `CONFIG_DMA_API_DEBUG`.
+/// the defaults where the environment variable `SWIFT_IOMMU_DEBUG` is `1`, `true`, `yes` or `on`. The corresponding kernel
+/// option is `CONFIG_DMA_API_DEBUG`.
 public struct DebugOptions: Sendable {
   /// How many pages of addresses behind each mapping stay free, so that a device that runs past its end is refused: 0…256.
   /// Where addresses are short, and where a boundary of the device's must be kept, there is none.
@@ -43,9 +44,27 @@ public struct DebugOptions: Sendable {
         guardPages: asked.guardPages, heldAddresses: asked.heldAddresses, keepsCPUOut: asked.keepsCPUOut,
         frameCount: asked.frameCount, onReport: asked.onReport)
     }
-    guard let text = unsafe getenv("SWIFT_IOMMU_DEBUG"), unsafe strcmp(text, "1") == 0 else { return nil }
-    return DebugOptions()
+    guard let text = unsafe getenv("SWIFT_IOMMU_DEBUG") else { return nil }
+    return isOn(unsafe String(cString: text)) ? DebugOptions() : nil
   }
+
+  /// Whether a value of the environment variable switches debug mode on, in any letters' case. One that means nothing does, since
+  /// who sets it wants something, and that is told once.
+  private static func isOn(_ value: String) -> Bool {
+    switch value.lowercased() {
+    case "1", "true", "yes", "on": return true
+    case "", "0", "false", "no", "off": return false
+    default:
+      if !isTold.exchange(true, ordering: .relaxed) {
+        DebugReport.write(
+          "iommu debug: SWIFT_IOMMU_DEBUG=\(value.prefix(40)) is none of 1, true, yes, on, 0, false, no, off: debug mode is on"
+        )
+      }
+      return true
+    }
+  }
+
+  private static let isTold = Atomic<Bool>(false)
 }
 
 extension Limits {

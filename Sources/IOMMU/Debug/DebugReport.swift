@@ -1,4 +1,5 @@
 public import AddressSpace
+import Glibc
 
 /// A mistake that debug mode has found: what, where, and where the mapping was made.
 public struct DebugReport: Sendable, CustomStringConvertible {
@@ -8,7 +9,8 @@ public struct DebugReport: Sendable, CustomStringConvertible {
     case notMapped
     /// Something was to be unmapped in part that was mapped as a whole.
     case wrongSize
-    /// A device wrote to a mapping that it may only read, or read one that it may only write.
+    /// A device wrote to a mapping that it may only read, or read one that it may only write; also of one that has ended by the
+    /// time that the fault is looked at.
     case wrongDirection
     /// Memory that a device only reads changed while it was mapped, by the CPU without a `sync(for: .device)` or by a device.
     case contentsChanged
@@ -51,5 +53,11 @@ public struct DebugReport: Sendable, CustomStringConvertible {
     if !mappedAt.isEmpty { line += "; mapped at \(mappedAt)" }
     if !unmappedAt.isEmpty { line += "; ended at \(unmappedAt)" }
     return line
+  }
+
+  /// Writes a line to the standard error.
+  static func write(_ line: String) {
+    var bytes = Array((line + "\n").utf8)
+    _ = unsafe bytes.withUnsafeMutableBytes { unsafe Glibc.write(2, $0.baseAddress, $0.count) }
   }
 }

@@ -1,5 +1,4 @@
 import AddressSpace
-import Glibc
 
 /// What was found wrong: told once, and kept.
 extension DebugTracker {
@@ -28,8 +27,7 @@ extension DebugTracker {
       state.reports.append(report)
     }
     if let handler = options.onReport { return handler(report) }
-    var line = Array((report.description + "\n").utf8)
-    _ = unsafe line.withUnsafeMutableBytes { unsafe write(2, $0.baseAddress, $0.count) }
+    DebugReport.write(report.description)
   }
 
   var reports: [DebugReport] { locked { $0.reports } }
@@ -82,12 +80,14 @@ extension DebugTracker {
     }
     let what = fault.access == .write ? "a write" : fault.access == .read ? "a read" : "an access"
     if let live {
-      let isForbidden = fault.access == .write ? !live.access.canWrite : fault.access == .read && !live.access.canRead
-      if isForbidden { report(.wrongDirection, "\(live.text): \(what) of the device to \(iova) was refused", live) }
+      guard live.forbids(fault.access) else { return }
+      report(.wrongDirection, "\(live.text): \(what) of the device to \(iova) was refused", live)
     } else if let before {
       report(.overrun, "\(before.text): \(what) of the device behind its end, to \(iova), was refused", before)
     } else if let ended {
-      report(.afterUnmap, "\(ended.text), has ended: \(what) of the device to \(iova) was refused", ended)
+      // What was wrong all the time may have been before the end.
+      let kind: DebugReport.Kind = ended.forbids(fault.access) ? .wrongDirection : .afterUnmap
+      report(kind, "\(ended.text), has ended: \(what) of the device to \(iova) was refused", ended)
     }
   }
 
@@ -97,5 +97,12 @@ extension DebugTracker {
       state.live.values.first { pointer >= $0.memory && pointer - $0.memory < UInt64(padded($0.byteCount)) }
     }
     return found.map { "0x\(String(pointer, radix: 16)) is in \($0.text), mapped at \($0.mappedAt)" }
+  }
+}
+
+extension DebugRecord {
+  /// Whether the direction of the mapping has no place for an access of the device.
+  fileprivate func forbids(_ access: Fault.Access) -> Bool {
+    access == .write ? !self.access.canWrite : access == .read && !self.access.canRead
   }
 }

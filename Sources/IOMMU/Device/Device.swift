@@ -34,7 +34,7 @@ public final class Device: Sendable {
     address = opened.attachment.target.address
     // Before the device can do DMA, so that no fault of it is missed.
     let faultLog = FaultLog(kernel: opened.kernel, device: address)
-    session = try DeviceSession(opened)
+    session = try DeviceSession(opened, faultLog)
     dma = DMADomain(
       core: opened.core, deviceName: address.description, owner: session, faultLog: faultLog,
       translation: opened.translation)

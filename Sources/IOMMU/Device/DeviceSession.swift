@@ -13,6 +13,7 @@ final class DeviceSession: Sendable {
   let vectors: InterruptVectors
   let events: DeviceEvents
   let deviceReset: DeviceReset
+  private let faultLog: FaultLog
   private let regionCount: UInt32
   private let bars = Mutex<[Int: WeakRegisters]>([:])
   private let closing = Atomic<Bool>(false)
@@ -22,7 +23,8 @@ final class DeviceSession: Sendable {
   }
 
   /// Takes over what was opened, and lets the device do DMA; if that fails everything is given back.
-  init(_ opened: OpenedDevice) throws(DMAError) {
+  init(_ opened: OpenedDevice, _ faultLog: FaultLog) throws(DMAError) {
+    self.faultLog = faultLog
     kernel = opened.kernel
     core = opened.core
     attachment = opened.attachment
@@ -84,6 +86,8 @@ final class DeviceSession: Sendable {
     events.close()
     for registers in bars.withLock({ $0.values.compactMap(\.value) }) { registers.close() }
     handle.close()
+    // The device does nothing any more, and what it was given is still known: the last look at what it was refused.
+    if core.debug != nil { _ = core.collectFaults(faultLog, of: handle.name) }
     core.deviceLeaves(attachment)
   }
 }

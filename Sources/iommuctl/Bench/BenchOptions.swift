@@ -66,18 +66,25 @@ extension DMADirection: ExpressibleByArgument {
 }
 
 /// The options of the kernel's `dma_map_benchmark`, with its bounds, and those that it lacks.
+///
+/// All are nil unless they are given, so that one which would do nothing is refused also where its value is the usual one:
+/// ``BenchCase`` says which.
 struct BenchOptions: ParsableArguments {
-  @Option(help: "Threads, 1 to 1024.") var threads = 1
+  @Option(name: .customLong("threads"), help: "Threads, 1 to 1024; 1 unless given.") var givenThreads: Int?
   @Option(help: "How long to measure, at most 300; 3 unless --operations is given.") var seconds: Double?
   @Option(help: "How many operations to measure, of all threads together.") var operations: Int?
-  @Option(help: "Length of a mapping in pages of 4 KiB, 1 to 1024.") var granule = 1
+  @Option(name: .customLong("granule"), help: "Length of a mapping in pages of 4 KiB, 1 to 1024; 1 unless given.")
+  var givenGranule: Int?
   @Option(name: .customLong("direction"), help: "Which way data goes; bidirectional unless given.")
   var givenDirection: DMADirection?
   @Option(help: "Address bits that the device drives, 20 to 64; 64 unless given.") var dmaBits: Int?
   @Option(name: .customLong("delay-ns"), help: "Nanoseconds from a map to its unmap, at most 10000000; 0 unless given.")
   var givenDelay: UInt64?
   @Option(help: "Run the threads on the processors of this NUMA node.") var node: Int?
-  @Option(help: "Map a buffer, a list of single pages, or allocate coherent memory.") var mode = SteadyRun.Mode.single
+  @Option(
+    name: .customLong("mode"),
+    help: "Map a buffer, a list of single pages, or allocate coherent memory; single unless given.")
+  var givenMode: SteadyRun.Mode?
   @Option(help: "What an unmap leaves within reach: strict unless given, for `queue` lazy-per-cpu.")
   var protection: BenchProtection?
   @Option(name: .customLong("translation"), help: "Insist on who writes the page tables; automatic unless given.")
@@ -86,31 +93,40 @@ struct BenchOptions: ParsableArguments {
   @Option(name: .customLong("live"), help: "Mappings that a lookup is among, 1 to 1048576; 1000 unless given.")
   var givenLive: Int?
   @Option(help: "Run a workload: \(Workload.allCases.map(\.rawValue).joined(separator: ", ")).") var workload: Workload?
-  @Option(help: "What a workload's random choices follow from.") var seed: UInt64 = 1
+  @Option(
+    name: .customLong("seed"), help: "What random choices follow from, of a workload and of look-ups; 1 unless given.")
+  var givenSeed: UInt64?
   @Option(help: ArgumentHelp("Run the operations of a trace.", valueName: "file")) var traceIn: String?
   @Option(help: ArgumentHelp("Write the operations that are run as a trace.", valueName: "file")) var traceOut: String?
 
+  var threads: Int { givenThreads ?? 1 }
+  var granule: Int { givenGranule ?? 1 }
   var direction: DMADirection { givenDirection ?? .bidirectional }
   var delayNs: UInt64 { givenDelay ?? 0 }
+  var mode: SteadyRun.Mode { givenMode ?? .single }
   var translation: TranslationChoice { givenTranslation ?? .automatic }
   var live: Int { givenLive ?? 1000 }
+  var seed: UInt64 { givenSeed ?? 1 }
 
-  /// Options that were given and that an allocator of addresses alone knows nothing of.
-  ///
-  /// - Parameter hasDevice: Whether the addresses are a device's: then how it is opened matters.
-  func unknownToAllocator(hasDevice: Bool) -> [String] {
-    // Only a trace that is written for others says where data goes.
-    let hasDirections = traceOut != nil && workload == nil && traceIn == nil
-    let given = [
-      ("--direction", givenDirection != nil && !hasDirections), ("--delay-ns", givenDelay != nil),
-      ("--protection", protection != nil), ("--live", givenLive != nil),
-      ("--translation", givenTranslation != nil && !hasDevice), ("--interface", interface != nil && !hasDevice),
+  /// Those that were given; first those that decide about others.
+  var given: [BenchOption] {
+    let all: [(BenchOption, Bool)] = [
+      (.workload, workload != nil), (.traceIn, traceIn != nil), (.traceOut, traceOut != nil), (.mode, givenMode != nil),
+      (.threads, givenThreads != nil), (.seconds, seconds != nil), (.operations, operations != nil),
+      (.granule, givenGranule != nil), (.direction, givenDirection != nil), (.dmaBits, dmaBits != nil),
+      (.delay, givenDelay != nil), (.node, node != nil), (.protection, protection != nil),
+      (.translation, givenTranslation != nil), (.interface, interface != nil), (.live, givenLive != nil),
+      (.seed, givenSeed != nil),
     ]
-    return given.filter(\.1).map(\.0)
+    return all.filter(\.1).map(\.0)
   }
 
-  /// Whether the operations are known beforehand.
-  var hasTrace: Bool { workload != nil || traceIn != nil || traceOut != nil }
+  /// Where the operations come from.
+  var source: BenchCase.Source {
+    if traceIn != nil { return .file }
+    if let workload { return .workload(workload) }
+    return traceOut == nil ? .steady : .uniform
+  }
 
   func validate() throws {
     try Self.check(1...1024, threads, "--threads")
@@ -125,10 +141,7 @@ struct BenchOptions: ParsableArguments {
     }
     if seconds != nil, operations != nil { throw ValidationError("--seconds and --operations exclude each other.") }
     if workload != nil, traceIn != nil { throw ValidationError("--workload and --trace-in exclude each other.") }
-    guard hasTrace else { return }
-    if seconds != nil { throw ValidationError("A trace is run once: --operations says how long a workload is.") }
-    if traceIn != nil, operations != nil { throw ValidationError("--trace-in and --operations exclude each other.") }
-    if mode == .coherent { throw ValidationError("Traces have no coherent memory.") }
+    if case .steady = source { return }
     try Self.check(1...10_000_000, operations ?? 1, "--operations of a trace")
   }
 
@@ -146,22 +159,18 @@ struct BenchOptions: ParsableArguments {
 
   /// The trace that is to be run; nil when there is none.
   func trace() throws(Failure) -> Trace? {
-    let trace: Trace
-    if let traceIn {
-      trace = try TraceFile.read(traceIn)
-    } else if let workload {
+    switch source {
+    case .steady: return nil
+    case .file: return try TraceFile.read(traceIn!)
+    case .workload(let workload):
       let size = Workload.Size(
         operations: operations ?? workload.usualOperations, threads: threads, addressBits: dmaBits ?? 64)
-      trace = workload.trace(size, seed: seed)
-    } else if traceOut != nil {
+      return workload.trace(size, seed: seed)
+    case .uniform:
       let (count, pages) = mode == .sg ? (granule, 1) : (1, granule)
-      trace = .uniform(
+      return .uniform(
         operations: operations ?? 10_000, threads: threads, count: count, byteCount: UInt64(pages) * 4096, direction)
-    } else {
-      return nil
     }
-    if let traceOut { try TraceFile.write(trace, traceOut) }
-    return trace
   }
 }
 

@@ -9,6 +9,8 @@ struct BenchReport {
   var result = BenchResult()
   /// What an automatic protection went by; nil for others.
   var calibration: Calibration?
+  /// Whether what was measured ran in debug mode.
+  var isDebugged = false
 
   init(run: BenchRun) { self.run = run }
 
@@ -25,10 +27,10 @@ struct BenchReport {
       context.say("On a simulated machine, which exists only in this process: the times are its, not hardware's.")
     }
     if let device {
-      context.say(
-        "\(device.address) over \(device.interface), page tables of the \(device.translation), "
-          + "protection \(run.protection.rawValue)")
+      let protection = run.kind == .alloc ? "" : ", protection \(run.protection.rawValue)"
+      context.say("\(device.address) over \(device.interface), page tables of the \(device.translation)\(protection)")
     }
+    if isDebugged { context.sayDebugged("these are not the figures of a driver without it") }
     if let calibration { context.say("\(calibration.choice.rawValue): \(calibration.reason)") }
     if let trace = run.trace {
       context.say(
@@ -41,12 +43,23 @@ struct BenchReport {
     }
     tell(result.sum, "", context)
     context.say("\(result.sum.operations) operations, \(result.operationsPerSecond) a second")
+    tellCounts(context)
+    if latencies.contains(where: \.isShort) { context.say(BenchResult.Latency.shortage) }
+  }
+
+  private func tellCounts(_ context: Context) {
     guard let counters = result.counters else { return }
     let found: [(String, UInt64?)] = [
       ("system calls", counters.systemCalls), ("invalidations", counters.invalidations), ("syncs", counters.syncs),
     ]
     let counts = found.map { "\($0.0) \(result.perOperation($0.1).map { decimal($0, 7) } ?? "unknown")" }
     context.say("an operation: \(counts.joined(separator: ", "))")
+  }
+
+  /// All that lines are written of.
+  private var latencies: [BenchResult.Latency] {
+    let phases = result.phases.count > 1 ? result.phases.map(\.part) : []
+    return (phases + [result.sum]).flatMap { BenchResult.latencies($0, run.kind) }.filter { $0.histogram.count > 0 }
   }
 
   private func tell(_ part: BenchPart, _ name: String, _ context: Context) {
@@ -80,7 +93,7 @@ struct BenchReport {
       ("kind", .string(run.kind.rawValue)), ("device", JSON(device?.address)), ("interface", JSON(device?.interface)),
       ("translation", JSON(device?.translation)),
       ("protection", run.kind == .alloc ? .null : .string(run.protection.rawValue)),
-      ("calibration", calibration.map { .object($0.keys) } ?? .null),
+      ("calibration", calibration.map { .object($0.keys) } ?? .null), ("debug", .bool(isDebugged)),
       ("threads", JSON(trace?.threads ?? options.threads)),
       ("mode", isSteady && run.kind == .map ? .string(options.mode.rawValue) : .null),
       ("granule", isSteady ? JSON(options.granule) : .null),

@@ -60,17 +60,34 @@ extension BenchResult {
     let mean: Double
     let histogram: LatencyHistogram
 
+    /// Percentiles, and of how many latencies at least, so that one of them may lie beyond.
+    private static let percentiles: [(key: String, title: String, part: Double, least: UInt64)] = [
+      ("p50", "50 %", 0.5, 1), ("p99", "99 %", 0.99, 100), ("p99_9", "99.9 %", 0.999, 1000),
+    ]
+    /// What to say where a percentile is missing.
+    static let shortage =
+      "- stands where too few were timed: "
+      + percentiles.dropFirst().map { "\($0.title) takes \($0.least)" }.joined(separator: ", ")
+
+    /// Whether there are too few latencies for one of the percentiles.
+    var isShort: Bool { Self.percentiles.contains { histogram.count < $0.least } }
+
+    private func value(_ part: Double, least: UInt64) -> UInt64? {
+      histogram.count < least ? nil : histogram.percentile(part)
+    }
+
     var keys: [(String, JSON)] {
-      [
-        ("mean", .double(mean)), ("p50", .uint(histogram.percentile(0.5))),
-        ("p99", .uint(histogram.percentile(0.99))), ("p99_9", .uint(histogram.percentile(0.999))),
-        ("max", .uint(histogram.maximum)),
-      ]
+      let isAny = histogram.count > 0
+      return [("mean", JSON(isAny ? mean : nil))]
+        + Self.percentiles.map { ($0.key, JSON(value($0.part, least: $0.least))) }
+        + [("max", JSON(isAny ? histogram.maximum : nil)), ("samples", .uint(histogram.count))]
     }
     var line: String {
-      let percentiles = [0.5, 0.99, 0.999].map { String(histogram.percentile($0)) }
-      return "\(title) ns: mean \(decimal(mean, 1)), 50 % \(percentiles[0]), 99 % \(percentiles[1]), "
-        + "99.9 % \(percentiles[2]), longest \(histogram.maximum)"
+      let percentiles = Self.percentiles.map {
+        "\($0.title) \(value($0.part, least: $0.least).map { String($0) } ?? "-")"
+      }
+      return "\(title) ns: mean \(decimal(mean, 1)), \(percentiles.joined(separator: ", ")), "
+        + "longest timed \(histogram.maximum), \(histogram.count) timed"
     }
   }
 

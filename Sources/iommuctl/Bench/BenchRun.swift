@@ -21,14 +21,33 @@ struct BenchRun {
 
   var protection: BenchProtection { options.protection ?? (kind == .queue ? .lazyPerCPU : .strict) }
 
-  /// Refuses a trace that needs more memory than a benchmark should take.
+  /// Refuses what needs more memory than a benchmark should take.
   func checkMemory() throws(Failure) {
-    guard let trace, kind == .map, trace.peakByteCount > Self.memoryByteCount else { return }
+    guard let need, need.byteCount > Self.memoryByteCount else { return }
     throw .library(
       DMAError(
-        .outOfMemory, "bench", byteCount: trace.peakByteCount,
-        detail: "The trace maps that much at a time, and a benchmark takes at most \(Self.memoryByteCount)",
-        remedy: "`bench alloc` runs it without memory\(smaller.map { "; \($0) make it smaller" } ?? "")"))
+        .outOfMemory, "bench", byteCount: need.byteCount,
+        detail: "\(need.what), and a benchmark takes at most \(Self.memoryByteCount)", remedy: need.remedy))
+  }
+
+  /// The memory that is mapped at a time, and how to have it less; nil where nothing is mapped.
+  private var need: (byteCount: UInt64, what: String, remedy: String)? {
+    if kind == .alloc { return nil }
+    if let trace {
+      let remedy = "`bench alloc` runs it without memory\(smaller.map { "; \($0) make it smaller" } ?? "")"
+      return (trace.peakByteCount, "The trace maps that much at a time", remedy)
+    }
+    let byteCount = UInt64(options.granule) * 4096
+    if kind == .lookup {
+      return (
+        UInt64(options.live) * byteCount, "The look-ups are among mappings of that much",
+        "Name fewer of them by --live, or a smaller --granule"
+      )
+    }
+    return (
+      UInt64(options.threads) * byteCount, "The threads map that much at a time",
+      "Name fewer --threads or a smaller --granule"
+    )
   }
 
   /// What makes the trace take less memory; nil when nothing does.
@@ -41,20 +60,33 @@ struct BenchRun {
     }
   }
 
+  /// Writes the trace where that was asked for, once nothing is known to keep it from being run.
+  func keepTrace() throws(Failure) {
+    if let trace, let path = options.traceOut { try TraceFile.write(trace, path) }
+  }
+
   /// Opens the device, and measures.
   func drive(_ address: String, _ report: inout BenchReport) throws(Failure) {
-    try library { () throws(DMAError) -> Void in
-      let device = try Device(
-        address, on: machine.host, interface: options.interface, translation: options.translation)
-      defer { device.close() }
-      if let bits = options.dmaBits { try device.dma.setMask(.bits(bits)) }
-      report.device = (device.address.description, machine.name(device.interface), device.translation.owner.rawValue)
+    let device = try library { () throws(DMAError) in
+      try Device(address, on: machine.host, interface: options.interface, translation: options.translation)
+    }
+    defer { device.close() }
+    try library { () throws(DMAError) in try prepare(device, &report) }
+    try keepTrace()
+    try library { () throws(DMAError) in
       if kind == .alloc { return try allocate(from: device.dma.usableRanges, &report) }
-      try device.dma.switchProtection(to: protection.protection)
-      report.calibration = device.dma.calibration
-      try requireQueue(report.calibration, device.address.description)
       try measure(device.dma, &report)
     }
+  }
+
+  private func prepare(_ device: Device, _ report: inout BenchReport) throws(DMAError) {
+    if let bits = options.dmaBits { try device.dma.setMask(.bits(bits)) }
+    report.device = (device.address.description, machine.name(device.interface), device.translation.owner.rawValue)
+    if kind == .alloc { return }
+    report.isDebugged = device.dma.debugOptions != nil
+    try device.dma.switchProtection(to: protection.protection)
+    report.calibration = device.dma.calibration
+    try requireQueue(report.calibration, device.address.description)
   }
 
   /// Where an automatic protection has no queue, what `bench queue` measured would be something else.

@@ -6,6 +6,8 @@ struct RunReport {
   let device: PCIAddress
   let interface: String
   let translation: TranslationInUse
+  /// Whether the device was opened in debug mode.
+  let isDebugged: Bool
   var faults: [Hit] = []
   var counters: [(String, JSON)] = []
 
@@ -43,7 +45,7 @@ struct RunReport {
     if context.isJSON {
       context.document([
         ("device", .string(device.description)), ("interface", .string(interface)),
-        ("translation", .string(translation.owner.rawValue)),
+        ("translation", .string(translation.owner.rawValue)), ("debug", .bool(isDebugged)),
         (
           "cases",
           .array(
@@ -69,8 +71,17 @@ struct RunReport {
 }
 
 extension RunReport {
+  /// Begins with a device that was opened: says how, as the first case.
+  init(_ device: Device, _ machine: Machine, _ recorder: Recorder, _ context: Context) {
+    self.init(
+      device: device.address, interface: machine.name(device.interface), translation: device.translation,
+      isDebugged: device.dma.debugOptions != nil)
+    recorder.add("open", .pass, Self.opening(device, machine))
+    if isDebugged { context.sayDebugged("mistakes are told on stderr, and those that are made here on purpose too") }
+  }
+
   /// What the first case says of a device that was opened: over what, whose the page tables are, and why.
-  static func opening(_ device: Device, _ machine: Machine) -> String {
+  private static func opening(_ device: Device, _ machine: Machine) -> String {
     let way = "\(device.address) over \(machine.name(device.interface)). \(device.interfaceReason)"
     return "\(way). The page tables are the \(device.translation.owner.rawValue)'s: \(device.translation.reason)"
   }

@@ -18,6 +18,8 @@ struct Bench: Subcommand {
       end every unmap that a lazy protection has postponed.
 
       --workload W1 … W9 runs what a kind of driver does, --trace-out keeps what is run, --trace-in runs it again.
+
+      An option that would do nothing in what is measured is refused.
       """)
 
   @OptionGroup var global: GlobalOptions
@@ -26,17 +28,16 @@ struct Bench: Subcommand {
   @OptionGroup var options: BenchOptions
 
   func validate() throws {
+    let measured = BenchCase(kind: kind, source: options.source, mode: options.mode, hasDevice: device != nil)
+    for option in options.given {
+      guard let objection = measured.objection(to: option) else { continue }
+      throw ValidationError("\(option.name) does nothing \(objection.place): \(objection.reason).")
+    }
     if kind == .queue, let protection = options.protection, [.strict, .persistent, .bounce].contains(protection) {
-      throw ValidationError("Without a lazy protection there is no flush queue.")
+      throw ValidationError(
+        "--protection \(protection.rawValue) has no flush queue: `bench queue` wants lazy-per-cpu, lazy-single or automatic."
+      )
     }
-    if options.hasTrace, kind == .lookup || kind == .queue {
-      throw ValidationError("Workloads and traces are for `bench map` and `bench alloc`.")
-    }
-    let unknown = kind == .alloc ? options.unknownToAllocator(hasDevice: device != nil) : []
-    if let first = unknown.first {
-      throw ValidationError("\(first) says nothing to `bench alloc`\(device == nil ? " without a device" : "").")
-    }
-    if options.mode != .single, kind != .map { throw ValidationError("--mode is for `bench map`.") }
   }
 
   func perform(_ context: Context) throws(Failure) -> Outcome {
@@ -52,6 +53,7 @@ struct Bench: Subcommand {
       let address = device ?? PCIAddress(Simulation.edu)!
       try run.drive(address.description, &report)
     } else {
+      try run.keepTrace()
       try library { () throws(DMAError) in try run.allocate(&report) }
     }
     report.tell(context)
@@ -61,7 +63,9 @@ struct Bench: Subcommand {
   /// The processors of a NUMA node, of this machine in any case.
   private func processors(of node: Int, _ machine: Machine) throws(Failure) -> [UInt32] {
     if machine.host.isSimulated, kind != .alloc {
-      throw .usage("A simulated machine has no NUMA nodes: --node is for `bench alloc` and for real devices.")
+      throw .usage(
+        "--node does nothing on a simulated machine, which has no NUMA nodes: it is for `bench alloc` and real devices."
+      )
     }
     let path = "/sys/devices/system/node/node\(node)/cpulist"
     return try library { () throws(DMAError) -> [UInt32] in

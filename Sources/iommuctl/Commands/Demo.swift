@@ -23,26 +23,24 @@ struct Demo: Subcommand {
         DMAError(
           .notSupported, "demo", device: address.description,
           detail: "The demonstration moves bytes with QEMU's edu device, and this is another",
-          remedy: "`iommuctl selftest \(address)` runs on any device"))
+          remedy: "`iommuctl \(isSimulated ? "--simulated " : "")selftest \(address)` runs on any device"))
     }
     if isSimulated { context.say("On a simulated machine, which exists only in this process.") }
     let recorder = Recorder(context)
-    let report = try drive(address, machine, recorder)
+    let report = try drive(address, machine, recorder, context)
     machine.checkNothingLeft(recorder)
     return report.tell(recorder, context)
   }
 
   /// A function of its own, so that all that it opened is gone when it returns.
   private func drive(
-    _ address: PCIAddress, _ machine: Machine, _ recorder: Recorder
+    _ address: PCIAddress, _ machine: Machine, _ recorder: Recorder, _ context: Context
   ) throws(Failure) -> RunReport {
     let device = try library { () throws(DMAError) in
       try Device(address.description, on: machine.host, interface: interface, translation: translation)
     }
     defer { device.close() }
-    var report = RunReport(
-      device: address, interface: machine.name(device.interface), translation: device.translation)
-    recorder.add("open", .pass, RunReport.opening(device, machine))
+    var report = RunReport(device, machine, recorder, context)
     DemoRun(device: device, machine: machine, recorder: recorder).perform(&report)
     report.count(device.dma, machine)
     return report

@@ -32,6 +32,13 @@ struct Groups: Subcommand {
         String(group.id), group.type, group.unit, Self.word(group), group.culprit?.description, devices)
     }
     context.console.out(table.text)
+    let held = groups.count { $0.viable == false }
+    if held > 0 {
+      let remedy = machine.host.isSimulated ? "" : "; `sudo iommuctl bind ADDRESS` gives all of a group to vfio-pci"
+      context.console.err(
+        "\(held) \(held == 1 ? "group is" : "groups are") not viable: a driver of the host's has the device in HELD BY\(remedy)\n"
+      )
+    }
     if groups.isEmpty { context.console.err("No IOMMU is in use; iommuctl doctor says why\n") }
     return .fine
   }

@@ -32,7 +32,8 @@ struct List: Subcommand {
       let blocked = devices.count { $0.status == .blocked }
       if blocked > 0 {
         let verb = blocked == 1 ? "device is" : "devices are"
-        context.console.err("\(blocked) \(verb) blocked; `iommuctl doctor ADDRESS` says why\n")
+        let doctor = "iommuctl \(machine.host.isSimulated ? "--simulated " : "")doctor ADDRESS"
+        context.console.err("\(blocked) \(verb) blocked; `\(doctor)` says why\n")
       }
       if count > 0 { context.console.err("\(count) files could not be read; --json lists them\n") }
     }

@@ -20,22 +20,20 @@ struct SelfTest: Subcommand {
     let machine = try context.machineToDrive(global)
     let found = try library { () throws(DMAError) in try machine.host.device(device, named: false) }
     let recorder = Recorder(context)
-    let report = try drive(found, machine, recorder)
+    let report = try drive(found, machine, recorder, context)
     machine.checkNothingLeft(recorder)
     return report.tell(recorder, context)
   }
 
   /// A function of its own, so that all that it opened is gone when it returns.
   private func drive(
-    _ found: PCIDevice, _ machine: Machine, _ recorder: Recorder
+    _ found: PCIDevice, _ machine: Machine, _ recorder: Recorder, _ context: Context
   ) throws(Failure) -> RunReport {
     let opened = try library { () throws(DMAError) in
       try Device(device.description, on: machine.host, interface: interface, translation: translation)
     }
     defer { opened.close() }
-    var report = RunReport(
-      device: device, interface: machine.name(opened.interface), translation: opened.translation)
-    recorder.add("open", .pass, RunReport.opening(opened, machine))
+    var report = RunReport(opened, machine, recorder, context)
     let run = SelfTestRun(device: opened, found: found, machine: machine, recorder: recorder)
     run.testDevice()
     run.testMapping()

@@ -42,7 +42,9 @@ def steps(machine: str) -> list[Step]:
     return [
         # As booted: no device is bound to VFIO, and the host holds one of the shared group.
         Step("list", "list", message=r"\d+ devices are blocked; `iommuctl doctor ADDRESS` says why"),
-        Step("groups", "groups"), Step("doctor-machine", "doctor"),
+        Step("groups", "groups", message=r"1 group is not viable: a driver of the host's has the device in HELD BY; "
+             r"`sudo iommuctl bind ADDRESS` gives all of a group to vfio-pci"),
+        Step("doctor-machine", "doctor"),
         Step("show-unbound", "show 00:02.0"), Step("doctor-unbound", "doctor 00:02.0", 3),
         Step("show-shared", f"show {first}"), Step("doctor-shared", f"doctor {first}", 3),
         Step("doctor-culprit", f"doctor {held}", 3),

@@ -12,10 +12,46 @@ import iommuctl
   }
 
   private func check(latency: Document) {
-    #expect(latency.keys.isSuperset(of: ["mean", "p50", "p99", "p99_9"]))
+    #expect(latency.keys == ["mean", "p50", "p99", "p99_9", "max", "samples"])
+    let samples = latency["samples"].number ?? 0
+    #expect(samples > 0 && latency["p50"].number != nil)
+    for (key, least) in [("p99", 100), ("p99_9", 1000)] {
+      #expect(samples < least ? latency[key].isNull : latency[key].number != nil, "\(key): \(latency)")
+    }
     let percentiles = ["p50", "p99", "p99_9", "max"].compactMap { latency[$0].number }
-    #expect(percentiles.count == 4 && percentiles == percentiles.sorted())
+    #expect(percentiles == percentiles.sorted())
     #expect((latency["mean"].real ?? -1) >= 0)
+  }
+
+  /// How many were timed, and no percentile of fewer than have one beyond it.
+  @Test func howManyWereTimed() throws {
+    for (line, key, samples) in [
+      ("map --operations 99", "map_ns", 99), ("map --operations 100", "unmap_ns", 100),
+      ("map --operations 999", "map_ns", 999), ("map --operations 1000", "map_ns", 1000),
+      ("alloc --operations 129", "pair_ns", 3), ("alloc --operations 6400", "pair_ns", 100),
+    ] {
+      let latency = try bench(line)[key]
+      #expect(latency["samples"].number == samples, "\(line)")
+      check(latency: latency)
+    }
+    // A phase without a map.
+    let holes = try bench("map --workload W7 --operations 60 --dma-bits 28")["phases"][1]["map_ns"]
+    #expect(holes["samples"].number == 0)
+    for name in ["mean", "p50", "p99", "p99_9", "max"] { #expect(holes[name].isNull) }
+  }
+
+  @Test func theTextSaysWhatTooFewCannotTell() throws {
+    let few = Invocation("bench alloc --operations 129")
+    let line = /pair ns: mean [\d.]+, 50 % \d+, 99 % -, 99\.9 % -, longest timed \d+, 3 timed/
+    #expect(few.out.firstMatch(of: line) != nil, "\(few.out)")
+    #expect(few.out.hasSuffix("\n- stands where too few were timed: 99 % takes 100, 99.9 % takes 1000\n"))
+    let some = Invocation("bench map --operations 999").out
+    #expect(some.contains(/unmap ns: .* 99 % \d+, 99\.9 % -, longest timed \d+, 999 timed\n/))
+    #expect(some.hasSuffix(" takes 1000\n"))
+    let enough = Invocation("bench map --operations 1000").out
+    #expect(!enough.contains("% -") && !enough.contains("too few"))
+    // A phase is enough.
+    #expect(Invocation("bench alloc --workload W8 --operations 1200").out.contains("\n- stands where too few"))
   }
 
   @Test(arguments: Interface.allCases)
@@ -101,6 +137,8 @@ import iommuctl
     for key in ["system_calls", "invalidations", "syncs"] { #expect(document["\(key)_per_operation"].isNull) }
     let device = try bench("alloc 0:2.0 --operations 10")
     #expect(device["device"].text == "0000:00:02.0")
+    let told = Invocation("--simulated bench alloc 0:2.0 --operations 10").out
+    #expect(told.contains("\n0000:00:02.0 over simulated-iommufd, page tables of the process\n"), "\(told)")
   }
 
   /// The lines that the kernel's benchmark prints, as mailing lists quote them.
@@ -117,6 +155,7 @@ import iommuctl
     #expect(lines[6].hasPrefix("unmap ns: mean "))
     #expect(lines[7].hasPrefix("100 operations, "))
     #expect(lines[8].hasPrefix("an operation: system calls "))
+    #expect(lines[1].hasSuffix(", protection strict"))
   }
 
   /// No room for a page in 1 MiB that is full: told, and no failure of the run.
@@ -212,13 +251,24 @@ import iommuctl
     #expect(result.out.isEmpty && !result.err.isEmpty)
   }
 
-  /// What says something to an allocator alone is taken, and what does not is named.
-  @Test func theOptionsOfAlloc() throws {
-    let document = try bench("alloc 0:2.0 --interface type1 --translation kernel --operations 10")
-    #expect(document["interface"].text == "simulated-type1" && document["translation"].text == "kernel")
-    #expect(Invocation("bench alloc --direction to-device --trace-out /dev/null --operations 9").status == .fine)
-    let refused = Invocation("bench alloc --operations 1 --translation kernel")
-    #expect(refused.err.hasPrefix("Error: --translation says nothing to `bench alloc` without a device.\n"))
+  /// What a look-up is among and what threads map at a time is memory as well; a trace's is in BenchTraceTests.
+  @Test(arguments: [
+    ("lookup --live 262145", 262_145 << 12, "--live"), ("lookup --granule 1024", 1000 << 22, "--live"),
+    ("map --threads 257 --granule 1024", 257 << 22, "--threads"),
+    ("map --threads 513 --granule 512 --mode sg", 513 << 21, "--threads"),
+    ("queue --threads 1024 --granule 257", 257 << 22, "--threads"),
+  ])
+  func tooMuchMemory(_ line: String, _ byteCount: Int, _ option: String) throws {
+    let result = Invocation("--json --simulated bench \(line) --operations 1")
+    #expect(result.status == .failed && result.out.isEmpty)
+    let error = try result.error
+    #expect(error["code"].text == "out-of-memory" && error["length_bytes"].number == byteCount)
+    let remedy = try #require(error["remedy"].text)
+    #expect(remedy.contains(option) && remedy.contains("a smaller --granule"))
+  }
+
+  @Test func addressesAloneAreNoMemory() {
+    #expect(Invocation("bench alloc --threads 257 --granule 1024 --operations 257").status == .fine)
   }
 
   @Test func aNodesProcessors() throws {
