@@ -4,6 +4,7 @@ import IOMMU
 /// What the command line says.
 struct Options {
   var interface = Interface.iommufd
+  var translation = TranslationChoice.kernel
   var machine: String?
   var isSimulated = false
   var filter: String?
@@ -17,8 +18,8 @@ struct Options {
   var grants = false
 
   static let usage = """
-    usage: conformance --interface iommufd|type1 [--machine NAME] [--simulated] [--filter TEXT] [--list]
-                       [--bind] [--grant]
+    usage: conformance --interface iommufd|type1 [--translation kernel|process] [--machine NAME] [--simulated]
+                       [--filter TEXT] [--list] [--bind] [--grant]
                        [--suite conformance|dma|counts|unprivileged|negative|all[,…]] [--json FILE|-]
     """
 
@@ -38,6 +39,12 @@ struct Options {
         let text = try value(option)
         guard let known = Interface(rawValue: text) else { throw Wrong(description: "no interface \(text)") }
         interface = known
+      case "--translation":
+        let text = try value(option)
+        guard let known = TranslationChoice(rawValue: text), known != .automatic else {
+          throw Wrong(description: "no translation \(text)")
+        }
+        translation = known
       case "--machine": machine = try value(option)
       case "--simulated": isSimulated = true
       case "--filter": filter = try value(option)

@@ -28,10 +28,11 @@ struct Row {
   private func environment() throws -> Environment {
     if options.isSimulated {
       return .simulated(
-        options.machine ?? "vtd-legacy", interface: options.interface,
+        options.machine ?? "vtd-legacy", interface: options.interface, translation: options.translation,
         unprivileged: options.suites == [.unprivileged])
     }
-    return try .live(options.machine ?? "unknown", interface: options.interface)
+    return try .live(
+      options.machine ?? "unknown", interface: options.interface, translation: options.translation)
   }
 
   private func report(_ row: String) {

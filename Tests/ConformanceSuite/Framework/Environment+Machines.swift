@@ -6,7 +6,9 @@ extension Environment {
   /// This machine, a guest of `Tests/VirtualHardware/run`, with its devices bound to vfio-pci.
   ///
   /// The guest's variable SHARED_GROUP has the addresses of the devices that share a group; they are left as they are.
-  public static func live(_ machine: String, interface: Interface) throws -> Environment {
+  public static func live(
+    _ machine: String, interface: Interface, translation: TranslationChoice = .kernel
+  ) throws -> Environment {
     var devices = Devices()
     if let text = unsafe getenv("SHARED_GROUP") {
       devices.sharedGroup = unsafe String(cString: text).split(separator: " ").map(String.init)
@@ -19,7 +21,8 @@ extension Environment {
       // Bound one by one: the last one's own driver keeps the group from being viable.
       try takeEdus(of: devices.sharedGroup, on: host)
     }
-    return Environment(host: host, interface: interface, machine: machine, devices: devices)
+    return Environment(
+      host: host, interface: interface, translation: translation, machine: machine, devices: devices)
   }
 
   private static func bind(_ address: String, on host: Host) throws {

@@ -15,7 +15,7 @@ from pathlib import Path
 import guest
 import initramfs
 import trace
-from machines import DISK_BYTES, Machine
+from machines import DISK_BYTES, FIRMWARE, Machine
 from parts import Failed, Parts
 
 
@@ -30,18 +30,18 @@ class Boot:
 
     @property
     def nested(self) -> bool:
-        return self.options.translation == "process"
+        return self.machine.nested or self.options.translation == "process"
 
     def run(self, command: list[str], files: list[Path], log: Path, sink) -> int:
         """Runs the command in the machine that was asked for; its exit code."""
-        tables = [self.iort()] if self.nested else []
+        tables = {"iort": self.iort()} if self.nested and not self.options.no_iommu else {}
         events = self.scratch / "trace"
         try:
             return self.once(command, files, tables, log, trace.arguments(self.options.trace, events), sink)
         finally:
             trace.split(self.options.trace, events)
 
-    def once(self, command, files, tables: list[Path], log: Path, tracing: list[str], sink) -> int:
+    def once(self, command, files, tables: dict[str, Path], log: Path, tracing: list[str], sink) -> int:
         machine, options = self.machine, self.options
         token = secrets.token_hex(8)
         initrd = self.scratch / "initrd"
@@ -49,7 +49,7 @@ class Boot:
             initrd, self.here / "guest", self.parts.busybox, files, self.parts.library_folders, tables,
             command=shlex.join(command) + "\n",
             settings=f"port={machine.port} token={token} hugepages={options.hugepages}\n"
-                     f"export SHARED_GROUP='{' '.join(machine.shared_group)}'\n")
+                     f"export SHARED_GROUP='{' '.join(machine.shared_group)}' TRANSLATION={options.translation}\n")
         log.write_bytes(b"")
         return guest.run([
             *self.hardware(),
@@ -83,17 +83,15 @@ class Boot:
     def iort(self) -> Path:
         """The machine's ACPI table IORT, changed so that Linux allows nesting; see iort-canwbs.py.
 
-        A first boot reads it, with the same devices, which it describes. It is cached.
+        A first boot of the same hardware reads it. It is kept, under a name that tells all that it depends on.
         """
         tool = self.here / "iort-canwbs.py"
-        hardware = [word.replace(str(self.scratch), "") for word in self.hardware()]
-        key = hashlib.sha256(repr([self.parts.qemu, hardware, tool.read_text()]).encode()).hexdigest()
-        cached = self.parts.cache / f"iort-{key[:12]}.aml"
+        cached = self.parts.cache / f"iort-{self.iort_key(tool)}.aml"
         if not cached.exists():
-            output = io.BytesIO()
-            self.once(["base64", "/sys/firmware/acpi/tables/IORT"], [], [], self.scratch / "first-log", [], output)
+            if not self.options.quiet:
+                print(f"run: reading the ACPI table IORT of {self.options.machine}", file=sys.stderr, flush=True)
             original, changed = self.scratch / "IORT", self.scratch / "changed"
-            original.write_bytes(base64.b64decode(output.getvalue()))
+            original.write_bytes(self.read_iort())
             if subprocess.run([sys.executable, tool, original, changed]).returncode != 0:
                 raise Failed("the machine has no IORT that could be changed")
             unfinished = cached.with_name(f".{cached.name}.{self.scratch.name}")
@@ -101,3 +99,18 @@ class Boot:
             os.replace(unfinished, cached)
         return cached
 
+    def iort_key(self, tool: Path) -> str:
+        """QEMU makes the table, out of its arguments; firmware hands it on, and the tool changes it."""
+        options = self.options
+        disk = str(options.disk or self.scratch / "disk").replace(",", ",,")
+        hardware = [word.replace(disk, "") for word in [*self.hardware(), *options.qemu]]
+        firmware = hashlib.sha256(Path(FIRMWARE).read_bytes()).hexdigest()
+        return hashlib.sha256(repr([self.parts.qemu, firmware, hardware, tool.read_text()]).encode()).hexdigest()[:12]
+
+    def read_iort(self) -> bytes:
+        """The table as the machine has it."""
+        output = io.BytesIO()
+        log = self.scratch / "first-log"
+        if self.once(["base64", "/sys/firmware/acpi/tables/IORT"], [], {}, log, [], output) != 0:
+            raise Failed("the machine has no ACPI table IORT")
+        return base64.b64decode(output.getvalue())

@@ -54,18 +54,18 @@ class Archive:
 
 
 def write(path: Path, guest: Path, busybox: Path, files: list[Path], folders: list[Path],
-          tables: list[Path], command: str, settings: str):
+          tables: dict[str, Path], command: str, settings: str):
     """Everything a guest has: busybox, `guest`'s scripts, and `files` at / with their libraries.
 
-    ACPI `tables` replace the machine's own of the same kind.
+    ACPI `tables` replace the machine's own of the same kind; the kernel wants them first, and their names short.
 
     Libraries all lie in /lib, with the other usual names leading there: the loader's path in a
     program, like every folder it looks in, then ends at the same place.
     """
     archive = Archive(path)
     architecture = elf.ELF(busybox).architecture
-    for table in tables:
-        archive.copy(table, f"kernel/firmware/acpi/{table.name}")
+    for name, table in tables.items():
+        archive.copy(table, f"kernel/firmware/acpi/{name}.aml")
     for name in ("dev", "proc", "sys", "tmp"):
         archive.write(name, stat.S_IFDIR | 0o755)
     archive.write("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))

@@ -13,7 +13,7 @@ Every machine has the same devices at the same addresses, so that a suite is wri
 
 and three devices that share one IOMMU group, whose addresses the guest's variable SHARED_GROUP has:
 
-    vtd-*       virtio, smmuv3
+    vtd-*       virtio, smmuv3, smmuv3-nested
     00:07.0     -         PCIe-to-PCI bridge, in the same group
     02:01.0     00:07.0   edu, DMA mask of 32 bits
     02:02.0     00:07.1   edu, DMA mask of 32 bits
@@ -23,6 +23,9 @@ and three devices that share one IOMMU group, whose addresses the guest's variab
 On VT-d they stand behind a conventional PCI bridge. QEMU's virtio-iommu does not know devices
 behind one, and Linux's SMMUv3 driver takes only the first; there they are functions of one slot,
 which share a group for want of ACS.
+
+`smmuv3-nested` is `smmuv3` as firmware and ACPI describe it, with a table changed so that Linux lets a
+process own stage-1 tables: see iort-canwbs.py. The others boot without firmware, `smmuv3` with a device tree.
 
 Device ids: edu 1234:11e8, NVMe 1b36:0010, igb 8086:10c9, virtio-rng 1af4:1005. x86 machines
 have the chipset's functions at 00:1f.x as well. A device added with --device takes the first
@@ -45,6 +48,12 @@ class Machine:
     kernel_arguments: str = ""
     nests: bool = False
     """Whether a process can own stage-1 tables: whether --translation process is possible."""
+    nested: bool = False
+    """Whether it boots so that it can, whatever the translation."""
+    translation: str = "kernel"
+    """Who owns the stage-1 tables unless --translation says so."""
+    rows: tuple[tuple[str, str], ...] = (("iommufd", "kernel"), ("type1", "kernel"))
+    """Interface and translation of each of the machine's rows in hardware-test."""
 
     @property
     def emulator(self) -> str:
@@ -124,4 +133,6 @@ MACHINES = {
     "vtd-caching": Machine("x86_64", intel=",caching-mode=on"),
     "virtio": Machine("x86_64", kernel_arguments=TRUSTED_INTERRUPTS),
     "smmuv3": Machine("arm64", nests=True),
+    # A container of type1 never nests, and its calls are those of `smmuv3`.
+    "smmuv3-nested": Machine("arm64", nests=True, nested=True, rows=(("iommufd", "kernel"),)),
 }

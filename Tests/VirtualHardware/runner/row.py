@@ -1,4 +1,4 @@
-"""One row of hardware-test: a machine, an interface, and the boots that make up its cases."""
+"""One row of hardware-test: a machine, an interface, who owns the tables, and the boots that make up its cases."""
 
 import json
 import subprocess
@@ -23,8 +23,10 @@ WITHOUT_REMAPPING = "vtd-legacy"
 class Row:
     """Boots the machine for the suites, for the counts (traced), and for what needs another machine."""
 
-    def __init__(self, root: Path, machine: str, interface: str, expected: bool = True, update: bool = False):
-        self.root, self.machine, self.interface, self.expected, self.update = root, machine, interface, expected, update
+    def __init__(self, root: Path, machine: str, interface: str, translation: str = "kernel", expected: bool = True,
+                 update: bool = False):
+        self.root, self.machine, self.interface, self.translation = root, machine, interface, translation
+        self.expected, self.update = expected, update
         self.cases: list[dict] = []
         self.counts: dict[str, dict] = {}
         self.boots: dict[str, int] = {}
@@ -43,6 +45,10 @@ class Row:
             self.outputs()
             self.measure()
         self.seconds = time.monotonic() - started
+
+    @property
+    def title(self) -> str:
+        return f"{self.machine}/{self.interface}" + ("" if self.translation == "kernel" else f"/{self.translation}")
 
     def boot(self, name: str, options: list[str], command: list[str], timeout: int) -> list[str]:
         """Runs a command in the machine; its cases are added. The boot itself is a case too.
@@ -68,8 +74,8 @@ class Row:
         here = self.root / "Tests/VirtualHardware"
         with tempfile.NamedTemporaryFile(prefix="swift-iommu-log-") as log:
             done = subprocess.run(
-                [here / "run", "--quiet", "--machine", self.machine, "--built", self.root, "--file", here / "guest/row",
-                 "--file", self.root / "udev", "--file", self.root / "Tests/udev/apply", "--log", log.name,
+                [here / "run", "--quiet", "--machine", self.machine, "--translation", self.translation,
+                 "--built", self.root, "--file", here / "guest/row", "--file", self.root / "udev", "--file", self.root / "Tests/udev/apply", "--log", log.name,
                  "--timeout", str(timeout), "--silence", str(SILENCE), *options, "--", *command],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", stdin=subprocess.DEVNULL)
             return done.stdout.splitlines(), done.returncode, Path(log.name).read_text(errors="replace").splitlines()
@@ -147,7 +153,7 @@ class Row:
 
     def report(self) -> None:
         bad = [case for case in self.cases if case["verdict"] == "fail"]
-        print(f"{self.machine}/{self.interface}: {self.count('pass')} passed, {len(bad)} failed, "
+        print(f"{self.title}: {self.count('pass')} passed, {len(bad)} failed, "
               f"{self.count('skip')} skipped in {self.seconds:.0f} s", flush=True)
         if compared := commands.comparison(self.machine, self.counts):
             print(f"  {compared}", flush=True)
@@ -161,7 +167,7 @@ class Row:
 
     def document(self) -> dict:
         return {
-            "machine": self.machine, "interface": self.interface, "translation": "kernel",
+            "machine": self.machine, "interface": self.interface, "translation": self.translation,
             "passed": self.count("pass"), "failed": self.count("fail"), "skipped": self.count("skip"),
             "seconds": round(self.seconds, 1), "boots": self.boots, "boot_seconds": self.boot_seconds,
             "stopped": self.stopped, "cases": self.cases, "counts": self.counts, "measured": self.measured}
