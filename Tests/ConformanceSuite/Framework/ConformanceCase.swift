@@ -52,13 +52,13 @@ public enum Suite: String, Sendable, CaseIterable {
 /// All cases, a list a file.
 enum Cases {
   static let conformance =
-    binding + attaching + registers + interrupts + mapping + limits + errors + sharing + library + lists
+    binding + attaching + nesting + registers + interrupts + mapping + limits + errors + sharing + library + lists
     + reservations + magazines + debugMode + leaks
   // A kernel reports few of the faults of five seconds: cases that look for one stand apart, and those that make faults
   // and look for none come last.
   static let dma =
     outOfReach + edu + nvme + outOfReachNVMe + linked + lazyModes + automatic + standing + bounced + debugReach
-    + afterUnmap
+    + nestedTranslation + afterUnmap
 }
 
 /// A case's verdict.

@@ -54,6 +54,8 @@ public struct Environment: Sendable {
   var isVirtio: Bool { machine == "virtio" }
   /// Whether an Arm SMMU translates.
   var isSMMU: Bool { machine.hasPrefix("smmuv3") }
+  /// Whether the kernel lets this process own stage-1 tables of an SMMUv3: the simulated one has no vIOMMUs.
+  var nestsOnSMMU: Bool { machine == "smmuv3-nested" && !isSimulated }
 
   /// Whether the machine was booted without interrupt remapping; then nothing but that error is to be seen on it.
   var lacksInterruptRemapping: Bool { machine.hasSuffix("-no-remapping") }

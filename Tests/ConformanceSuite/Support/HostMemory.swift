@@ -54,6 +54,12 @@ final class HostMemory {
     }
   }
 
+  /// A little-endian word, as devices and IOMMUs read it. What makes one look comes later: a call of the kernel's.
+  func store(word: UInt64, at offset: Int) {
+    precondition(offset >= 0 && offset + 8 <= byteCount)
+    unsafe base.storeBytes(of: word.littleEndian, toByteOffset: offset, as: UInt64.self)
+  }
+
   /// Whether the bytes from `offset` on are these.
   func holds(_ bytes: ArraySlice<UInt8>, at offset: Int) -> Bool {
     unsafe bytes.withUnsafeBytes { unsafe memcmp(part(offset..<offset + $0.count), $0.baseAddress!, $0.count) == 0 }
