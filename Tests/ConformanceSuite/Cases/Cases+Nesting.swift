@@ -27,6 +27,11 @@ extension Cases {
         try smmu.send(SMMUWords.invalidate(contextOf: NestedSMMU.stream))
       }
       try smmu.send(SMMUWords.invalidate(asid: NestedSMMU.asid))
+      try smmu.kernel.vfioDetach(smmu.raw.device)
+      try smmu.destroyEvents()
+      try expectErrno(.busy, what: "destroying a vIOMMU with a nested table alone") { () throws(Errno) in
+        try smmu.destroy(smmu.viommu)
+      }
       try smmu.takeDown()
     },
     ConformanceCase(.conformance, "nesting/raw-refusals") { environment in
@@ -37,6 +42,9 @@ extension Cases {
         try smmu.kernel.vfioAttach(smmu.raw.device, pageTable: unnamed)
       }
       try smmu.destroy(unnamed)
+      try expectErrno(.notSupported, what: "a nested table over the parent itself") { () throws(Errno) in
+        try smmu.makeNested(over: smmu.parent)
+      }
       for configuration: UInt64 in [1, 6, 7] {  // stage 2, with or without stage 1, is the kernel's to add
         try expectErrno(.inputOutput, what: "configuration \(configuration)") { () throws(Errno) in
           try smmu.makeNested(configuration: configuration)
@@ -48,6 +56,9 @@ extension Cases {
       }
       try expectErrno(.inputOutput, what: "CMD_SYNC") { () throws(Errno) in try smmu.send(SMMUWords.sync) }
       try expectErrno(.invalidArgument, what: "no command") { () throws(Errno) in try smmu.send() }
+      try expectErrno(.notSupported, what: "a command for the nested table") { () throws(Errno) in
+        try smmu.send(to: smmu.nested!, SMMUWords.invalidateAll)
+      }
       let all = [
         SMMUWords.invalidate(page: NestedSMMU.address, asid: NestedSMMU.asid),
         SMMUWords.invalidate(asid: NestedSMMU.asid), SMMUWords.invalidate(contextOf: NestedSMMU.stream),

@@ -91,12 +91,13 @@ final class NestedSMMU {
 // MARK: - Objects
 
 extension NestedSMMU {
-  /// Makes a nested page table of these tables; `configuration` as a stream table entry has it.
-  func makeNested(configuration: UInt64 = 5) throws(Errno) -> UInt32 {
+  /// Makes a nested page table of these tables, over the vIOMMU unless told; `configuration` as a stream table entry has it.
+  func makeNested(over pageTable: UInt32? = nil, configuration: UInt64 = 5) throws(Errno) -> UInt32 {
     let words = SMMUWords.streamTableEntry(
       contextDescriptor: Self.base + UInt64(Place.descriptor), configuration: configuration)
     let data = HWPTData(type: NestingTypes.smmuData, bytes: Self.bytes(words))
-    return try kernel.hwptAllocate(raw.space, flags: 0, device: raw.deviceID, pageTable: viommu, data: data)
+    return try kernel.hwptAllocate(
+      raw.space, flags: 0, device: raw.deviceID, pageTable: pageTable ?? viommu, data: data)
   }
 
   /// vDEVICE, event queue, nested page table, and attached to it.
@@ -110,15 +111,15 @@ extension NestedSMMU {
     try expectEqual(try kernel.vfioAttach(raw.device, pageTable: table), table, "the table attached to")
   }
 
-  /// Sends commands; returns how many the kernel handled.
+  /// Sends commands, to the vIOMMU unless told; returns how many the kernel handled.
   @discardableResult
-  func send(_ commands: [UInt64]...) throws(Errno) -> Int {
+  func send(to object: UInt32? = nil, _ commands: [UInt64]...) throws(Errno) -> Int {
     let bytes = Self.bytes(commands.flatMap(\.self))
-    let (kernel, iommufd, viommu) = (kernel, raw.space, viommu)
+    let (kernel, iommufd, object) = (kernel, raw.space, object ?? viommu)
     let handled = unsafe bytes.withUnsafeBytes { buffer in
       Result { () throws(Errno) in
         try unsafe kernel.hwptInvalidate(
-          iommufd, pageTable: viommu, type: NestingTypes.smmuCommand, entries: buffer, byteCount: 16)
+          iommufd, pageTable: object, type: NestingTypes.smmuCommand, entries: buffer, byteCount: 16)
       }
     }
     return try handled.get()
@@ -146,12 +147,8 @@ extension NestedSMMU {
   func takeDown() throws {
     try kernel.vfioDetach(raw.device)
     if let nested { try destroy(nested) }
-    if let events {
-      kernel.close(events.descriptor)
-      self.events = nil
-      try destroy(events.id)
-    }
-    if let vdevice { try destroy(vdevice) }
+    try destroyEvents()
+    try destroyVDevice()
     try destroy(viommu)
     try expectEqual(
       try kernel.ioasUnmap(raw.space, ioas: ioas, iova: 0, byteCount: .max), UInt64(Self.byteCount),
@@ -162,7 +159,15 @@ extension NestedSMMU {
 
   func destroy(_ id: UInt32) throws(Errno) { try kernel.iommufdDestroy(raw.space, id: id) }
 
-  /// Destroys the vDEVICE alone.
+  /// Destroys the event queue: the descriptor first, which holds it.
+  func destroyEvents() throws {
+    guard let events else { return }
+    kernel.close(events.descriptor)
+    self.events = nil
+    try destroy(events.id)
+  }
+
+  /// Destroys the vDEVICE.
   func destroyVDevice() throws {
     if let vdevice { try destroy(vdevice) }
     vdevice = nil

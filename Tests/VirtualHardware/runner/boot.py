@@ -34,7 +34,7 @@ class Boot:
 
     def run(self, command: list[str], files: list[Path], log: Path, sink) -> int:
         """Runs the command in the machine that was asked for; its exit code."""
-        tables = {"iort": self.iort()} if self.nested and not self.options.no_iommu else {}
+        tables = {"iort": self.iort(log)} if self.nested and not self.options.no_iommu else {}
         events = self.scratch / "trace"
         try:
             return self.once(command, files, tables, log, trace.arguments(self.options.trace, events), sink)
@@ -80,7 +80,7 @@ class Boot:
             *(word for device in options.device for word in ("-device", device)),
         ]
 
-    def iort(self) -> Path:
+    def iort(self, log: Path) -> Path:
         """The machine's ACPI table IORT, changed so that Linux allows nesting; see iort-canwbs.py.
 
         A first boot of the same hardware reads it. It is kept, under a name that tells all that it depends on.
@@ -91,7 +91,7 @@ class Boot:
             if not self.options.quiet:
                 print(f"run: reading the ACPI table IORT of {self.options.machine}", file=sys.stderr, flush=True)
             original, changed = self.scratch / "IORT", self.scratch / "changed"
-            original.write_bytes(self.read_iort())
+            original.write_bytes(self.read_iort(log))
             if subprocess.run([sys.executable, tool, original, changed]).returncode != 0:
                 raise Failed("the machine has no IORT that could be changed")
             unfinished = cached.with_name(f".{cached.name}.{self.scratch.name}")
@@ -107,10 +107,9 @@ class Boot:
         firmware = hashlib.sha256(Path(FIRMWARE).read_bytes()).hexdigest()
         return hashlib.sha256(repr([self.parts.qemu, firmware, hardware, tool.read_text()]).encode()).hexdigest()[:12]
 
-    def read_iort(self) -> bytes:
+    def read_iort(self, log: Path) -> bytes:
         """The table as the machine has it."""
         output = io.BytesIO()
-        log = self.scratch / "first-log"
         if self.once(["base64", "/sys/firmware/acpi/tables/IORT"], [], {}, log, [], output) != 0:
             raise Failed("the machine has no ACPI table IORT")
         return base64.b64decode(output.getvalue())

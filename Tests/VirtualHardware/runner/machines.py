@@ -24,8 +24,8 @@ On VT-d they stand behind a conventional PCI bridge. QEMU's virtio-iommu does no
 behind one, and Linux's SMMUv3 driver takes only the first; there they are functions of one slot,
 which share a group for want of ACS.
 
-`smmuv3-nested` is `smmuv3` as firmware and ACPI describe it, with a table changed so that Linux lets a
-process own stage-1 tables: see iort-canwbs.py. The others boot without firmware, `smmuv3` with a device tree.
+`smmuv3-nested` is `smmuv3` described by ACPI instead of a device tree, hence booted by firmware, with a
+table changed so that Linux lets a process own stage-1 tables: see iort-canwbs.py.
 
 Device ids: edu 1234:11e8, NVMe 1b36:0010, igb 8086:10c9, virtio-rng 1af4:1005. x86 machines
 have the chipset's functions at 00:1f.x as well. A device added with --device takes the first
@@ -49,7 +49,7 @@ class Machine:
     nests: bool = False
     """Whether a process can own stage-1 tables: whether --translation process is possible."""
     nested: bool = False
-    """Whether it boots so that it can, whatever the translation."""
+    """Whether it boots for that whatever the translation; others do when asked for --translation process."""
     translation: str = "kernel"
     """Who owns the stage-1 tables unless --translation says so."""
     rows: tuple[tuple[str, str], ...] = (("iommufd", "kernel"), ("type1", "kernel"))

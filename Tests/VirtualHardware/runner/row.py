@@ -48,6 +48,7 @@ class Row:
 
     @property
     def title(self) -> str:
+        """What the row is called in output."""
         return f"{self.machine}/{self.interface}" + ("" if self.translation == "kernel" else f"/{self.translation}")
 
     def boot(self, name: str, options: list[str], command: list[str], timeout: int) -> list[str]:
@@ -75,8 +76,9 @@ class Row:
         with tempfile.NamedTemporaryFile(prefix="swift-iommu-log-") as log:
             done = subprocess.run(
                 [here / "run", "--quiet", "--machine", self.machine, "--translation", self.translation,
-                 "--built", self.root, "--file", here / "guest/row", "--file", self.root / "udev", "--file", self.root / "Tests/udev/apply", "--log", log.name,
-                 "--timeout", str(timeout), "--silence", str(SILENCE), *options, "--", *command],
+                 "--built", self.root, "--file", here / "guest/row", "--file", self.root / "udev",
+                 "--file", self.root / "Tests/udev/apply", "--log", log.name, "--timeout", str(timeout),
+                 "--silence", str(SILENCE), *options, "--", *command],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", stdin=subprocess.DEVNULL)
             return done.stdout.splitlines(), done.returncode, Path(log.name).read_text(errors="replace").splitlines()
 
