@@ -60,8 +60,8 @@ extension DomainCore {
       leave()
     }
     var refused = reserveAll(but: usable)
-    // Cached addresses make room.
-    var tries = roomTries
+    // Cached addresses make room; in debug mode gaps do, one with each try.
+    var tries = debug == nil ? 1 : Limits.debugGapsInTheWay
     while tries > 0, let reason = refused?.1, mayPass(reason), makeAddressRoom(reason) {
       refused = reserveAll(but: usable)
       tries -= 1

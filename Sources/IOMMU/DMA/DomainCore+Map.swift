@@ -106,7 +106,7 @@ extension DomainCore {
     do throws(RangeStoreFailure) { return try body() } catch {
       var reason = error, tries = roomTries
       guard mayPass(reason) else { throw reason }
-      while tries > 0, makeAddressRoom(reason) {
+      while tries > 0, makeAddressRoom(reason, sparesGaps: tries > 1) {
         do throws(RangeStoreFailure) { return try body() } catch { reason = error }
         guard mayPass(reason) else { throw reason }
         tries -= 1
@@ -118,8 +118,8 @@ extension DomainCore {
     return try body()
   }
 
-  /// How often room is made before somebody has to wait for it: in debug mode what waits goes first, and a gap after it.
-  var roomTries: Int { debug == nil ? 1 : 3 }
+  /// How often room is made before somebody has to wait for it: in debug mode what waits goes first, and gaps only if they must.
+  var roomTries: Int { debug == nil ? 1 : 2 }
 
   /// Natural alignment up to 2 MiB: as the kernel's allocator, without the waste of large sizes.
   @inline(__always)

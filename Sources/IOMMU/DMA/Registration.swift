@@ -97,7 +97,6 @@ extension DMADomain {
           base: UnsafeMutableRawPointer(bitPattern: UInt(pages.host))!, byteCount: pages.byteCount, file: -1,
           isHuge: false), addressing.limits)
       if isAbove { tripped() }
-      core.debug?.registered(pages.host, byteCount: pages.byteCount)
       return unsafe Registration(core: .passRetained(core), range: range, byteCount: memory.count)
     } catch { throw error.on(deviceName) }
   }
@@ -128,6 +127,8 @@ extension DomainCore {
       _ = try pin(memory, "register")
       var isAbove = false
       if standing.isWanted { isAbove = try unsafe raise(range, limits, "register") }
+      // Before a switch of the protection can unpin it.
+      unsafe debug?.registered(UInt64(UInt(bitPattern: memory.base)), byteCount: memory.byteCount)
       unsafe standing.release(range)
       return unsafe (range, isAbove)
     } catch {

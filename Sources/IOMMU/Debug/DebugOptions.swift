@@ -12,7 +12,7 @@ import Synchronization
 /// option is `CONFIG_DMA_API_DEBUG`.
 public struct DebugOptions: Sendable {
   /// How many pages of addresses behind each mapping stay free, so that a device that runs past its end is refused: 0…256.
-  /// Where addresses are short, and where a boundary of the device's must be kept, there is none.
+  /// Where addresses are short, and behind a mapping as long as a boundary of the device's, there is none.
   public var guardPages: Int
   /// How many further mappings have to end before the addresses of one that ended are given out again: 0…2²⁰. Less where
   /// there are no others. Not for addresses of the caller's choice.
@@ -76,6 +76,8 @@ extension Limits {
   package static let debugCopyByteCount = 1 << 20, debugCopiesByteCount = 64 << 20
   /// The longest memory of the caller's whose pages are noted for one mapping, in bytes: 8 bytes a page, read anew at its end.
   package static let debugPagesByteCount = 16 << 20
+  /// Gaps that give way to what another device cannot reach.
+  package static let debugGapsInTheWay = 1024
   /// Buffers whose pages are taken from the CPU at a time: each splits a mapping of the process, which may have 65,530.
   package static let debugProtected = 8192
 }

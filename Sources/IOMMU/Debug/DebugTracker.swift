@@ -95,9 +95,9 @@ extension DebugTracker {
   func padded(_ byteCount: Int) -> Int { (byteCount + Int(granuleMask)) & ~Int(granuleMask) }
 
   /// What the memory holds, where the device only reads it and it is short enough to be kept; of the caller's only where it
-  /// can be seen that the memory is still there.
+  /// can be seen that the memory is still there, and so not where the device has a copy of it.
   private func copy(of record: DebugRecord) -> [UInt8]? {
-    guard !record.access.canWrite, !record.isBounced, record.byteCount <= Limits.debugCopyByteCount else { return nil }
+    guard !record.access.canWrite, record.byteCount <= Limits.debugCopyByteCount else { return nil }
     guard record.isOurs || (record.pages != nil && firstChange(in: record) == nil) else { return nil }
     let all = copiedByteCount.wrappingAdd(record.byteCount, ordering: .relaxed).newValue
     guard all <= Limits.debugCopiesByteCount else {

@@ -60,10 +60,10 @@ extension DomainState {
   mutating func space(
     for request: RangeStore.Request, _ limits: AddressLimits
   ) throws(RangeStoreFailure) -> (start: IOVA, gap: UInt64) {
-    if let gap = held?.gapByteCount, gap > 0, request.boundary == nil {
+    if let gap = held?.gapByteCount, gap > 0 {
+      // As long as a boundary, it has no room for a gap in front of the next.
       var longer = request
       longer.byteCount += gap
-      longer.alignment = request.alignment ?? DomainCore.alignment(request.byteCount)
       if let start = try? store.allocate(longer, limits, kind: .guard) {
         store.remove(start)
         return (start, gap)
@@ -133,16 +133,20 @@ extension DomainState {
 }
 
 extension DomainCore {
-  /// Gives the store the addresses back that nobody uses: cached ones, and in debug mode those that wait, or else the gaps; of
-  /// these the one that is in the way of an address of the caller's choice. Whether there were any: then the next call may find more.
+  /// Gives the store the addresses back that nobody uses: cached ones, and in debug mode those that wait, and the gaps; of these
+  /// the one that is in the way of an address of the caller's choice. Whether there were any.
+  ///
+  /// - Parameter sparesGaps: Whether gaps stay when there were addresses that wait. Other threads' addresses come to wait all the
+  ///   time, so that nobody may rely on there being none.
   @inline(never)
-  func makeAddressRoom(_ reason: RangeStoreFailure) -> Bool {
+  func makeAddressRoom(_ reason: RangeStoreFailure, sparesGaps: Bool = false) -> Bool {
     let isAny = space.emptyCaches()
     return locked { state in
-      if state.releaseHeld() { return true }
+      let wasAny = state.releaseHeld()
+      if wasAny, sparesGaps { return true }
       switch reason {
-      case .occupied(let obstacle), .reserved(let obstacle): return state.dropGaps(in: obstacle)
-      default: return state.dropGaps()
+      case .occupied(let obstacle), .reserved(let obstacle): return state.dropGaps(in: obstacle) || wasAny
+      default: return state.dropGaps() || wasAny
       }
     } || isAny
   }

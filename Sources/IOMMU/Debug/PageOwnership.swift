@@ -42,7 +42,7 @@ final class PageOwnership: Sendable {
   /// They are the CPU's again.
   func give(_ host: UInt64) {
     state.withLock { state in
-      guard let range = state.ranges.removeValue(forKey: host), !state.isLifted else { return }
+      guard let range = state.ranges.removeValue(forKey: host) else { return }
       _ = set(host, range.byteCount, .readWrite)
     }
   }
@@ -52,7 +52,7 @@ final class PageOwnership: Sendable {
     state.withLock { state in
       guard state.ranges[host] != nil else { return }
       state.ranges[host]!.opened = pages
-      if !state.isLifted { _ = set(host + UInt64(pages.lowerBound), pages.count, .readWrite) }
+      _ = set(host + UInt64(pages.lowerBound), pages.count, .readWrite)
     }
   }
 

@@ -71,7 +71,7 @@ import Testing
   }
 
   /// Two devices of one group may reach each other's BARs; one that is alone reaches none but through the IOMMU.
-  private static func machineWithPeers() -> SimulatedHost {
+  static func machineWithPeers() -> SimulatedHost {
     var machine = SimulatedMachine.vtd
     // The small BAR leaves a gap before the large one: two windows.
     for (address, byteCount) in [("0000:00:03.0", 4096), ("0000:00:04.0", 1 << 20)] {

@@ -14,9 +14,10 @@ struct DebugRig {
   var dma: DMADomain { device.dma }
 
   init(
-    _ tables: LazyTests.Tables = .ioas, _ machine: SimulatedMachine = .vtd, _ options: DebugOptions = DebugOptions()
+    _ tables: LazyTests.Tables = .ioas, _ machine: SimulatedMachine = .vtd, _ options: DebugOptions = DebugOptions(),
+    model: any DeviceModel = EduModel(addressBits: 64)
   ) throws {
-    self.machine = SimulatedHost(machine, devices: [LazyTests.address: EduModel(addressBits: 64)])
+    self.machine = SimulatedHost(machine, devices: [LazyTests.address: model])
     kernel = FaultingKernel(self.machine.kernel)
     let found = Shared<[DebugReport]>([])
     self.found = found

@@ -191,6 +191,32 @@ import Testing
     rig.device.close()
   }
 
+  /// A buffer that the device has a copy of as well: the device does not see the change.
+  @Test(arguments: [Protection.strict, .persistent, .bounce])
+  func aBufferThatTheDeviceReadsIsChanged(_ protection: Protection) throws {
+    let rig = try DebugRig(.ioas, .vtd, DebugOptions(keepsCPUOut: false))
+    try rig.dma.switchProtection(to: protection)
+    let buffer = try rig.dma.buffer(byteCount: 64), base = StandingRig.memory(of: buffer)
+    let mapping = try rig.dma.map(buffer, .toDevice)
+    unsafe UnsafeMutablePointer<UInt8>(bitPattern: base + 7)!.pointee ^= 1
+    _ = try mapping.unmap()
+    #expect(rig.kinds == [.contentsChanged] && rig.reports.first?.text.contains("byte 7") == true)
+    rig.device.close()
+  }
+
+  /// A map that is kept goes to whoever wants no more than it allows, as without debug mode.
+  @Test func aKeptMapIsUsedAgain() throws {
+    let rig = try DebugRig(), dma = rig.dma
+    try dma.switchProtection(to: .automatic(Caching.options()))
+    var buffer = try dma.buffer(byteCount: 4096)
+    for direction in [DMADirection.bidirectional, .toDevice, .fromDevice] {
+      buffer = try dma.map(buffer, direction).unmap()
+    }
+    _ = buffer.byteCount
+    #expect(dma.statistics.cacheMisses == 1 && dma.statistics.cacheHits == 2 && rig.kernel.count(of: "ioasUnmap") == 0)
+    rig.device.close()
+  }
+
   /// A device that writes what it may only read, where the map leaves it more: one map once for all.
   @Test func aDeviceWritesWhatItMayOnlyRead() throws {
     let rig = try DebugRig()

@@ -1,6 +1,8 @@
 import AddressSpace
+import AddressSpaceModels
 import IOMMU
 import IOMMUSimulation
+import Synchronization
 import Testing
 
 /// Gaps behind mappings, and addresses that wait.
@@ -54,9 +56,10 @@ import Testing
     let again = try rig.dma.reserve(byteCount: 4096).sync()
     #expect(again.address == place)
     _ = try again.destroy()
-    // A caller's own address is free at once, with any options.
-    let other = try DebugRig(), pages = Pages(1)
+    // A caller's own address is free at once, with any options, and at no cost to the others.
+    let other = try DebugRig(), pages = Pages(1), waiting = try Self.mapAndUnmap(other.dma)
     for _ in 0..<3 { try unsafe other.dma.map(unsafe: pages.all, .toDevice, at: IOVA(0x10_0000)).unmap() }
+    #expect(try Self.mapAndUnmap(other.dma) != waiting)
     other.device.close()
     rig.device.close()
   }
@@ -98,6 +101,100 @@ import Testing
     rig.device.close()
   }
 
+  /// Nothing else begins in a gap, whatever comes and goes around it.
+  @Test func nothingBeginsInAGap() throws {
+    let rig = try DebugRig(.ioas, .vtd, DebugOptions(guardPages: 2, heldAddresses: 0, frameCount: 0)), pages = Pages(8)
+    var numbers = SplitMix64(seed: 5), live: [Held] = []
+    for _ in 0..<400 {
+      if live.count > 8, numbers.next() % 2 == 0 {
+        live.remove(at: Int(numbers.next() % UInt64(live.count)))
+      } else {
+        let byteCount = 4096 * Int(1 + numbers.next() % 8)
+        live.append(Held(try unsafe rig.dma.map(unsafe: pages.part(0..<byteCount), .toDevice)))
+      }
+      let sorted = live.map { ($0.mapping.address.rawValue, UInt64($0.mapping.byteCount)) }.sorted { $0.0 < $1.0 }
+      #expect(zip(sorted, sorted.dropFirst()).allSatisfy { $1.0 >= $0.0 + $0.1 + 8192 })
+    }
+    live = []
+    rig.device.close()
+  }
+
+  /// Also where a boundary of the device's must be kept, but behind what is as long as that.
+  @Test func gapsBehindWhatKeepsToABoundary() throws {
+    let rig = try DebugRig(.ioas, .vtd, DebugOptions(heldAddresses: 0)), dma = rig.dma
+    var rules = DMAConstraints()
+    rules.boundary = PageSize(shift: 15)
+    try dma.setConstraints(rules)
+    for (pages, gap) in [(7, UInt64(4096)), (8, 0)] {
+      var first = ScatterList(), second = ScatterList()
+      first.append(try dma.buffer(byteCount: pages * 4096))
+      second.append(try dma.buffer(byteCount: 4096))
+      let long = try dma.map(first, .toDevice), end = long.address + pages * 4096
+      #expect(long.segments.count == 1)
+      let pages = Pages(1)
+      if gap > 0 {
+        let above = try unsafe dma.map(unsafe: pages.all, .toDevice)
+        #expect(above.address.rawValue < end.rawValue || above.address.rawValue >= end.rawValue + gap)
+        try above.unmap()
+      }
+      let short = try dma.map(second, .toDevice)
+      #expect(short.address.rawValue < long.address.rawValue || short.address.rawValue >= end.rawValue + gap)
+      _ = try short.unmap()
+      _ = try long.unmap()
+    }
+    rig.device.close()
+  }
+
+  /// What waits goes first: gaps stay as long as that is enough.
+  @Test func whatWaitsGoesBeforeGaps() throws {
+    let rig = try DebugRig(.ioas, .vtd, DebugOptions(frameCount: 0)), dma = rig.dma, pages = Pages(1)
+    try dma.setMask(.bits(16))
+    var live: [Held] = []
+    // All 15 pages: seven with a gap, and one for which there was no room.
+    for _ in 0..<8 { live.append(Held(try unsafe dma.map(unsafe: pages.all, .toDevice))) }
+    let place = live.remove(at: 2).mapping.address
+    for _ in 0..<4 {
+      let next = try unsafe dma.map(unsafe: pages.all, .toDevice)
+      #expect(next.address == place)
+      try next.unmap()
+    }
+    live = []
+    rig.device.close()
+  }
+
+  /// A gap gives way to what a device cannot reach that joins.
+  @Test func aGapGivesWayToADeviceThatJoins() throws {
+    let machine = SharingTests.machineWithPeers()
+    let options = DebugOptions(guardPages: 6, heldAddresses: 0, keepsCPUOut: false, frameCount: 0)
+    let first = try Device(LazyTests.address, on: machine.host, debug: options)
+    let dma = first.dma, windows = try machine.host.peerWindows(of: PCIAddress("0000:00:03.0")!).ranges
+    let lowest = try #require(windows.first).start.rawValue, highest = windows.last!.last.rawValue, pages = Pages(1)
+    // What is above them is taken first.
+    var above: [HeldRange] = [], live: [Held] = []
+    for byteCount in [256 << 20, 16 << 20, 2 << 20] {
+      repeat {
+        above.append(HeldRange(try dma.reserve(byteCount: byteCount - 6 * 4096).sync()))
+      } while above.last!.range.address.rawValue > highest + UInt64(byteCount)
+      above.removeLast()
+    }
+    repeat {
+      live.append(Held(try unsafe dma.map(unsafe: pages.all, .toDevice)))
+    } while live.last!.mapping.address.rawValue > lowest
+    live.append(Held(try unsafe dma.map(unsafe: pages.all, .toDevice)))
+    live.removeAll { held in windows.contains { $0.contains(held.mapping.address) } }
+    // Each window begins in the gap of a mapping below it.
+    #expect(
+      windows.allSatisfy { window in
+        live.contains { $0.mapping.address < window.start && window.start < $0.mapping.address + 7 * 4096 }
+      }, "\(windows)")
+    let second = try Device("0000:00:03.0", on: machine.host, sharing: dma)
+    #expect(windows.count > 1 && dma.usableRanges.subtracting(second.dma.usableRanges).isEmpty)
+    (live, above) = ([], [])
+    second.close()
+    first.close()
+    #expect(dma.debugReports.isEmpty)
+  }
+
   /// A gap gives way to an address of the caller's choice, also while other addresses wait.
   @Test func aGapGivesWay() throws {
     let rig = try DebugRig(), dma = rig.dma, pages = Pages(1)
@@ -105,6 +202,27 @@ import Testing
     let mapping = try dma.map(try dma.buffer(byteCount: 4096), .toDevice)
     try unsafe dma.map(unsafe: pages.all, .toDevice, at: mapping.address + 4096).unmap()
     _ = try mapping.unmap()
+    rig.device.close()
+  }
+
+  /// Also while the mappings of another thread end all the time, whose addresses wait then.
+  @Test func aGapGivesWayUnderLoad() async throws {
+    let rig = try DebugRig(.ioas, .vtd, DebugOptions(frameCount: 0)), dma = rig.dma
+    let isDone = Atomic<Bool>(false)
+    let failures = await inThreads(3) { number in
+      guard number == 0 else {
+        while !isDone.load(ordering: .relaxed) { _ = try Self.mapAndUnmap(dma) }
+        return
+      }
+      defer { isDone.store(true, ordering: .relaxed) }
+      let pages = Pages(1)
+      for _ in 0..<300 {
+        let mapping = try dma.map(try dma.buffer(byteCount: 4096), .toDevice)
+        try unsafe dma.map(unsafe: pages.all, .toDevice, at: mapping.address + 4096).unmap()
+        _ = try mapping.unmap()
+      }
+    }
+    #expect(failures == [])
     rig.device.close()
   }
 
@@ -126,6 +244,11 @@ import Testing
       device.close()
     }
     #expect(counts[0] > 100 && counts[0] == counts[1])
+  }
+
+  private final class HeldRange {
+    let range: LinkedRange
+    init(_ range: consuming LinkedRange) { self.range = range }
   }
 
   private final class Held {

@@ -87,7 +87,27 @@ import Testing
       #expect(Touch.mayWrite(base) && !Touch.mayRead(base + 4096))
     }
     #expect(!Touch.mayRead(base))
+    // It is over: the next switch opens nothing.
+    try dma.switchProtection(to: .strict)
+    #expect(!Touch.mayRead(base))
     _ = try mapping.unmap()
+    rig.device.close()
+  }
+
+  /// No more at a time than mappings of the process are to be had for: the next is the CPU's as well.
+  @Test func soManyAtATime() throws {
+    let rig = try DebugRig(.ioas, .vtd, DebugOptions(frameCount: 0))
+    var list = ScatterList(), bases: [UInt] = []
+    for _ in 0...Limits.debugProtected {
+      let buffer = try rig.dma.buffer(byteCount: 64)
+      bases.append(StandingRig.memory(of: buffer))
+      list.append(buffer)
+    }
+    let mapped = try rig.dma.map(list, .fromDevice)
+    #expect(!Touch.mayRead(bases[0]) && !Touch.mayRead(bases[Limits.debugProtected - 1]))
+    #expect(Touch.mayWrite(bases[Limits.debugProtected]))
+    _ = try mapped.unmap()
+    #expect(Touch.mayWrite(bases[0]) && Touch.mayWrite(bases[Limits.debugProtected - 1]))
     rig.device.close()
   }
 

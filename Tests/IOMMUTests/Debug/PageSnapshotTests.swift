@@ -25,6 +25,8 @@ import Testing
     let byteCount = 4 * 4096
     let file: Int32
     private var fillers: [Int64] = []
+    /// Whether another thread has the third page's address.
+    private var isTaken = false
 
     init(ofFile: Bool) {
       file = ofFile ? unsafe ci_memfd_create("debug", 0) : -1
@@ -34,7 +36,8 @@ import Testing
     }
 
     deinit {
-      _ = unsafe ci_munmap(base, UInt64(byteCount))
+      _ = unsafe ci_munmap(base, isTaken ? 8192 : UInt64(byteCount))
+      if isTaken { _ = unsafe ci_munmap(base + 12288, 4096) }
       for filler in fillers { _ = unsafe ci_munmap(UnsafeMutableRawPointer(bitPattern: Int(filler))!, 64 * 4096) }
       if file >= 0 { close(file) }
     }
@@ -52,14 +55,21 @@ import Testing
       unsafe UnsafeRawBufferPointer(rebasing: all[index * 4096..<(index + 1) * 4096])
     }
 
+    /// Unmaps a page and keeps its address: where other tests' threads got it, the end would unmap theirs.
+    private static func vacate(_ page: UnsafeMutableRawPointer, _ fixed: Int32) -> Bool {
+      unsafe ci_mmap(page, 4096, CI_PROT_NONE, CI_MAP_PRIVATE | CI_MAP_ANONYMOUS | fixed, -1, 0)
+        == Int64(UInt(bitPattern: page))
+    }
+
     /// Does it to the third page.
     func suffer(_ act: Act) {
       let page = unsafe base + 8192
       switch act {
-      case .unmapped, .mappedAnew: _ = unsafe ci_munmap(page, 4096)
+      case .unmapped, .mappedAnew: _ = unsafe Self.vacate(page, CI_MAP_FIXED)
       case .moved:
         unsafe fillers.append(Self.map(64 * 4096, -1))
         _ = unsafe ci_mremap_fixed(page, 4096, UnsafeMutableRawPointer(bitPattern: Int(fillers[0]))!)
+        isTaken = unsafe !Self.vacate(page, CI_MAP_FIXED_NOREPLACE)
       case .discarded, .discardedAndTouched: _ = unsafe ci_madvise(page, 4096, CI_MADV_DONTNEED)
       case .punched, .punchedAndTouched:
         _ = ci_fallocate(file, CI_FALLOC_FL_PUNCH_HOLE | CI_FALLOC_FL_KEEP_SIZE, 8192, 4096)
@@ -154,6 +164,40 @@ import Testing
     rig.device.close()
   }
 
+  /// A switch that comes while memory is being registered unpins it when that is done, and its pages are noted by then.
+  @Test func aSwitchWhileMemoryIsRegistered() async throws {
+    let rig = try DebugRig(.ioas), dma = rig.dma, memory = Memory(ofFile: false)
+    try dma.switchProtection(to: .persistent)
+    let hasSwitched = Shared(false)
+    rig.kernel.interject(before: "pageMap") {
+      inThread {
+        try? dma.switchProtection(to: .strict)
+        hasSwitched.change { $0 = true }
+      }
+      for _ in 0..<50 where !hasSwitched.value { usleep(1_000) }
+    }
+    let registration = try unsafe dma.register(unsafe: memory.all)
+    for _ in 0..<5_000 where !hasSwitched.value { usleep(1_000) }
+    #expect(hasSwitched.value && dma.protection == .strict)
+    memory.suffer(.discarded)
+    try unsafe dma.map(unsafe: memory.page(2), .fromDevice).unmap()
+    try registration.unregister()
+    #expect(rig.reports.isEmpty)
+    rig.device.close()
+  }
+
+  /// What the device has a copy of may be given up.
+  @Test func bouncedMemoryIsNotLookedAt() throws {
+    let rig = try DebugRig(.ioas), memory = Memory(ofFile: false)
+    try rig.dma.switchProtection(to: .bounce)
+    let mapping = try unsafe rig.dma.map(unsafe: memory.all, .toDevice)
+    memory.suffer(.discarded)
+    #expect(rig.dma.examine().isEmpty)
+    try mapping.unmap()
+    #expect(rig.reports.isEmpty)
+    rig.device.close()
+  }
+
   /// Memory that the process has shut is there, and cannot be read: nothing is compared.
   @Test func shutMemoryIsNotRead() throws {
     let rig = try DebugRig(.ioas), memory = Memory(ofFile: false)
@@ -165,13 +209,13 @@ import Testing
     rig.device.close()
   }
 
-  /// Memory that is gone is not read, inside of a registration either.
-  @Test func goneMemoryIsNotRead() throws {
+  /// Memory that is gone is not read, inside of a registration either: to read it would be to get other pages there.
+  @Test(arguments: [Act.unmapped, .discarded]) func goneMemoryIsNotRead(_ act: Act) throws {
     let rig = try DebugRig(.ioas), memory = Memory(ofFile: false)
     try rig.dma.switchProtection(to: .persistent)
     let registration = try unsafe rig.dma.register(unsafe: memory.all)
     let mapping = try unsafe rig.dma.map(unsafe: memory.all, .toDevice)
-    memory.suffer(.unmapped)
+    memory.suffer(act)
     mapping.sync(for: .cpu)
     mapping.sync(for: .device)
     try mapping.unmap()

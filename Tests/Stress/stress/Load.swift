@@ -7,11 +7,19 @@ import IOMMUSimulation
 struct Load {
   private let machine: SimulatedHost
   private let interface: Interface
+  private let model = BusModel()
+  /// nil for what the environment says: `SWIFT_IOMMU_DEBUG=1` has all of them in debug mode.
+  private let debug: DebugOptions?
   private static let address = "0000:00:02.0"
 
-  init(_ interface: Interface) {
-    machine = SimulatedHost(devices: [Self.address: EduModel(addressBits: 64)])
+  init(_ interface: Interface, isDebugged: Bool = false) {
+    machine = SimulatedHost(devices: [Self.address: model])
     self.interface = interface
+    debug = isDebugged ? DebugOptions(onReport: { _ in }) : nil
+  }
+
+  private func open() throws -> Device {
+    try Device(Self.address, on: machine.host, interface: interface, debug: debug)
   }
 
   private static let protections: [Protection] = [
@@ -30,7 +38,7 @@ struct Load {
   func switching(_ run: Run) throws -> String? { verdict(try switchAndDrain(run)) }
 
   private func switchAndDrain(_ run: Run) throws -> String? {
-    let device = try Device(Self.address, on: machine.host, interface: interface), dma = device.dma
+    let device = try open(), dma = device.dma, work = Work(dma, model.bus)
     run.inThreads(run.threads + 2) { index, numbers in
       while !run.isOver {
         switch index {
@@ -41,7 +49,7 @@ struct Load {
           try dma.drain()
           _ = dma.statistics
           usleep(UInt32(numbers.next(2000)))
-        default: try Self.operate(dma, run, &numbers)
+        default: try work.operate(run, &numbers)
         }
       }
     }
@@ -49,6 +57,7 @@ struct Load {
     let statistics = dma.statistics
     device.close()
     if let failure = run.firstFailure { return failure }
+    if let report = dma.debugReports.first { return "\(report)" }
     if statistics.maps != statistics.unmaps || statistics.liveBytes != 0 || statistics.queuedBytes != 0 {
       return "\(statistics)"
     }
@@ -58,7 +67,7 @@ struct Load {
   /// The device is closed in the midst of it; what fails then says so.
   func closing(_ run: Run) throws -> String? {
     while !run.isOver {
-      let device = try Device(Self.address, on: machine.host, interface: interface), dma = device.dma
+      let device = try open(), dma = device.dma, work = Work(dma, nil)
       try dma.switchProtection(to: Self.protections[run.operations % Self.protections.count])
       run.inThreads(run.threads + 1) { index, numbers in
         if index == 0 {
@@ -66,11 +75,12 @@ struct Load {
           return device.close()
         }
         do throws(DMAError) {
-          while !run.isOver { try Self.operate(dma, run, &numbers) }
+          while !run.isOver { try work.operate(run, &numbers) }
         } catch { if error.code != .closed { throw error } }
         device.close()
       }
       if let failure = run.firstFailure { return failure }
+      if let report = dma.debugReports.first(where: { $0.kind != .aliveAtClose }) { return "\(report)" }
     }
     return verdict(nil)
   }
@@ -82,12 +92,12 @@ struct Load {
   }
 
   private func forkAndWait(_ run: Run) throws {
-    let device = try Device(Self.address, on: machine.host, interface: interface), dma = device.dma
+    let device = try open(), dma = device.dma, work = Work(dma, model.bus)
     try dma.switchProtection(to: .lazy(.perCPU))
     run.inThreads(run.threads + 1) { index, numbers in
       while !run.isOver {
         guard index == 0 else {
-          try Self.operate(dma, run, &numbers)
+          try work.operate(run, &numbers)
           continue
         }
         let child = fork()
@@ -103,41 +113,8 @@ struct Load {
         usleep(10_000)
       }
     }
+    // The simulated kernel pins nothing, so that a fork shares the frames of memory that is mapped.
+    if let report = dma.debugReports.first(where: { $0.kind != .memoryReplaced }) { run.fail("\(report)") }
     device.close()
-  }
-
-  private static func link(_ dma: DMADomain, at offset: Int) throws(DMAError) {
-    var reservation = try dma.reserve(byteCount: 16 << 12)
-    try reservation.link(try dma.buffer(byteCount: 4096), at: offset, .toDevice)
-    let linked = try reservation.sync()
-    _ = try linked.destroy()
-  }
-
-  /// One of the things that a driver does.
-  private static func operate(_ dma: DMADomain, _ run: Run, _ numbers: inout SplitMix64) throws(DMAError) {
-    run.note()
-    switch numbers.next(8) {
-    case 0:
-      var list = ScatterList()
-      for _ in 0...numbers.next(6) { list.append(try dma.buffer(byteCount: 1 + numbers.next(12_000))) }
-      let mapped = try dma.map(list, .bidirectional)
-      if numbers.next(2) == 0 { _ = try mapped.unmap() }
-    case 1:
-      let offset = 4096 * numbers.next(15)
-      do throws(DMAError) { try link(dma, at: offset) } catch {
-        // Links cannot be copied, so that .bounce has none.
-        if error.code != .notSupported { throw error }
-      }
-    case 2: _ = try dma.allocate(UInt64.self, count: 1 + numbers.next(1000))
-    default:
-      var buffer = try dma.buffer(byteCount: 1 + numbers.next(20_000))
-      let value = numbers.next()
-      if buffer.byteCount >= 8 { buffer.store(value) }
-      let isLong = buffer.byteCount >= 8
-      let mapping = try dma.map(buffer, .bidirectional)
-      let found = unsafe dma.translate(mapping.address)
-      if isLong, unsafe found?.loadUnaligned(as: UInt64.self) != value { run.fail("an address leads elsewhere") }
-      if numbers.next(4) > 0 { _ = try mapping.unmap() }
-    }
   }
 }

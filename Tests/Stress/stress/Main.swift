@@ -6,7 +6,8 @@ import StressRuntime
 /// `stress [--seconds N] [--threads N] [--seed N]`: threads that do everything at once, for ThreadSanitizer to watch.
 ///
 /// Each scenario has an equal share of the time. A scenario fails when something was lost, given out twice, or left behind; a
-/// data race is the sanitizer's to find. The last line is `N passed, N failed`.
+/// data race is the sanitizer's to find. With `SWIFT_IOMMU_DEBUG=1` all of them run in debug mode. The last line is
+/// `N passed, N failed`.
 @main
 enum Main {
   static let usage = "usage: stress [--seconds N] [--threads N] [--seed N]"
@@ -50,6 +51,8 @@ struct Scenario: Sendable {
         Scenario(name: "forks under load, \(interface.rawValue)") { try Load(interface).forking($0) },
       ]
     } + [
+      Scenario(name: "switching under load, debug mode") { try Load(.iommufd, isDebugged: true).switching($0) },
+      Scenario(name: "closing under load, debug mode") { try Load(.type1, isDebugged: true).closing($0) },
       Scenario(name: "threads that end with full magazines") { try Allocation().endingThreads($0) },
       Scenario(name: "threads that change processors") { try Allocation().movingThreads($0) },
     ]
