@@ -53,7 +53,7 @@ let package = Package(
     .testTarget(name: "CShimsTests", dependencies: ["CIOMMU"]),
     .target(name: "AddressSpaceModels", dependencies: ["AddressSpace"], path: "Tests/AddressSpaceModels"),
     .testTarget(name: "AddressSpaceTests", dependencies: ["AddressSpace", "AddressSpaceModels", "CIOMMU"]),
-    .testTarget(name: "PageTablesTests", dependencies: ["AddressSpace", "PageTables"]),
+    .testTarget(name: "PageTablesTests", dependencies: ["AddressSpace", "AddressSpaceModels", "PageTables"]),
     .testTarget(
       name: "IOMMUTests",
       dependencies: ["AddressSpace", "AddressSpaceModels", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation"],

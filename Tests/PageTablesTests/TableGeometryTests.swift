@@ -13,5 +13,13 @@ import Testing
     #expect(geometry.levels == levels)
     #expect(geometry.last == UInt64.max >> (64 - UInt64(bits)))
     #expect(geometry.bitsPerLevel == shift - 3)
+    #expect(geometry.entryCount == 1 << Int(shift - 3))
+    for level in 0..<levels {
+      #expect(geometry.shift(level: level) == shift + level * (shift - 3))
+      #expect(geometry.level(shift: geometry.shift(level: level)) == level)
+    }
+    #expect(geometry.level(shift: geometry.shift(level: levels)) == nil)
+    #expect(geometry.level(shift: shift - 1) == nil)
+    #expect(geometry.level(shift: shift + 1) == nil)
   }
 }

@@ -1,0 +1,57 @@
+package import AddressSpace
+
+/// Page tables of VT-d's first stage, which are those of x86-64: 4 or 5 levels, 4 KiB pages, 2 MiB and 1 GiB leaves.
+///
+/// Only the lower half of the addresses is used, 47 or 56 bits: those above would have to be sign-extended.
+package struct FirstStageTable: ~Copyable, PageTable {
+  private let tree: TableTree<X86FirstStage>
+
+  /// Tables without a mapping; `nil` when the pool has no table for the root.
+  ///
+  /// - Parameters:
+  ///   - levels: 4 for `addr_width` 48, 5 for 57 (CAP.FL5LP).
+  ///   - hasGiBLeaves: whether 1 GiB leaves may be used (CAP.FL1GP).
+  package init?(pool: TablePool, levels: UInt8, hasGiBLeaves: Bool) {
+    precondition(levels == 4 || levels == 5, "4 or 5 levels")
+    let bits: UInt8 = levels == 4 ? 48 : 57
+    let sizes = PageSizes(rawValue: 1 << 12 | 1 << 21 | (hasGiBLeaves ? 1 << 30 : 0))
+    let last: UInt64 = (1 << UInt64(bits - 1)) - 1
+    guard let tree = TableTree<X86FirstStage>(pool: pool, inputBits: bits, pageSizes: sizes, last: last) else {
+      return nil
+    }
+    self.tree = tree
+  }
+}
+
+extension FirstStageTable {
+  package var geometry: TableGeometry { tree.geometry }
+  package var pageSizes: PageSizes { tree.pageSizes }
+  package var last: UInt64 { tree.last }
+  package var root: UInt64 { tree.memory.address(of: tree.root) }
+  package var tableCount: Int { tree.tableCount }
+
+  /// Maps a range: ``PageTable/map(iova:to:byteCount:attributes:)``.
+  package borrowing func map(
+    iova: UInt64, to address: UInt64, byteCount: UInt64, attributes: LeafAttributes
+  ) -> MapOutcome {
+    tree.map(iova, address, byteCount, attributes)
+  }
+
+  /// Clears a range: ``PageTable/unmap(iova:byteCount:into:)``.
+  package borrowing func unmap(iova: UInt64, byteCount: UInt64, into gather: inout Gather) -> UnmapOutcome {
+    tree.unmap(iova, byteCount, into: &gather)
+  }
+
+  /// Where an address leads: ``PageTable/translate(_:)``.
+  package borrowing func translate(_ iova: UInt64) -> LeafTranslation? { tree.translate(iova) }
+
+  /// Looks for a table without entries: ``PageTable/findEmptyTable(from:limit:)``.
+  package borrowing func findEmptyTable(from iova: UInt64, limit: Int) -> EmptyTableSearch {
+    tree.findEmptyTable(from: iova, limit: limit)
+  }
+
+  /// Unlinks a table without leaves: ``PageTable/removeEmptyTable(iova:byteCount:into:)``.
+  package borrowing func removeEmptyTable(iova: UInt64, byteCount: UInt64, into gather: inout Gather) -> Bool {
+    tree.removeEmptyTable(iova, byteCount, into: &gather)
+  }
+}

@@ -1,0 +1,49 @@
+import AddressSpace
+import PageTables
+import Testing
+
+/// A pool that has only so many tables.
+struct TablesRunOutTests {
+  /// For every number of tables that is too few: nothing is mapped, nothing is lost, and with more it goes on.
+  @Test(arguments: TestFormat.all)
+  func atEveryPoint(_ format: TestFormat) throws {
+    let page = format.granule.byteCount, region = format.regionByteCount
+    // Two tables of pages on different branches, as far apart as can be.
+    let iova = (format.last + 1) / 2 - 2 * page
+    for isLong in [false, true] {
+      var tooFew = 0
+      for count in 0..<20 as Range<UInt64> {
+        let space = TestSpace(format, tables: 40)
+        let taken = space.leave(count)
+        let byteCount = isLong ? region + 4 * page : page
+        let outcome = space.map(iova, to: page, byteCount)
+        if outcome == .noTables {
+          tooFew += 1
+          #expect(try space.leaves() == [])
+          #expect(space.pool.statistics.free == 0)
+        }
+        #expect(try space.contents().tables.count == space.table.tableCount)
+        #expect(space.pool.statistics.inUse == UInt64(space.table.tableCount + taken.count))
+        for table in taken { space.pool.give(back: table) }
+        if outcome == .noTables {
+          #expect(space.map(iova, to: page, byteCount) == .mapped(entryCount: Int(byteCount / page)))
+        } else {
+          #expect(outcome == .mapped(entryCount: Int(byteCount / page)))
+        }
+        #expect(try space.leaves().count == Int(byteCount / page))
+        space.destroy()
+        #expect(space.pool.statistics.inUse == 0)
+      }
+      // One a level below the root, and the long one has another branch, and three tables of pages.
+      let levels = TableGeometry(granule: format.granule, inputBits: UInt8(format.levels()[0].high + 1)).levels
+      #expect(tooFew == Int(levels - 1) * (isLong ? 2 : 1) + (isLong ? 1 : 0))
+    }
+  }
+
+  @Test(arguments: TestFormat.all)
+  func noRoot(_ format: TestFormat) {
+    let space = TestSpace(format, tables: 1)
+    #expect(format.make(space.pool) == nil)
+    #expect(space.pool.statistics.inUse == 1)
+  }
+}
