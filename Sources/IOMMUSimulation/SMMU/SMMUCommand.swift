@@ -74,15 +74,15 @@ extension SMMUCommand {
     // All three zero is the reserved way to say one page of any level.
     guard hasRanges, number | scale | UInt64(level) != 0 else { return nil }
     let shift = granuleShift!, start = address.rounded(downTo: shift)
-    // At most 2^52 bytes.
-    let (last, overflow) = start.addingReportingOverflow((number + 1) << (scale + shift) - 1)
-    return Span64(start: start, last: overflow ? .max : last)
+    // At most 2^52 bytes. What would lie beyond the top of the address space is nothing.
+    return Span64(start: start, last: start &+ ((number + 1) << (scale + shift) - 1))
   }
 
   /// Binary logarithm of the granule that is named.
   var granuleShift: UInt64? { granule == 0 ? nil : 10 + 2 * granule }
 
-  /// Commands for a range of stage 2 in pages of 4 KiB, in the kernel's way of cutting it: `arm_smmu_cmdq_batch_add_range`.
+  /// Commands for a range of stage 2 in pages of 4 KiB, in the kernel's way of cutting it: `arm_smmu_cmdq_batch_add_range`. What
+  /// is not for leaves only is a whole table's range, so that none of its corners comes up.
   static func stage2(_ span: Span64, vmid: UInt16, isLeafOnly: Bool, hasRanges: Bool) -> [SMMUCommand] {
     var pages = (span.last - span.start) >> 12 + 1, address = span.start
     let base = UInt64(SMMUOpcode.invalidateStage2.rawValue) | UInt64(vmid) << 32, leaf: UInt64 = isLeafOnly ? 1 : 0
@@ -91,7 +91,6 @@ extension SMMUCommand {
       guard pages < 512 else { return [SMMUCommand(UInt64(SMMUOpcode.invalidateVMID.rawValue) | UInt64(vmid) << 32)] }
       return (0..<pages).map { SMMUCommand(base, span.start + $0 << 12 | leaf) }
     }
-    if !isLeafOnly, pages & 31 == 1 { pages += 1 }
     var commands: [SMMUCommand] = []
     while pages > 0 {
       let scale = UInt64(pages.trailingZeroBitCount), number = pages >> scale & 31

@@ -100,6 +100,15 @@ extension SimulatedIOMMU {
 }
 
 extension SimulatedKernel {
+  /// Puts commands as they are into an SMMU's queue, with a sync, as its driver in the kernel may.
+  package func issue(_ commands: [(UInt64, UInt64)], unit: Int = 0) {
+    let commands = commands.map { SMMUCommand($0.0, $0.1) }
+    locked { state in
+      state.iommu!.smmus[unit].issue(commands, from: .kernel)
+      state.deliverEvents()
+    }
+  }
+
   /// Translates addresses for a device one after the other, over and over, as its SMMU does for requests to write, and moves no
   /// data: for measuring. Returns how many were translated; a fault ends it, without an event.
   package func translate(_ addresses: [UInt64], rounds: Int, for device: PCIAddress) -> Int {

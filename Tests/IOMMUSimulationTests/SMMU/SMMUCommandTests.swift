@@ -90,6 +90,98 @@ import Testing
     stale.rig.close()
   }
 
+  static let kernelRows = [
+    Row("TLBI_NSNH_ALL", 0x30, 0, leaves: ""),
+    Row("TLBI_NH_ALL of another VMID", 0x10 | 9 << 32, 0, leaves: "01234567bg"),
+    Row("TLBI_S12_VMALL", 0x28 | SMMURig.vmid, 0, leaves: ""),
+    Row("TLBI_S12_VMALL of another VMID", 0x28 | 9 << 32, 0, leaves: "01234567bg"),
+    Row("TLBI_S2_IPA", 0x2a | SMMURig.vmid, SMMURig.page(0) | 1, leaves: "01234567bg"),
+    Row("TLBI_NH_VA of another VMID", 0x12 | asid | 9 << 32, base, leaves: "01234567bg"),
+    Row("CFGI_STE", 0x03 | 0x300 << 32, 1, leaves: "01234567bg"),
+    Row("CFGI_ALL", 0x04, 31, leaves: "01234567bg"),
+  ]
+
+  /// Commands as the kernel sends them, with the tag that they say: what they are about, and what not.
+  @Test(arguments: kernelRows)
+  func kernelCommand(_ row: Row) throws {
+    let stale = try Stale()
+    let before = stale.rig.counters
+    stale.rig.machine.kernel.issue([(row.word0, row.word1)])
+    #expect(try stale.served() == row.left)
+    let after = stale.rig.counters, opcode = UInt8(truncatingIfNeeded: row.word0)
+    #expect(after.kernel.syncs == before.kernel.syncs + 1 && after.process == SMMUCounters.Commands())
+    // Configuration is read again after its commands alone, and stage 2 after its own.
+    let ofBoth = row.left.isEmpty, isConfiguration = opcode < 0x10
+    #expect((after.configurationCache.misses > before.configurationCache.misses) == isConfiguration)
+    #expect((after.stage2Cache.misses > before.stage2Cache.misses) == ofBoth)
+    stale.rig.close()
+  }
+
+  /// Stage 2 alone is dropped by its command, where that is about the area.
+  @Test func stage2Command() throws {
+    let rig = try SMMURig(), stage1 = Stage1(rig)
+    for page in 0..<5 { stage1.map(UInt64(page) * 4096, page: page) }
+    try rig.attach(try rig.nest())
+    func misses(_ page: UInt64) throws -> Int {
+      let before = rig.counters.stage2Cache.misses
+      #expect(try rig.access(page * 4096))
+      return rig.counters.stage2Cache.misses - before
+    }
+    #expect(try misses(0) == 1 && misses(1) == 0)
+    rig.machine.kernel.issue([(0x2a | SMMURig.vmid, SMMURig.page(2) | 1)])
+    #expect(try misses(2) == 1)
+    rig.machine.kernel.issue([(0x2a | SMMURig.vmid, (SMMURig.ipa - 4096) | 1), (0x2a | 9 << 32, SMMURig.page(2) | 1)])
+    #expect(try misses(3) == 0)
+    // Opcodes that it does not have: of other exception levels, and none at all.
+    rig.machine.kernel.issue([(0x22 | SMMURig.vmid, 0), (0xff, 0)])
+    #expect(rig.counters.illegalCommands == 2)
+    rig.close()
+  }
+
+  /// The same address, ASID and IPA under two tags: each has its own translations, in every cache.
+  @Test func tagsAreApart() throws {
+    let host = SimulatedHost(
+      .smmuv3Nested, devices: [SMMURig.address: EduModel(addressBits: 64), "0000:04:00.0": EduModel(addressBits: 64)])
+    let first = try SMMURig(on: host), second = try SMMURig(on: host, node: 1)
+    for (rig, page) in [(first, 1), (second, 2)] {
+      let stage1 = Stage1(rig)
+      stage1.map(0x1000, page: page)
+      stage1.map(0x2000, page: page)
+      try rig.attach(try rig.nest())
+      #expect(try rig.page(at: 0x1000) == page)
+    }
+    #expect(try first.page(at: 0x1000) == 1 && first.page(at: 0x2000) == 1 && second.page(at: 0x2000) == 2)
+    for rig in [first, second] { Stage1(rig).clear(0x1000) }
+    try first.invalidate([(0x12 | 7 << 48, 0x1001), (0x11 | 7 << 48, 0), (0x10, 0)])
+    #expect(try !first.access(0x1000) && second.access(0x1000))
+    try second.invalidate([(0x30, 0)])
+    #expect(try !second.access(0x1000))
+    first.leave()
+    second.close()
+  }
+
+  /// Stage 2 keeps the areas that came last.
+  @Test func areasAreDisplaced() throws {
+    let rig = try SMMURig(), stage1 = Stage1(rig)
+    // With that of the tables, one more than there is room for.
+    for page in 0..<16 as Range<UInt64> {
+      try rig.map(0x4000_0000 + page * 8192, offset: UInt64(SMMURig.data))
+      stage1.map(page * 4096, to: 0x4000_0000 + page * 8192)
+    }
+    try rig.attach(try rig.nest())
+    func misses(_ page: UInt64) throws -> Int {
+      try rig.invalidate(0x12 | 7 << 48, page * 4096 | 1)
+      let before = rig.counters.stage2Cache.misses
+      #expect(try rig.access(page * 4096))
+      return rig.counters.stage2Cache.misses - before
+    }
+    #expect(try misses(0) == 2)
+    for page in 1..<16 as Range<UInt64> { #expect(try misses(page) == 1) }
+    // The tables' area went, comes back in the place of page 0's; that takes page 1's place.
+    #expect(try misses(15) == 1 && misses(15) == 0 && misses(0) == 1 && misses(2) == 0 && misses(1) == 1)
+    rig.close()
+  }
+
   /// Commands that the hardware refuses: the kernel takes them and steps over, and the process hears nothing.
   @Test(arguments: [true, false])
   func illegalCommands(_ hasRanges: Bool) throws {
@@ -100,11 +192,10 @@ import Testing
     let hint: UInt64 = hasRanges ? 0 : 3 << 8
     let illegal = (Self.range(0, 0), Self.base | 1 << 10 | hint | 1), fine = (0x12 | Self.asid, Self.base + 0x1000 | 1)
     #expect(try stale.rig.invalidate([illegal, fine]) == 2)
+    let prefix = "arm-smmu-v3 arm-smmu-v3.0.auto: ", log = try stale.rig.log()
     #expect(try stale.served() == "0234567bg")
     #expect(stale.rig.counters.illegalCommands == 1)
-    let prefix = "arm-smmu-v3 arm-smmu-v3.0.auto: "
-    let log = try stale.rig.log()
-    #expect(log.count == 4)
+    try #require(log.count == 4)
     #expect(log[0].hasPrefix(prefix + "CMDQ error (cons 0x") && log[0].hasSuffix("): Illegal command"))
     #expect(log[1] == prefix + "skipping command in error state:")
     #expect(log[2].hasSuffix("12") && log[3].hasSuffix(hasRanges ? "0000000010000401" : "0000000010000701"))

@@ -165,6 +165,17 @@ import Testing
     rig.close()
   }
 
+  /// A device whose messages are off writes nothing.
+  @Test func messagesThatAreOff() throws {
+    let rig = try SMMURig(model: ScratchModel { _, _, bus in bus.interrupt() }), stage1 = Stage1(rig)
+    stage1.map(0x800_0000, page: 1)
+    try rig.attach(try rig.nest())
+    rig.memory[SMMURig.data + 4096 + 0x40] = .max
+    try rig.registers.write(0, 1, width: 4)
+    #expect(rig.memory[SMMURig.data + 4096 + 0x40] == .max && rig.machine.faults.isEmpty)
+    rig.close()
+  }
+
   /// What it costs on the machine's clock: a command and a wait each of the kernel's, one wait a run of the process's.
   @Test func charges() throws {
     let (rig, _, _) = try attached()

@@ -18,18 +18,26 @@ struct SMMURig: Sendable {
   let memory: Memory
 
   static let address = "0000:03:00.0"
+  /// The tag that the kernel gives to the first nest parent.
+  static let vmid: UInt64 = 1 << 32
   static let stream: UInt64 = 0x42, ipa: UInt64 = 0x200_0000
   static let byteCount: UInt64 = 4 << 20
   /// Where pages of data begin in the memory.
   static let data = 2 << 20
 
   init(
-    _ description: SimulatedMachine = .smmuv3Nested, depth: UInt32 = 64, over wrap: (any Kernel) -> any Kernel = { $0 }
+    _ description: SimulatedMachine = .smmuv3Nested, model: any DeviceModel = EduModel(addressBits: 64),
+    depth: UInt32 = 64
   ) throws(Errno) {
-    machine = SimulatedHost(description, devices: [Self.address: EduModel(addressBits: 64)])
-    kernel = wrap(machine.kernel)
+    try self.init(on: SimulatedHost(description, devices: [Self.address: model]), depth: depth)
+  }
+
+  /// The same for a device of a machine, by the number of its node, with objects of its own.
+  init(on host: SimulatedHost, node: Int = 0, depth: UInt32 = 64) throws(Errno) {
+    machine = host
+    kernel = machine.kernel
     iommufd = try kernel.open("/dev/iommu")
-    device = try kernel.open("/dev/vfio/devices/vfio0")
+    device = try kernel.open("/dev/vfio/devices/vfio\(node)")
     deviceID = try kernel.vfioBind(device, iommufd: iommufd, token: nil)
     ioas = try kernel.ioasAllocate(iommufd)
     parent = try kernel.hwptAllocate(iommufd, flags: HWPTFlags.nestParent, device: deviceID, pageTable: ioas)
@@ -123,12 +131,17 @@ struct SMMURig: Sendable {
   var counters: SMMUCounters { machine.smmuCounters() }
   func log() throws -> [String] { try kernel.kernelLog(from: 0).map(\.text) }
 
-  /// Closes everything; nothing may be left.
-  func close(_ location: SourceLocation = #_sourceLocation) {
+  /// Closes everything, where others are on the machine.
+  func leave() {
     kernel.close(events)
     kernel.close(device)
     kernel.close(iommufd)
     memory.close()
+  }
+
+  /// Closes everything; nothing may be left.
+  func close(_ location: SourceLocation = #_sourceLocation) {
+    leave()
     #expect(machine.kernel.census == Census(), sourceLocation: location)
   }
 }
