@@ -23,8 +23,8 @@ struct StreamTableEntry: Equatable, Sendable, BitwiseCopyable {
     case illegal
   }
 
-  private static let allowed0: UInt64 = 1 | 7 << 1 | 3 << 4 | contextMask | 0x1f << 59
-  private static let allowed1: UInt64 = 3 | 3 << 2 | 3 << 4 | 3 << 6 | 1 << 27 | 3 << 28
+  private static let allowed0: UInt64 = 0xf80f_ffff_ffff_ffff
+  private static let allowed1: UInt64 = 0x3800_00ff
   private static let contextMask: UInt64 = 0x000f_ffff_ffff_ffc0
 
   /// The kernel's checks of a process's entry, `arm_smmu_validate_vste`: EIO for what it may not say. An invalid one aborts.

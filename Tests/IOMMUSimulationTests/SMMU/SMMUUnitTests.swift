@@ -76,17 +76,20 @@ import Testing
     let machine = Self.host(base, Self.two)
     do {
       let first = try Device("0000:03:00.0", on: machine.host)
+      let early = try first.dma.map(try first.dma.buffer(byteCount: 4096), .bidirectional)
       let second = try Device("0000:04:00.0", on: machine.host, sharing: first.dma)
-      let mapping = try first.dma.map(try first.dma.buffer(byteCount: 4096), .bidirectional)
-      for device in [first, second] {
+      let late = try first.dma.map(try first.dma.buffer(byteCount: 4096), .bidirectional)
+      let addresses = [early.address, late.address]
+      for (device, address) in addresses.flatMap({ [(first, $0), (second, $0)] }) {
         let bar = try device.registers(bar: 0)
         bar.store(0x40000 as UInt64, at: 0x80)
-        bar.store(mapping.address.rawValue, at: 0x88)
+        bar.store(address.rawValue, at: 0x88)
         bar.store(8 as UInt64, at: 0x90)
         bar.store(3 as UInt64, at: 0x98)
       }
-      #expect(machine.faults.isEmpty && machine.counters.bytesWritten == 16)
-      _ = try mapping.unmap()
+      #expect(machine.faults.isEmpty && machine.counters.bytesWritten == 32)
+      _ = try early.unmap()
+      _ = try late.unmap()
       second.close()
       first.close()
     }
