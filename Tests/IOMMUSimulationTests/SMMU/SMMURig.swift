@@ -150,6 +150,9 @@ extension UInt64 {
   var littleEndianBytes: [UInt8] { (0..<8).map { UInt8(truncatingIfNeeded: self >> (8 * UInt64($0))) } }
 }
 
+/// A word of fields.
+func word(_ fields: UInt64...) -> UInt64 { fields.reduce(0, |) }
+
 /// A writer of stage 1 for tests: VMSAv8-64 tables in a rig's memory, from the architecture's bit layout.
 final class Stage1 {
   let rig: SMMURig
@@ -160,7 +163,7 @@ final class Stage1 {
   private var next: Int
 
   /// Bits of a leaf that anybody may read and write: AttrIndx 1, AP[1], SH inner, AF, nG.
-  static let readWrite: UInt64 = 1 << 2 | 1 << 6 | 3 << 8 | 1 << 10 | 1 << 11
+  static let readWrite = word(1 << 2, 1 << 6, 3 << 8, 1 << 10, 1 << 11)
 
   /// Writes a context descriptor at an offset, with nothing mapped; tables are from 64 KiB behind it on.
   init(_ rig: SMMURig, granuleShift: UInt64 = 12, inputBits: UInt64 = 39, asid: UInt64 = 7, context: Int = 0) {
@@ -168,9 +171,10 @@ final class Stage1 {
     root = context + 0x1_0000
     next = root + 0x1_0000
     let granule: UInt64 = granuleShift == 12 ? 0 : granuleShift == 16 ? 1 : 2
-    rig.memory[context] =
-      (64 - inputBits) | granule << 6 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 30 | 1 << 31 | 4 << 32 | 1 << 41 | 1 << 45
-      | 1 << 46 | 1 << 47 | asid << 48
+    // IR, OR, SH, EPD1, V, IPS, AA64, R, A, ASET.
+    rig.memory[context] = word(
+      64 - inputBits, granule << 6, 1 << 8, 1 << 10, 3 << 12, 1 << 30, 1 << 31, 4 << 32, 1 << 41, 1 << 45, 1 << 46,
+      1 << 47, asid << 48)
     rig.memory[context + 8] = SMMURig.ipa + UInt64(root)
     rig.memory[context + 24] = 0xf404_ff44
   }

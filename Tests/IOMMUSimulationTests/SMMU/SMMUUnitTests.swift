@@ -105,7 +105,7 @@ import Testing
     let viommu = try kernel.viommuAllocate(iommufd, type: 1, device: first.id, pageTable: parent)
     let memory = try Memory(kernel)
     _ = try kernel.ioasMap(iommufd, ioas: ioas, flags: 7, address: memory.address, byteCount: 8192, iova: 0x10_0000)
-    memory[0] = 25 | 1 << 30 | 1 << 31 | 4 << 32 | 1 << 41 | 1 << 45 | 1 << 46 | 7 << 48
+    memory[0] = word(25, 1 << 30, 1 << 31, 4 << 32, 1 << 41, 1 << 45, 1 << 46, 7 << 48)
     memory[8] = 0x10_1000
     let entry = (1 | 5 << 1 | 0x10_0000 as UInt64).littleEndianBytes + (0 as UInt64).littleEndianBytes
     let nested = try kernel.hwptAllocate(

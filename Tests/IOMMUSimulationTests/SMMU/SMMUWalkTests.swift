@@ -9,19 +9,20 @@ import Testing
     let rig = try SMMURig(), ipa = SMMURig.ipa
     let registers = try rig.kernel.hardwareInfo(rig.iommufd, device: rig.deviceID)
     #expect(registers.type == 2 && registers.data.count == 40)
-    rig.memory[0] =
-      25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 30 | 1 << 31 | 4 << 32 | 1 << 41 | 1 << 45 | 1 << 46 | 1 << 47 | 7 << 48
+    rig.memory[0] = word(
+      25, 1 << 8, 1 << 10, 3 << 12, 1 << 30, 1 << 31, 4 << 32, 1 << 41, 1 << 45, 1 << 46, 1 << 47, 7 << 48)
     rig.memory[8] = ipa + 0x1000
     rig.memory[24] = 0xf404_ff44
     rig.memory[0x1000] = (ipa + 0x2000) | 3
     rig.memory[0x2000 + 0x500_0000 >> 21 * 8] = (ipa + 0x3000) | 3
     let target = SMMURig.page(3)
-    rig.memory[0x3000] = target | 3 | 1 << 2 | 1 << 6 | 3 << 8 | 1 << 10 | 1 << 11
-    let nested = try rig.nest(1 | 5 << 1 | ipa, 1 << 2 | 1 << 4 | 3 << 6)
+    let attributes = word(1 << 2, 1 << 6, 3 << 8, 1 << 10, 1 << 11)
+    rig.memory[0x3000] = target | 3 | attributes
+    let nested = try rig.nest(word(1, 5 << 1, ipa), word(1 << 2, 1 << 4, 3 << 6))
     try rig.attach(nested)
     #expect(try rig.page(at: 0x500_0000) == 3)
     // The entry changes, and the old page is written to until the command.
-    rig.memory[0x3000] = SMMURig.page(9) | 3 | 1 << 2 | 1 << 6 | 3 << 8 | 1 << 10 | 1 << 11
+    rig.memory[0x3000] = SMMURig.page(9) | 3 | attributes
     #expect(try rig.page(at: 0x500_0000) == 3)
     #expect(try rig.invalidate(0x12 | 7 << 48, 0x500_0000 | 1) == 1)
     #expect(try rig.page(at: 0x500_0000) == 9)
