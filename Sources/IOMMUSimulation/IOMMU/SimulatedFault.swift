@@ -8,8 +8,12 @@ public struct SimulatedFault: Hashable, Sendable, CustomStringConvertible {
     case notMapped
     /// The area may not be read, or not be written.
     case permission
-    /// The address is above the IOMMU's input size.
+    /// The address is above the IOMMU's input size, or a table leads above its output size.
     case addressSize
+    /// A table's entry has not been marked as accessed, and the hardware does not do it.
+    case accessFlag
+    /// What describes the device's translation is wrong, or cannot be read.
+    case configuration
   }
 
   /// The PCI address of the device, such as `0000:00:02.0`.
@@ -49,7 +53,8 @@ public struct SimulatedCounters: Hashable, Sendable {
   public internal(set) var processInvalidations = 0
   /// Waits for those: one for each call, however many commands it had.
   public internal(set) var processSyncs = 0
-  /// Pages of requests that the IOTLB had, and that took a walk, where the process owns the page tables.
+  /// Pages of requests that the IOTLB had, and that took a walk, where the process owns the page tables in the simulation's own
+  /// format; ``SMMUCounters/iotlb`` has those of an SMMUv3.
   public internal(set) var cacheHits = 0, cacheMisses = 0
   /// Flushes that caching mode asks for when something is mapped; not among ``invalidations``.
   public internal(set) var flushesOnMap = 0

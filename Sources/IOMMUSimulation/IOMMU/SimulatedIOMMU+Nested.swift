@@ -11,7 +11,7 @@ extension SimulatedIOMMU {
 
   /// A domain whose stage 1 is the process's.
   mutating func makeDomain(over parent: DomainID, _ table: FlatTable) -> DomainID {
-    let id = makeDomain()
+    let id = makeDomain(unit: unit(of: parent))
     domains[id]!.nesting = Nesting(parent: parent, table: table)
     domains[parent]!.children.insert(id)
     return id

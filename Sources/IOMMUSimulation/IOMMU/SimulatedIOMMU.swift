@@ -3,8 +3,8 @@ import IOMMU
 /// The IOMMU of a simulated machine: domains, which device is in which, translation, and what it had to invalidate.
 ///
 /// Everything above it (iommufd, type1) speaks of domains and never of how they translate. A domain is a flat map that
-/// the kernel owns and that translates at once, or a table of the process's over such a map, with an IOTLB in front; the real
-/// formats go behind the same five verbs: make, map, unmap, attach, translate.
+/// the kernel owns and that translates at once; or a table of the process's over such a map, with an IOTLB in front; or a stage 1
+/// in the format of an ``SMMU``, which walks it. The verbs are the same five: make, map, unmap, attach, translate.
 struct SimulatedIOMMU {
   /// One translation context: the page table of a HWPT or of a type1 container.
   struct DomainID: Hashable { let number: Int }
@@ -25,6 +25,8 @@ struct SimulatedIOMMU {
   struct Refusal: Error {
     let reason: SimulatedFault.Reason
     let iova: UInt64
+    /// Whether the hardware tells the kernel of it by an event record, or has a reason not to.
+    var hasEvent = false
   }
 
   struct Mapping {
@@ -39,12 +41,16 @@ struct SimulatedIOMMU {
     var table = AreaMap<Mapping>()
     /// Stage 1 over another domain; nil where the table above is all there is.
     var nesting: Nesting?
+    /// The same in an SMMU's format.
+    var hardware: HardwareNesting?
+    /// The IOMMU that it is for.
+    var unit = 0
     /// Domains that have this one as stage 2.
     var children: Set<DomainID> = []
     var members: Set<PCIAddress> = []
   }
 
-  private let kind: SimulatedMachine.IOMMUKind
+  let kind: SimulatedMachine.IOMMUKind
   private let addressBits: Int
   private let cachingMode: Bool
   /// First-stage tables have no write-only pages: what may be written may be read.
@@ -52,6 +58,8 @@ struct SimulatedIOMMU {
   private(set) var counters = SimulatedCounters()
   var domains: [DomainID: Domain] = [:]
   private var domainOf: [PCIAddress: DomainID] = [:]
+  /// The SMMUs, where the machine has such.
+  var smmus: [SMMU] = []
   private var nextDomain = 1
   var iotlb: IOTLB
   /// The bits of an address within a page.
@@ -59,6 +67,7 @@ struct SimulatedIOMMU {
 
   init(_ machine: SimulatedMachine, _ kind: SimulatedMachine.IOMMUKind) {
     self.kind = kind
+    if kind == .smmuv3 { smmus = (0..<machine.unitCount).map { SMMU(machine, number: $0) } }
     cachingMode = machine.cachingMode
     iotlb = IOTLB(capacity: machine.iotlbEntryCount)
     pageShift = max(machine.pageSizes.trailingZeroBitCount, 12)
@@ -80,42 +89,44 @@ struct SimulatedIOMMU {
 
 extension SimulatedIOMMU {
   /// An empty domain with no device in it.
-  mutating func makeDomain() -> DomainID {
+  mutating func makeDomain(unit: Int = 0) -> DomainID {
     let id = DomainID(number: nextDomain)
     nextDomain += 1
     domains[id] = Domain()
+    domains[id]!.unit = unit
     return id
   }
 
   /// Frees a domain that no device is in; its table goes without a command, since no tag is live.
   mutating func destroy(_ id: DomainID) {
     assert(domains[id]?.members.isEmpty == true)
-    if let parent = domains[id]?.nesting?.parent { domains[parent]?.children.remove(id) }
+    if let parent = domains[id]?.parent { domains[parent]?.children.remove(id) }
     domains[id] = nil
   }
 
   /// Puts a device into a domain, out of the one it was in.
   mutating func attach(_ device: PCIAddress, to id: DomainID) {
-    guard domainOf[device] != id else { return }
-    leave(device)
+    let old = domainOf[device]
+    guard old != id else { return }
     domainOf[device] = id
     domains[id]!.members.insert(device)
-    counters.configurationInvalidations += 1
+    configure(device, from: old, to: id)
+    leave(device, old)
   }
 
   /// Leaves a device blocked: every request of it faults.
   mutating func block(_ device: PCIAddress) {
-    guard domainOf[device] != nil else { return }
-    leave(device)
-    counters.configurationInvalidations += 1
+    guard let old = domainOf.removeValue(forKey: device) else { return }
+    configure(device, from: old, to: nil)
+    leave(device, old)
   }
 
   /// When the last device leaves, the driver flushes the domain's tag, once.
-  private mutating func leave(_ device: PCIAddress) {
-    guard let id = domainOf.removeValue(forKey: device) else { return }
-    domains[id]!.members.remove(device)
-    guard domains[id]!.members.isEmpty else { return }
-    iotlb.invalidate(id)
+  private mutating func leave(_ device: PCIAddress, _ old: DomainID?) {
+    guard let old else { return }
+    domains[old]!.members.remove(device)
+    guard domains[old]!.members.isEmpty, !flushHardwareTag(of: old) else { return }
+    iotlb.invalidate(old)
     counters.invalidations += 1
   }
 
@@ -152,12 +163,14 @@ extension SimulatedIOMMU {
     counters.unmaps += 1
     counters.pages += Int(clamping: (area.last - area.start) / area.value.pageByteCount + 1)
     guard isAttached(id) else { return }
-    counters.invalidations += 1
+    let span = Span64(start: area.start, last: area.last)
+    var blocks: [Span64] = []
+    if kind == .smmuv3, freesTables, area.value.pageByteCount < Self.blockByteCount {
+      blocks = Span64.wholeBlocks(of: Self.blockByteCount, in: span)
+    }
+    if invalidateHardware(over: id, span, blocks) { return }
+    counters.invalidations += 1 + blocks.count
     invalidateChildren(of: id)
-    guard kind == .smmuv3, freesTables, area.value.pageByteCount < Self.blockByteCount else { return }
-    let first = (area.start + (Self.blockByteCount - 1)) & ~(Self.blockByteCount - 1)
-    guard first >= area.start, first <= area.last else { return }
-    counters.invalidations += Int((area.last - first + 1) / Self.blockByteCount)
   }
 
   private static var blockByteCount: UInt64 { 2 << 20 }
@@ -173,6 +186,10 @@ extension SimulatedIOMMU {
     guard byteCount > 0 else { return [] }
     guard let id = domainOf[device], let domain = domains[id] else {
       throw Refusal(reason: .blocked, iova: iova)
+    }
+    if domain.hardware != nil {
+      return try smmus[domain.unit].request(
+        UInt32(device.requesterID), iova, byteCount: byteCount, access, over: domains)
     }
     if let nesting = domain.nesting { return try translate(id, nesting, iova, byteCount: byteCount, access) }
     var segments: [Segment] = []

@@ -4,6 +4,8 @@ package struct Census: Hashable, Sendable, CustomStringConvertible {
   package var descriptors = 0
   /// iommufd objects.
   package var addressSpaces = 0, pageTables = 0
+  /// vIOMMUs, vDEVICEs and event queues.
+  package var nestingObjects = 0
   /// Mapped areas of all IOASes and containers.
   package var areas = 0
   /// Domains of the IOMMU.
@@ -20,6 +22,7 @@ package struct Census: Hashable, Sendable, CustomStringConvertible {
   package var description: String {
     let counts: [(String, UInt64)] = [
       ("descriptors", UInt64(descriptors)), ("IOAS", UInt64(addressSpaces)), ("HWPT", UInt64(pageTables)),
+      ("vIOMMU, vDEVICE, vEVENTQ", UInt64(nestingObjects)),
       ("areas", UInt64(areas)), ("domains", UInt64(domains)), ("pinned bytes", pinnedBytes),
       ("memory mappings", UInt64(memoryMappings)), ("memory files", UInt64(memoryFiles)),
       ("events", UInt64(events)),
@@ -34,7 +37,8 @@ extension SimulatedKernel {
   package var census: Census {
     locked { state in
       var census = Census()
-      census.descriptors = state.descriptors.files.count
+      census.descriptors = state.descriptors.files.count + state.eventQueues.count
+      census.nestingObjects = state.nestingObjectCount
       (census.addressSpaces, census.pageTables) = (state.ioasCount, state.pageTableCount)
       census.areas = state.areaCount
       census.domains = state.iommu?.domainCount ?? 0

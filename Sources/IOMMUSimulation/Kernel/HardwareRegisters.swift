@@ -2,7 +2,7 @@ import IOMMU
 
 /// The identification registers of the simulated IOMMU, as `IOMMU_GET_HW_INFO` gives them and sysfs shows them.
 ///
-/// VT-d's values are those of an emulator's in the same mode; SMMUv3's likewise. Neither offers nesting.
+/// VT-d's values are those of an emulator's in the same mode, and offer no nesting; SMMUv3's are the machine's.
 struct HardwareRegisters {
   let machine: SimulatedMachine
   let kind: SimulatedMachine.IOMMUKind
@@ -26,10 +26,8 @@ struct HardwareRegisters {
     return machine.isolatesInterrupts ? base | 1 << 3 : base & ~(1 << 3)
   }
 
-  /// IDR0 to IDR5, IIDR, AIDR: stages 1 and 2, range invalidation, 44 output bits, no PASIDs.
-  var identification: [UInt32] {
-    [0x0d44_101b, 0x0273_0010, 0, 0x1414, 0, 0x74, 0, 1]
-  }
+  /// IDR0 to IDR5, IIDR, AIDR.
+  var identification: [UInt32] { machine.smmu.words }
 
   var hardwareInfo: HardwareInfo {
     // Capability bit 3: no ATS.

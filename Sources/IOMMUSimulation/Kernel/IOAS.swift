@@ -76,8 +76,10 @@ final class HWPageTable {
   var isNestParent = false
   /// The table below, of a nested one; that one's IOAS is this one's too, though it does not fill it.
   var parent: HWPageTable?
+  /// What a nested one was made over, where that is a vIOMMU.
+  var viommu: VIOMMU?
   var id: UInt32 = 0
-  /// Devices in it, and tables nested over it.
+  /// Devices in it, and tables and vIOMMUs over it.
   var users = 0
 
   init(_ ioas: IOAS, _ domain: SimulatedIOMMU.DomainID, isAutomatic: Bool) {

@@ -32,6 +32,7 @@ extension KernelState {
 
   func unbind(_ device: DeviceState, id: UInt32, from context: IOMMUFDContext) {
     detach(device, in: context)
+    if let vdevice = device.vdevice { destroy(vdevice, in: context) }
     context.objects[id] = nil
     disclaim(device.group!)
     release(context)
@@ -41,16 +42,20 @@ extension KernelState {
   func attach(_ device: DeviceState, to id: UInt32, in context: IOMMUFDContext) throws(Errno) -> UInt32 {
     guard let object = context.objects[id] else { throw .noEntry }
     switch object {
-    case .device: throw .invalidArgument
+    case .device, .viommu, .vdevice, .eventQueue: throw .invalidArgument
     case .pageTable(let table):
       try move(device, to: table, in: context)
       return table.id
     case .ioas(let ioas):
-      if let table = ioas.pageTables.first(where: \.isAutomatic) {
+      // A domain of an SMMU is for that one alone.
+      let isUsable = { (table: HWPageTable) in
+        table.isAutomatic && (self.machine.iommu != .smmuv3 || self.iommu!.unit(of: table.domain) == device.unit)
+      }
+      if let table = ioas.pageTables.first(where: isUsable) {
         try move(device, to: table, in: context)
         return table.id
       }
-      let table = try makePageTable(for: ioas, isAutomatic: true, in: context)
+      let table = try makePageTable(for: ioas, unit: device.unit, isAutomatic: true, in: context)
       do throws(Errno) {
         try move(device, to: table, in: context)
       } catch {
@@ -68,10 +73,12 @@ extension KernelState {
     if let current = group.pageTable, current !== table, !isReplacement { throw .invalidArgument }
     let newcomers = isReplacement ? group.attached : [device]
     let old = group.pageTable
+    try checkAttach(group, to: table)
     if old?.ioas !== table.ioas || !isReplacement {
       try reserveRegions(of: newcomers, in: table.ioas)
     }
     for member in group.members { iommu!.attach(member.address, to: table.domain) }
+    noteEvents(of: group, in: table)
     group.pageTable = table
     if isReplacement {
       if let old, old !== table {
@@ -105,6 +112,7 @@ extension KernelState {
     group.attached.remove(at: index)
     if group.attached.isEmpty {
       for member in group.members { iommu!.block(member.address) }
+      noteEvents(of: group, in: nil)
       group.pageTable = nil
     }
     table.ioas.release(reservedFor: device)
@@ -116,12 +124,14 @@ extension KernelState {
     if table.isAutomatic && table.users == 0 { destroy(table, in: context) }
   }
 
-  /// Lets go of an iommufd; the last reference frees all objects, page tables before what they stand on.
+  /// Lets go of an iommufd; the last reference frees all objects, each before what it stands on.
   func release(_ context: IOMMUFDContext) {
     context.references -= 1
     guard context.references == 0 else { return }
     let objects = context.objects.values
     for case .pageTable(let table) in objects where table.parent != nil { destroy(table, in: context) }
+    for case .eventQueue(let queue) in objects { destroy(queue, in: context) }
+    for case .viommu(let viommu) in objects { destroy(viommu, in: context) }
     for case .pageTable(let table) in objects where table.parent == nil { destroy(table, in: context) }
     for case .ioas(let ioas) in objects { destroy(ioas, in: context) }
   }

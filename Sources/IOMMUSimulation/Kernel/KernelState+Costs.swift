@@ -10,6 +10,7 @@ extension KernelState {
     }
     // Each of the kernel's invalidations has a wait of its own.
     let kernelCommands = done(\.invalidations) + done(\.flushesOnMap)
+    clock.charge(iommu?.takeTime() ?? 0)
     clock.charge(
       costs.systemCall + costs.area * (done(\.maps) + done(\.unmaps)) + costs.page * done(\.pages)
         + costs.invalidation * (kernelCommands + done(\.processInvalidations))

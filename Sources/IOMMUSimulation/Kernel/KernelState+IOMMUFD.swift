@@ -34,6 +34,13 @@ extension KernelState {
     case .pageTable(let table):
       guard table.users == 0 else { throw .busy }
       destroy(table, in: context)
+    case .viommu(let viommu):
+      guard viommu.users == 0 else { throw .busy }
+      destroy(viommu, in: context)
+    case .vdevice(let vdevice): destroy(vdevice, in: context)
+    case .eventQueue(let queue):
+      guard !queue.isOpen else { throw .busy }
+      destroy(queue, in: context)
     }
   }
 
@@ -60,19 +67,21 @@ extension KernelState {
   }
 
   /// A page table for a device, with all that the IOAS maps; nothing is left behind when it fails.
-  func makePageTable(for ioas: IOAS, isAutomatic: Bool, in context: IOMMUFDContext) throws(Errno)
-    -> HWPageTable
-  {
+  func makePageTable(
+    for ioas: IOAS, unit: Int, isAutomatic: Bool, isNestParent: Bool = false, in context: IOMMUFDContext
+  ) throws(Errno) -> HWPageTable {
     guard granule <= 4096 else { throw .invalidArgument }
-    let table = HWPageTable(ioas, iommu!.makeDomain(), isAutomatic: isAutomatic)
+    let table = HWPageTable(ioas, iommu!.makeDomain(unit: unit), isAutomatic: isAutomatic)
+    table.isNestParent = isNestParent
+    // Stage 2 of an SMMU takes in as many bits as it puts out.
+    let isStage2 = isNestParent && machine.hasVIOMMU
+    let last = isStage2 ? min(iommu!.apertureLast, 1 << UInt64(machine.smmu.outputBits) - 1) : iommu!.apertureLast
     do throws(Errno) {
       for area in ioas.areas.areas
       where (area.start | area.byteCount | UInt64(area.value.memory.address)) & (granule - 1) != 0 {
         throw .addressInUse
       }
-      if iommu!.apertureLast < .max {
-        try ioas.reserve(Span64(start: iommu!.apertureLast + 1, last: .max), for: table)
-      }
+      if last < .max { try ioas.reserve(Span64(start: last + 1, last: .max), for: table) }
       try fill(table)
     } catch {
       ioas.release(reservedFor: table)

@@ -47,10 +47,18 @@ extension KernelState {
     return .success(device)
   }
 
-  /// A message interrupt is a write on the bus, so it takes the bus-master bit.
+  /// A message interrupt is a write on the bus, so it takes the bus-master bit; and under a stage 1 of the process's a
+  /// translation that leads to the doorbell. One that leads elsewhere writes there.
   func deviceInterrupts(_ address: PCIAddress, _ vector: Int) {
     guard case .success(let device) = busMaster(address) else { return }
-    device.interrupts.message(vector)
+    guard iommu?.isNested(address) == true else { return device.interrupts.message(vector) }
+    guard device.interrupts.usesMessages,
+      case .success(let segments) = translate(address, Doorbell.page + Doorbell.offset, byteCount: 4, .write),
+      let place = segments.first?.host
+    else { return }
+    if Doorbell.contains(place) { return device.interrupts.message(vector) }
+    let bytes = (0..<4).map { UInt8(truncatingIfNeeded: vector >> ($0 * 8)) }
+    HostMemory.write(bytes[...], to: memory.deviceSide(of: place))
   }
 
   func deviceSetsPin(_ address: PCIAddress, _ asserted: Bool) {

@@ -10,21 +10,26 @@ extension KernelState {
     let context = try iommufdContext(descriptor)
     // 4 is FAULT_ID_VALID, which is only looked at with a fault id; 8 is PASID.
     guard flags & ~0xf == 0 else { throw .notSupported }
-    guard case .device? = context.objects[device] else { throw .noEntry }
+    guard case .device(let device)? = context.objects[device] else { throw .noEntry }
     switch context.objects[pageTable] {
     case .ioas(let ioas)?:
       guard data == nil else { throw .notSupported }
       // Dirty tracking, faults and PASIDs are not simulated, and nesting not everywhere: as on hardware that has none.
-      guard flags == 0 || (flags == HWPTFlags.nestParent && machine.nests) else { throw .notSupported }
-      let table = try makePageTable(for: ioas, isAutomatic: false, in: context)
-      table.isNestParent = flags == HWPTFlags.nestParent
-      return table.id
+      let canNest = machine.nests || machine.hasSMMUStages
+      guard flags == 0 || (flags == HWPTFlags.nestParent && canNest) else { throw .notSupported }
+      let isNestParent = flags == HWPTFlags.nestParent
+      return try makePageTable(
+        for: ioas, unit: device.unit, isAutomatic: false, isNestParent: isNestParent, in: context
+      ).id
     case .pageTable(let parent)?:
       guard let data, flags == 0 else { throw .notSupported }
       guard parent.isNestParent else { throw .invalidArgument }
-      guard data.type == FlatFormat.dataType else { throw .notSupported }
+      guard data.type == FlatFormat.dataType, machine.nests else { throw .notSupported }
       return try makeNested(over: parent, try FlatFormat.table(data.bytes), in: context)
-    case .device?, nil: throw .invalidArgument
+    case .viommu(let viommu)?:
+      guard let data, !data.bytes.isEmpty else { throw .notSupported }
+      return try makeNested(over: viommu, for: device, flags: flags, data, in: context)
+    case .device?, .vdevice?, .eventQueue?, nil: throw .invalidArgument
     }
   }
 
@@ -43,7 +48,7 @@ extension KernelState {
   /// Frees a nested table: its parent keeps stage 2.
   func destroy(nested: HWPageTable, over parent: HWPageTable, in context: IOMMUFDContext) {
     iommu!.destroy(nested.domain)
-    parent.users -= 1
+    if let viommu = nested.viommu { viommu.users -= 1 } else { parent.users -= 1 }
     context.objects[nested.id] = nil
     pageTableCount -= 1
   }
@@ -54,9 +59,8 @@ extension KernelState {
   ) throws(Errno) -> Int {
     let context = try iommufdContext(descriptor)
     guard let object = context.objects[id] else { throw .noEntry }
-    guard case .pageTable(let table) = object, table.parent != nil, type == FlatFormat.dataType else {
-      throw .invalidArgument
-    }
+    guard case .pageTable(let table) = object, table.parent != nil, table.viommu == nil else { throw .invalidArgument }
+    guard type == FlatFormat.dataType else { throw .invalidArgument }
     defer { if !commands.isEmpty { iommu!.countSync() } }
     for command in commands {
       guard command.flags & ~1 == 0, command.reserved == 0 else { throw .notSupported }

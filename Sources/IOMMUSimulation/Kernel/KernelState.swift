@@ -18,7 +18,11 @@ final class KernelState {
   var timerWaiters: Set<Int32> = []
   var faults: [SimulatedFault] = []
   /// Objects alive, for the census.
-  var areaCount = 0, ioasCount = 0, pageTableCount = 0
+  var areaCount = 0, ioasCount = 0, pageTableCount = 0, nestingObjectCount = 0
+  /// Event queues by the descriptor that they are read from.
+  var eventQueues: [Int32: VEventQueue] = [:]
+  /// How far the process's last invalidation got.
+  var invalidation = InvalidationProgress()
   /// System calls that the clock was charged for.
   var systemCalls = 0
 
@@ -94,6 +98,12 @@ final class DeviceState {
   /// Open files that use it: one for its own node, several by its group.
   var openCount = 0
   var isGone = false
+  /// Its number in a vIOMMU.
+  var vdevice: VDevice?
+  /// The vIOMMU that hears of its faults, and the number that they have there; from the attach on.
+  var events: (viommu: VIOMMU, number: UInt32)?
+  /// The number of the IOMMU that translates for it.
+  var unit: Int { spec.iommuUnit }
 
   /// Where the host put the BARs, by number; 0 for those that are not there.
   let barBases: [UInt64]

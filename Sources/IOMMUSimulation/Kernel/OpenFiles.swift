@@ -14,8 +14,11 @@ final class IOMMUFDContext {
     case ioas(IOAS)
     case pageTable(HWPageTable)
     case device(DeviceState)
+    case viommu(VIOMMU)
+    case vdevice(VDevice)
+    case eventQueue(VEventQueue)
   }
-  /// The descriptor, and one for each bound device.
+  /// The descriptor, and one for each bound device and each open event queue.
   var references = 1
   var objects: [UInt32: Object] = [:]
 

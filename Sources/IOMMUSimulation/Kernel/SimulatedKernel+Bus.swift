@@ -7,7 +7,7 @@ extension SimulatedKernel {
     _ address: PCIAddress, _ iova: UInt64, byteCount: Int
   ) -> Result<[UInt8], DeviceBus.Failure> {
     locked { state in
-      state.translate(address, iova, byteCount: byteCount, .read).map { segments in
+      state.translateMemory(address, iova, byteCount: byteCount, .read).map { segments in
         state.iommu?.countRead(byteCount)
         return segments.flatMap { HostMemory.read(state.memory.deviceSide(of: $0.host), byteCount: $0.byteCount) }
       }
@@ -18,7 +18,7 @@ extension SimulatedKernel {
     _ address: PCIAddress, _ iova: UInt64, _ bytes: [UInt8]
   ) -> Result<Void, DeviceBus.Failure> {
     locked { state in
-      state.translate(address, iova, byteCount: bytes.count, .write).map { segments in
+      state.translateMemory(address, iova, byteCount: bytes.count, .write).map { segments in
         state.iommu?.countWritten(bytes.count)
         var next = 0
         for segment in segments {
@@ -49,6 +49,15 @@ extension SimulatedKernel {
 }
 
 extension KernelState {
+  /// The same for data: the doorbell of interrupts is no memory.
+  func translateMemory(
+    _ address: PCIAddress, _ iova: UInt64, byteCount: Int, _ access: SimulatedIOMMU.Permissions
+  ) -> Result<[SimulatedIOMMU.Segment], DeviceBus.Failure> {
+    translate(address, iova, byteCount: byteCount, access).flatMap { segments in
+      segments.contains { Doorbell.contains($0.host) } ? .failure(.refused) : .success(segments)
+    }
+  }
+
   /// Where a request of a device goes: bus mastering, the address bits that the device drives, then the IOMMU.
   func translate(
     _ address: PCIAddress, _ iova: UInt64, byteCount: Int, _ access: SimulatedIOMMU.Permissions
@@ -61,22 +70,25 @@ extension KernelState {
     let bits = device.identity.addressBits
     let driven = bits == 64 ? iova : iova & ((1 << UInt64(bits)) - 1)
     guard iommu != nil else { return .failure(.refused) }
+    defer { clock.charge(iommu!.takeTime()) }
     do throws(SimulatedIOMMU.Refusal) {
       return .success(try iommu!.translate(address, driven, byteCount: byteCount, access))
     } catch {
-      record(
-        SimulatedFault(
-          device: address.description, iova: error.iova, isWrite: access == .write, reason: error.reason))
+      let fault = SimulatedFault(
+        device: address.description, iova: error.iova, isWrite: access == .write, reason: error.reason)
+      record(fault, hasEvent: error.hasEvent)
       return .failure(.refused)
     }
   }
 
-  private func record(_ fault: SimulatedFault) {
+  /// What hardware with an event queue has to say of it is in that queue.
+  private func record(_ fault: SimulatedFault, hasEvent: Bool) {
     iommu?.countFault()
     if faults.count < Self.faultLimit { faults.append(fault) }
+    guard !hasEvent else { return deliverEvents() }
     guard let address = PCIAddress(fault.device) else { return }
-    let now = clock.now
-    for line in FaultLines(machine: machine).lines(fault, device: address) { log.add(line, at: now) }
+    let now = clock.now, unit = devices[address]?.unit ?? 0
+    for line in FaultLines(machine: machine, unit: unit).lines(fault, device: address) { log.add(line, at: now) }
   }
 }
 

@@ -43,6 +43,7 @@ extension SimulatedKernel {
       locked { state in
         state.memory.files[descriptor] = nil
         state.memory.events.remove(descriptor)
+        _ = state.closeEventQueue(descriptor)
       }
       return HostSystem.close(descriptor)
     }

@@ -64,6 +64,12 @@ extension SimulatedKernel {
   package func hwptInvalidate(
     _ iommufd: Int32, pageTable: UInt32, type: UInt32, entries: UnsafeRawBufferPointer, byteCount: Int
   ) throws(Errno) -> Int {
+    if type != FlatFormat.dataType {
+      let bytes = unsafe Array(entries)
+      return try systemCall { (state) throws(Errno) in
+        try state.hwptInvalidate(iommufd, pageTable, type: type, bytes, byteCount: byteCount)
+      }
+    }
     typealias Command = FlatFormat.Command
     let size = MemoryLayout<Command>.size
     guard byteCount == size, entries.count % size == 0 else { throw .invalidArgument }
@@ -74,6 +80,42 @@ extension SimulatedKernel {
       try state.hwptInvalidate(iommufd, pageTable, type: type, commands)
     }
   }
+
+  package func viommuAllocate(
+    _ iommufd: Int32, type: UInt32, device: UInt32, pageTable: UInt32
+  ) throws(Errno) -> UInt32 {
+    try systemCall { (state) throws(Errno) in
+      try state.viommuAllocate(iommufd, type: type, device: device, pageTable: pageTable)
+    }
+  }
+
+  package func vdeviceAllocate(
+    _ iommufd: Int32, viommu: UInt32, device: UInt32, number: UInt64
+  ) throws(Errno) -> UInt32 {
+    try systemCall { (state) throws(Errno) in
+      try state.vdeviceAllocate(iommufd, viommu: viommu, device: device, number: number)
+    }
+  }
+
+  package func eventQueueAllocate(
+    _ iommufd: Int32, viommu: UInt32, type: UInt32, depth: UInt32
+  ) throws(Errno) -> (id: UInt32, descriptor: Int32) {
+    try systemCall { (state) throws(Errno) in
+      try state.eventQueueAllocate(iommufd, viommu: viommu, type: type, depth: depth)
+    }
+  }
+
+  package func readEventQueue(
+    _ descriptor: Int32, _ buffer: UnsafeMutableRawBufferPointer
+  ) throws(Errno) -> Int {
+    let byteCount = buffer.count
+    let bytes = try locked { (state) throws(Errno) in try state.readEventQueue(descriptor, byteCount: byteCount) }
+    unsafe buffer.copyBytes(from: bytes)
+    return bytes.count
+  }
+
+  /// How far the process's last commands to an SMMU got.
+  package var invalidationProgress: InvalidationProgress { locked { $0.invalidation } }
 
   package var hasFlatFormat: Bool { locked { $0.machine.nests } }
 

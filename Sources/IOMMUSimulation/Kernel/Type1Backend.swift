@@ -1,18 +1,19 @@
 import AddressSpace
 import IOMMU
 
-/// The type1 back end of a container: mappings, and the one domain that all its groups share.
+/// The type1 back end of a container: mappings, and the domain that all its groups share, one for each SMMU.
 final class Type1Backend {
   struct Entry {
     let memory: PinnedMemory
+    let permissions: SimulatedIOMMU.Permissions
   }
 
   let isVersion2: Bool
   let isNoIOMMU: Bool
   var entries = AreaMap<Entry>()
   var available: UInt32
-  /// Made with the first group, gone with the last.
-  var domain: SimulatedIOMMU.DomainID?
+  /// By the number of the IOMMU: made with its first group, gone with the last group of all.
+  var domains: [Int: SimulatedIOMMU.DomainID] = [:]
   var groups: [GroupState] = []
 
   init(isVersion2: Bool, isNoIOMMU: Bool, limit: UInt32) {
@@ -45,8 +46,7 @@ extension KernelState {
           + "\"allow_unsafe_interrupts\" to enable VFIO IOMMU support on this platform", at: clock.now)
       throw .notPermitted
     }
-    let domain = backend.domain ?? iommu!.makeDomain()
-    backend.domain = domain
+    let domain = domain(of: backend, for: group)
     for member in group.members { iommu!.attach(member.address, to: domain) }
     backend.groups.append(group)
   }
@@ -54,12 +54,29 @@ extension KernelState {
   /// The devices leave first, then, with the last group, all mappings: no command for any of them.
   func detach(_ group: GroupState, from backend: Type1Backend) {
     backend.groups.removeAll { $0 === group }
-    guard let domain = backend.domain else { return }
+    guard !backend.domains.isEmpty else { return }
     for member in group.members { iommu!.block(member.address) }
     guard backend.groups.isEmpty else { return }
     for area in backend.entries.removeAll().reversed() { remove(area, from: backend) }
-    iommu!.destroy(domain)
-    backend.domain = nil
+    for domain in backend.domains.values { iommu!.destroy(domain) }
+    backend.domains = [:]
+  }
+
+  /// The domain for a group, with all that is mapped. A domain of an SMMU is for that one alone.
+  private func domain(of backend: Type1Backend, for group: GroupState) -> SimulatedIOMMU.DomainID {
+    let unit = machine.iommu == .smmuv3 ? group.members.first?.unit ?? 0 : 0
+    if let domain = backend.domains[unit] { return domain }
+    let domain = iommu!.makeDomain(unit: unit)
+    backend.domains[unit] = domain
+    for area in backend.entries.areas {
+      enter(area.value, Span64(start: area.start, last: area.last), in: domain)
+    }
+    return domain
+  }
+
+  private func enter(_ entry: Type1Backend.Entry, _ span: Span64, in domain: SimulatedIOMMU.DomainID) {
+    iommu!.map(
+      domain, span, to: entry.memory.address, entry.permissions, pageByteCount: entry.memory.pageByteCount)
   }
 
   func vfioContainerInfo(_ descriptor: Int32) throws(Errno) -> VFIOContainerInfo {
@@ -111,9 +128,9 @@ extension KernelState {
     var permissions: SimulatedIOMMU.Permissions = []
     if flags & 1 != 0 { permissions.insert(.read) }
     if flags & 2 != 0 { permissions.insert(.write) }
-    iommu!.map(
-      backend.domain!, span, to: memory.address, permissions, pageByteCount: memory.pageByteCount)
-    backend.entries.insert(span.start, through: span.last, Type1Backend.Entry(memory: memory))
+    let entry = Type1Backend.Entry(memory: memory, permissions: permissions)
+    for domain in backend.domains.values { enter(entry, span, in: domain) }
+    backend.entries.insert(span.start, through: span.last, entry)
     backend.available -= 1
     areaCount += 1
   }
@@ -147,7 +164,7 @@ extension KernelState {
   }
 
   private func remove(_ area: AreaMap<Type1Backend.Entry>.Area, from backend: Type1Backend) {
-    iommu!.unmap(backend.domain!, startingAt: area.start, freesTables: false)
+    for domain in backend.domains.values { iommu!.unmap(domain, startingAt: area.start, freesTables: false) }
     memoryLock.unlockForProcess(area.value.memory.pageCount)
     memory.unpin(area.value.memory)
     backend.available += 1

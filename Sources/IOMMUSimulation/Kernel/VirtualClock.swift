@@ -52,6 +52,7 @@ struct VirtualClock {
 
   /// Moves time forward by what some work takes.
   mutating func charge(_ nanoseconds: UInt64) {
+    guard nanoseconds > 0 else { return }
     ahead.add(nanoseconds)
     charged += nanoseconds
   }

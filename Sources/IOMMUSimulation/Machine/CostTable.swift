@@ -20,6 +20,9 @@ public struct CostTable: Hashable, Sendable {
   public var invalidation: UInt64 = 20
   /// Waiting until the hardware has done what was put into its queue.
   public var sync: UInt64
+  /// Reading one descriptor of a page table that the process owns, where the hardware walks it. 0: what the hardware does by
+  /// itself is not charged, unless a table says so.
+  public var walkLevel: UInt64 = 0
 
   /// A table whose invalidation takes so long from command to completion; everything else as on all machines.
   public init(_ name: String, roundTrip: UInt64) {

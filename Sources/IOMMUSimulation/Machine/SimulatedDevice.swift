@@ -12,6 +12,9 @@ public struct SimulatedDevice: Sendable {
   public var group: Int?
   /// The address of the bridge it sits behind, nil for the root bus.
   public var bridge: String?
+  /// Which of the machine's IOMMUs translates for it, from 0 on; all are of the machine's kind. A machine has as many as its
+  /// devices name, and all devices of a group have the same.
+  public var iommuUnit = 0
   /// The NUMA node, -1 for none.
   public var numaNode = -1
   /// Whether its DMA is coherent with the processor's caches; VFIO refuses a device that is not.

@@ -38,6 +38,14 @@ public final class SimulatedHost: Sendable {
     }
   }
 
+  /// What an SMMUv3 did since the machine began, by the number of the unit; nothing on a machine without it.
+  public func smmuCounters(unit: Int = 0) -> SMMUCounters {
+    kernel.locked { state in
+      guard let smmus = state.iommu?.smmus, smmus.indices.contains(unit) else { return SMMUCounters() }
+      return smmus[unit].counters
+    }
+  }
+
   /// What the machine's clock was charged since it began, by its ``CostTable``: the same however fast the real machine is.
   public var chargedTime: Duration { kernel.locked { .nanoseconds(Int64($0.clock.charged)) } }
 

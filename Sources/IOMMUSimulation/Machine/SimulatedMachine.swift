@@ -40,6 +40,16 @@ public struct SimulatedMachine: Sendable {
   /// How many pages the IOTLB holds; the one that was filled first goes first. 128 is what a network adapter's throughput
   /// tells of Intel's.
   public var iotlbEntryCount = 128
+  /// How many pointers to tables the paging-structure cache holds, where the hardware walks tables of the process's.
+  public var walkCacheEntryCount = 64
+  /// How many devices' configuration is cached: stream table entries and context descriptors.
+  public var configurationCacheEntryCount = 64
+  /// The identification registers of an SMMUv3, which say what it can.
+  public var smmu = SMMURegisters()
+  /// Whether an SMMUv3's accesses for PCI devices are coherent whatever stage 1 says (CANWBS in the IORT), a property of the
+  /// machine and in no register. A process may own stage 1 where this is so, or where
+  /// ``SMMURegisters/hasStage2ForcedWriteBack`` is.
+  public var hasCANWBS = false
   /// What the clock charges for system calls and invalidations; nil takes the table that fits the IOMMU.
   public var costs: CostTable?
 
@@ -85,8 +95,14 @@ public struct SimulatedMachine: Sendable {
 }
 
 extension SimulatedMachine {
-  /// Whether the kernel can nest page tables.
+  /// Whether the kernel can nest page tables in the simulation's own format.
   var nests: Bool { hasNestedTranslation && iommu != nil && interfaces.contains(.iommufd) }
+  /// Whether there are nest parents for an SMMUv3: `ARM_SMMU_FEAT_NESTING`.
+  var hasSMMUStages: Bool {
+    iommu == .smmuv3 && interfaces.contains(.iommufd) && smmu.hasStage1 && smmu.hasStage2
+  }
+  /// Whether an SMMUv3 lets a process own stage 1: `arm_smmu_get_viommu_size`.
+  var hasVIOMMU: Bool { hasSMMUStages && (hasCANWBS || smmu.hasStage2ForcedWriteBack) }
 
   /// Intel VT-d, 48 address bits.
   public static var vtd: SimulatedMachine { SimulatedMachine() }
@@ -112,6 +128,13 @@ extension SimulatedMachine {
   public static var smmuv3: SimulatedMachine {
     var machine = SimulatedMachine()
     machine.iommu = .smmuv3
+    return machine
+  }
+  /// Arm SMMUv3 over which a process may own stage 1, as on Linux: nested translation by way of a vIOMMU, in the hardware's own
+  /// table format. The simulation's own format is off.
+  public static var smmuv3Nested: SimulatedMachine {
+    var machine = SimulatedMachine.smmuv3
+    (machine.hasCANWBS, machine.hasNestedTranslation) = (true, false)
     return machine
   }
   /// A machine whose kernel has no iommufd: groups and type1 only.

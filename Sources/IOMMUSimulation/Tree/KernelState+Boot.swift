@@ -12,6 +12,8 @@ extension KernelState {
     let taken = Set(slots.compactMap(\.device.group))
     for (spec, address, slot) in slots {
       let group = group(of: spec, next: &nextGroup, taken: taken)
+      let units = (group?.members ?? []).map(\.unit) + [spec.iommuUnit]
+      precondition(units.allSatisfy { $0 == units[0] && $0 >= 0 }, "a group has one IOMMU, of a number from 0 on")
       let bases = placeBARs(spec.model.identity, from: &nextBase)
       let device = DeviceState(spec, at: address, slot: slot, group: group, barBases: bases)
       group?.members.append(device)
@@ -63,7 +65,7 @@ extension KernelState {
     tree.add("/proc/modules", .file(.text(""), mode: 0o444))
     tree.addText("/proc/sys/kernel/osrelease", "7.2.0-simulated")
     addModuleParameters()
-    addIOMMUUnit()
+    for number in 0..<machine.unitCount { addIOMMUUnit(number) }
     if machine.interfaces.contains(.iommufd) { tree.add("/dev/iommu", .node(.iommufd)) }
     tree.add("/dev/vfio", .directory)
     if machine.interfaces.contains(.type1) { tree.add("/dev/vfio/vfio", .node(.container)) }
@@ -97,21 +99,19 @@ extension KernelState {
     }
   }
 
-  /// Where sysfs has the IOMMU, below /sys.
-  var unitPath: (name: String, path: String)? {
+  /// Where sysfs has an IOMMU, below /sys.
+  func unitPath(_ number: Int) -> (name: String, path: String)? {
     switch machine.iommu {
-    case .vtd: ("dmar0", "devices/virtual/iommu/dmar0")
+    case .vtd: return ("dmar\(number)", "devices/virtual/iommu/dmar\(number)")
     case .smmuv3:
-      (
-        "smmu3.0x0000000009050000",
-        "devices/platform/arm-smmu-v3.0.auto/iommu/smmu3.0x0000000009050000"
-      )
-    case nil: nil
+      let name = "smmu3.0x" + hexadecimal(0x905_0000 + UInt64(number) * 0x10_0000, width: 16)
+      return (name, "devices/platform/arm-smmu-v3.\(number).auto/iommu/\(name)")
+    case nil: return nil
     }
   }
 
-  private func addIOMMUUnit() {
-    guard let unit = unitPath, let kind = machine.iommu else { return }
+  private func addIOMMUUnit(_ number: Int) {
+    guard let unit = unitPath(number), let kind = machine.iommu else { return }
     let base = "/sys/" + unit.path
     tree.add(base, .directory)
     tree.add("/sys/class/iommu/" + unit.name, .link("../../" + unit.path))
@@ -119,7 +119,7 @@ extension KernelState {
     guard kind == .vtd else { return }
     let registers = HardwareRegisters(machine, kind)
     tree.addText(base + "/intel-iommu/version", "1:0")
-    tree.addText(base + "/intel-iommu/address", "fed90000")
+    tree.addText(base + "/intel-iommu/address", String(0xfed9_0000 + number * 0x1000, radix: 16))
     tree.addText(base + "/intel-iommu/cap", String(registers.capability, radix: 16))
     tree.addText(base + "/intel-iommu/ecap", String(registers.extendedCapability, radix: 16))
     tree.addText(base + "/intel-iommu/domains_supported", "65536")

@@ -71,7 +71,7 @@ extension KernelState {
     let groupPath = "kernel/iommu_groups/\(group.number)"
     tree.add(base + "/iommu_group", .link(relative(groupPath, from: device)))
     tree.add("/sys/\(groupPath)/devices/\(device.address)", .link("../../../../" + below))
-    if let unit = unitPath {
+    if let unit = unitPath(device.unit) {
       let up = String(repeating: "../", count: device.spec.bridge == nil ? 2 : 3)
       tree.add(base + "/iommu", .link(up + unit.path.dropFirst("devices/".count)))
       let climb = String(repeating: "../", count: unit.path.split(separator: "/").count + 1)
