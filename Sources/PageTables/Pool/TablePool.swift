@@ -31,6 +31,7 @@ package final class TablePool: @unchecked Sendable {
   private let state: UnsafeMutablePointer<State>
   private let lock = SpinLock()
   private let owner: (any AnyObject & Sendable)?
+  private let abandoned = Atomic<Bool>(false)
 
   /// A pool in which no table is ready yet.
   ///
@@ -57,11 +58,17 @@ package final class TablePool: @unchecked Sendable {
   }
 
   deinit {
-    unsafe assert(state.pointee.inUse == 0, "a pool went before its tables came back")
+    unsafe assert(state.pointee.inUse == 0 || isAbandoned, "a pool went before its tables came back")
     unsafe state.deallocate()
     unsafe memory.ready.deallocate()
     unsafe memory.links.deallocate()
   }
+
+  /// Says that the memory is not to be looked at any more, as in a fork, which does not have it: trees leave their tables.
+  package func abandon() { abandoned.store(true, ordering: .relaxed) }
+
+  /// Whether ``abandon()`` was called.
+  var isAbandoned: Bool { abandoned.load(ordering: .relaxed) }
 
   /// The size of a table.
   package var granule: PageSize { memory.granule }

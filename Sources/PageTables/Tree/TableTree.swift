@@ -48,6 +48,7 @@ struct TableTree<Format: TableFormat>: ~Copyable, @unchecked Sendable {
   ///
   /// - Complexity: O(tables).
   deinit {
+    if pool.isAbandoned { return }
     var list = TableList()
     release(root, topLevel, &list)
     pool.give(back: list)
