@@ -13,19 +13,11 @@ extension ProcessOwnedFlat {
       throw error.on(target.address.description)
     }
     let attachment = Attachment(target: target, descriptor: device, deviceID: id)
-    do throws(Errno) { try limitSpace() } catch {
+    do throws(Errno) { try stage2.limitSpace() } catch {
       detach(attachment)
       throw DMAError(.system, "IOMMU_IOAS_IOVA_RANGES", errno: error, device: target.address.description)
     }
     return attachment
-  }
-
-  private func limitSpace() throws(Errno) {
-    let ranges = try kernel.ioasRanges(descriptor.iommufd, ioas: descriptor.ioas)
-    let granule = PageSizes(rawValue: max(ranges.alignment, 4096)).smallest ?? .fourKiB
-    do throws(RangeStoreFailure) { try memory.limit(to: IOVARanges(ranges.ranges), granule: granule) } catch {
-      throw .noMemory
-    }
   }
 
   /// Joins the nested table of the same physical IOMMU, or makes one over a parent of its own.

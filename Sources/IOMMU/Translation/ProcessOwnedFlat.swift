@@ -13,10 +13,10 @@ package final class ProcessOwnedFlat: ProcessOwnedTranslation {
   package var directCalls: DirectCalls? { nil }
   let descriptor: IOMMUFDDescriptor
   let table: FlatTable
+  let stage2: Stage2
   let memory: RegisteredMemory
   let state = Mutex(State())
   private let tags = Mutex(Tags())
-  private let filesRefused = Atomic<Bool>(false)
   private let counts = Counts()
 
   struct State {
@@ -43,11 +43,12 @@ package final class ProcessOwnedFlat: ProcessOwnedTranslation {
     self.descriptor = try IOMMUFDDescriptor(kernel: kernel, descriptor: descriptor)
     do throws(RangeStoreFailure) {
       table = try FlatTable(granule: .fourKiB)
-      memory = try RegisteredMemory()
+      stage2 = try Stage2(self.descriptor)
     } catch {
       kernel.close(self.descriptor.iommufd)
       throw DMAError(.outOfMemory, "open", detail: "\(error)")
     }
+    memory = stage2.memory
   }
 
   deinit { close() }
@@ -91,17 +92,11 @@ extension ProcessOwnedFlat {
   private func mapUnregistered(_ iova: UInt64, _ address: UInt64, _ byteCount: UInt64, _ access: DMAAccess)
     throws(Errno)
   {
-    let ipa = try memory.allocate(byteCount: byteCount)
     counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
-    do throws(Errno) {
-      try enter(address, byteCount, at: ipa, flags: KernelOwnedIOAS.flags(access))
-    } catch {
-      memory.free(ipa)
-      throw error
-    }
+    let ipa = try stage2.enter(address, byteCount, access)
     let entry = FlatTable.Entry(iova: iova, byteCount: byteCount, ipa: ipa, access: access, ownsMemory: true)
     guard table.insert(entry) else {
-      leave(ipa, byteCount, orRetireFor: entry.range)
+      stage2.leave(ipa, byteCount, orRetireFor: entry.range)
       throw .exists
     }
     counts.implicit.wrappingAdd(1, ordering: .relaxed)
@@ -140,7 +135,7 @@ extension ProcessOwnedFlat {
     }
     for item in retired {
       counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
-      leave(item.ipa, item.iova.byteCount, orRetireFor: item.iova)
+      stage2.leave(item.ipa, item.iova.byteCount, orRetireFor: item.iova)
     }
   }
 
@@ -190,65 +185,10 @@ extension ProcessOwnedFlat {
   package func register(
     address: UInt64, byteCount: UInt64, file: Int32?, areaByteCount: UInt64
   ) throws(Errno) -> (areas: Int, fileAreas: Int) {
-    let ipa = try memory.allocate(byteCount: byteCount)
-    var done: UInt64 = 0
-    var count = (areas: 0, fileAreas: 0)
-    do throws(Errno) {
-      while done < byteCount {
-        let part = min(areaByteCount, byteCount - done)
-        if try enterFile(file, done, part, at: ipa + done) {
-          count.fileAreas += 1
-        } else {
-          try enter(address + done, part, at: ipa + done, flags: KernelOwnedIOAS.flags(.readWrite))
-        }
-        count.areas += 1
-        done += part
-      }
-      if !memory.add(address, byteCount: byteCount, ipa: ipa) { throw .exists }
-    } catch {
-      if done == 0 { memory.free(ipa) } else { leave(ipa, done, orRetireFor: nil) }
-      throw error
-    }
-    return count
+    try stage2.register(address: address, byteCount: byteCount, file: file, areaByteCount: areaByteCount)
   }
 
   package func hide(address: UInt64) { memory.hide(address) }
 
-  package func unregister(address: UInt64) {
-    guard let (ipa, byteCount) = memory.remove(address) else { return }
-    leave(ipa, byteCount, orRetireFor: nil)
-  }
-
-  private func enter(_ address: UInt64, _ byteCount: UInt64, at ipa: UInt64, flags: UInt32) throws(Errno) {
-    let placed = try kernel.ioasMap(
-      descriptor.iommufd, ioas: descriptor.ioas, flags: flags, address: address, byteCount: byteCount, iova: ipa)
-    if placed != ipa { throw .inputOutput }
-  }
-
-  /// By the file, which pins whole folios at a time; false on a kernel that cannot.
-  private func enterFile(_ file: Int32?, _ start: UInt64, _ byteCount: UInt64, at ipa: UInt64) throws(Errno) -> Bool {
-    guard let file, !filesRefused.load(ordering: .relaxed) else { return false }
-    do throws(Errno) {
-      let placed = try kernel.ioasMapFile(
-        descriptor.iommufd, ioas: descriptor.ioas, flags: KernelOwnedIOAS.flags(.readWrite), file: file, start: start,
-        byteCount: byteCount, iova: ipa)
-      if placed != ipa { throw .inputOutput }
-      return true
-    } catch {
-      if error != .notTypewriter { throw error }
-      filesRefused.store(true, ordering: .relaxed)
-      return false
-    }
-  }
-
-  /// Takes memory out of stage 2. If the kernel will not, it stays pinned, out of reach for want of a stage 1 entry, and its
-  /// IPA is not used again; what was a mapping's own is tried again with the next invalidation.
-  private func leave(_ ipa: UInt64, _ byteCount: UInt64, orRetireFor iova: IOVARange?) {
-    let done = try? kernel.ioasUnmap(descriptor.iommufd, ioas: descriptor.ioas, iova: ipa, byteCount: byteCount)
-    if done == byteCount {
-      memory.free(ipa)
-    } else if let iova {
-      memory.retire(.init(iova: iova, ipa: ipa))
-    }
-  }
+  package func unregister(address: UInt64) { stage2.unregister(address: address) }
 }

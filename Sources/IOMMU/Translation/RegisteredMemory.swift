@@ -13,6 +13,7 @@ final class RegisteredMemory: Sendable {
   }
 
   private let state: Mutex<State>
+  private let cache = RegistrationCache()
   /// How many are retired: nothing needs the lock where there are none.
   private let retiredCount = Atomic<Int>(0)
 
@@ -24,15 +25,21 @@ final class RegisteredMemory: Sendable {
     let registrations: RangeStore
     /// Registrations that are found no more, by host address.
     var hidden: [UInt64: (ipa: UInt64, byteCount: UInt64)] = [:]
-    /// The registration that was found last.
-    var last: RangeStore.Node?
     var retired: [Retired] = []
+    /// Memory that mappings registered for themselves and still have, where a page table cannot tell: keyed by IOVA, the tag
+    /// is the IPA.
+    let owned: RangeStore
 
-    init(registrations: consuming RangeStore) { self.registrations = registrations }
+    init(registrations: consuming RangeStore, owned: consuming RangeStore) {
+      self.registrations = registrations
+      self.owned = owned
+    }
   }
 
   init() throws(RangeStoreFailure) {
-    state = Mutex(State(registrations: try RangeStore(usable: [.full], granule: .fourKiB)))
+    let registrations = try RangeStore(usable: [.full], granule: .fourKiB)
+    state = Mutex(
+      State(registrations: registrations, owned: try RangeStore(usable: [.full], granule: .fourKiB)))
   }
 }
 
@@ -70,14 +77,18 @@ extension RegisteredMemory {
 // MARK: - Registrations
 
 extension RegisteredMemory {
-  /// Where registered memory lies, if all of it does in one registration. O(log n), O(1) in the one that was found last.
+  /// Where registered memory lies, if all of it does in one registration. O(1) in one that was found before, else O(log n).
   @inline(__always)
   func ipa(of address: UInt64, byteCount: UInt64) -> UInt64? {
+    cache.ipa(of: address, byteCount: byteCount) ?? find(address, byteCount)
+  }
+
+  @inline(never)
+  private func find(_ address: UInt64, _ byteCount: UInt64) -> UInt64? {
     guard let range = IOVARange(start: IOVA(address), byteCount: byteCount) else { return nil }
     return state.withLock { state in
-      if let last = state.last, last.range.contains(range) { return last.tag + (address - last.start.rawValue) }
       guard let node = state.registrations.find(containing: range.start), node.range.contains(range) else { return nil }
-      state.last = node
+      cache.note(address, first: node.start.rawValue, last: node.range.last.rawValue, ipa: node.tag)
       return node.tag + (address - node.start.rawValue)
     }
   }
@@ -99,8 +110,8 @@ extension RegisteredMemory {
   /// Lets the registration that begins at an address be found no more.
   func hide(_ address: UInt64) {
     state.withLock { state in
-      state.last = nil
       guard let node = state.registrations.remove(IOVA(address)) else { return }
+      cache.forget(first: address)
       state.hidden[address] = (node.tag, node.byteCount)
     }
   }
@@ -109,6 +120,30 @@ extension RegisteredMemory {
 // MARK: - Memory of single mappings
 
 extension RegisteredMemory {
+  /// Enters memory that a mapping has registered for itself; false when no memory is left for that.
+  func own(_ iova: IOVARange, ipa: UInt64) -> Bool {
+    state.withLock { state in
+      (try? state.owned.insert(RangeStore.Node(range: iova, kind: .fixed, tag: ipa))) != nil
+    }
+  }
+
+  /// Takes such memory out: its mapping was not made.
+  func disown(_ iova: IOVARange) { state.withLock { _ = $0.owned.remove(iova.start) } }
+
+  /// Retires what the mappings of a range have registered for themselves. O(mappings · log n).
+  func retireOwned(in range: IOVARange) {
+    let count = state.withLock { state in
+      var count = 0
+      while let node = state.owned.find(overlapping: range), range.contains(node.range) {
+        _ = state.owned.remove(node.start)
+        state.retired.append(Retired(iova: node.range, ipa: node.tag))
+        count += 1
+      }
+      return count
+    }
+    retiredCount.wrappingAdd(count, ordering: .releasing)
+  }
+
   /// Keeps memory until the invalidation of the mapping that had registered it.
   func retire(_ retired: Retired) {
     state.withLock { $0.retired.append(retired) }

@@ -1,0 +1,73 @@
+import Synchronization
+
+/// Registrations that were found before, to be found again without a lock: host addresses to IPAs.
+///
+/// A place for each of some stretches of addresses, with the registration that was looked up there last. Its number is odd
+/// while it is written, and a reader whose number changed meanwhile has read nothing. Whoever ends a registration clears every
+/// place that has it first; that no one maps its memory then is the caller's duty, as with the registration itself.
+@safe
+final class RegistrationCache: Sendable {
+  private struct Place: ~Copyable {
+    let number = Atomic<UInt64>(0)
+    let first = Atomic<UInt64>(1), last = Atomic<UInt64>(0)
+    /// What to add to a host address; wraps.
+    let difference = Atomic<UInt64>(0)
+  }
+  private nonisolated(unsafe) let places: UnsafeMutablePointer<Place>
+  private static var count: Int { 64 }
+  /// Stretches of 2 MiB: an arena's memory has a place for each, and neighbours do not share one.
+  private static var shift: UInt64 { 21 }
+
+  init() {
+    unsafe places = .allocate(capacity: Self.count)
+    for index in 0..<Self.count { unsafe (places + index).initialize(to: Place()) }
+  }
+
+  deinit {
+    unsafe places.deinitialize(count: Self.count)
+    unsafe places.deallocate()
+  }
+
+  @inline(__always)
+  private func place(_ address: UInt64) -> UnsafeMutablePointer<Place> {
+    unsafe places + Int(truncatingIfNeeded: address >> Self.shift) & (Self.count - 1)
+  }
+
+  /// The IPA of memory that lies in one known registration.
+  @inline(__always)
+  func ipa(of address: UInt64, byteCount: UInt64) -> UInt64? {
+    let place = unsafe place(address)
+    let number = unsafe place.pointee.number.load(ordering: .acquiring)
+    let first = unsafe place.pointee.first.load(ordering: .relaxed)
+    let last = unsafe place.pointee.last.load(ordering: .relaxed)
+    let difference = unsafe place.pointee.difference.load(ordering: .relaxed)
+    guard address >= first, address <= last, byteCount &- 1 <= last &- address, number & 1 == 0 else { return nil }
+    atomicMemoryFence(ordering: .acquiring)
+    guard unsafe place.pointee.number.load(ordering: .relaxed) == number else { return nil }
+    return address &+ difference
+  }
+
+  /// Remembers a registration for the stretch that an address is in. With the lock of the registrations held.
+  func note(_ address: UInt64, first: UInt64, last: UInt64, ipa: UInt64) {
+    unsafe write(place(address), first: first, last: last, difference: ipa &- first)
+  }
+
+  /// Forgets a registration. With the lock of the registrations held.
+  func forget(first: UInt64) {
+    for index in 0..<Self.count {
+      let place = unsafe places + index
+      guard unsafe place.pointee.first.load(ordering: .relaxed) == first else { continue }
+      unsafe write(place, first: 1, last: 0, difference: 0)
+    }
+  }
+
+  private func write(_ place: UnsafeMutablePointer<Place>, first: UInt64, last: UInt64, difference: UInt64) {
+    let number = unsafe place.pointee.number.load(ordering: .relaxed)
+    unsafe place.pointee.number.store(number &+ 1, ordering: .relaxed)
+    atomicMemoryFence(ordering: .releasing)
+    unsafe place.pointee.first.store(first, ordering: .relaxed)
+    unsafe place.pointee.last.store(last, ordering: .relaxed)
+    unsafe place.pointee.difference.store(difference, ordering: .relaxed)
+    unsafe place.pointee.number.store(number &+ 2, ordering: .releasing)
+  }
+}

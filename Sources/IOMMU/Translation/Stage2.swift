@@ -1,0 +1,103 @@
+import AddressSpace
+import Synchronization
+
+/// The stage 2 of a process-owned translation: memory that the kernel has pinned, at IPAs that the library chose.
+///
+/// What registering, and mapping memory that nobody registered, comes to in system calls; whoever owns it writes stage 1.
+final class Stage2: Sendable {
+  let descriptor: IOMMUFDDescriptor
+  let memory: RegisteredMemory
+  private let filesRefused = Atomic<Bool>(false)
+
+  init(_ descriptor: IOMMUFDDescriptor) throws(RangeStoreFailure) {
+    self.descriptor = descriptor
+    memory = try RegisteredMemory()
+  }
+
+  private var kernel: any Kernel { descriptor.kernel }
+
+  /// Takes over what the kernel offers for the devices attached now.
+  func limitSpace() throws(Errno) {
+    let ranges = try kernel.ioasRanges(descriptor.iommufd, ioas: descriptor.ioas)
+    let granule = PageSizes(rawValue: max(ranges.alignment, 4096)).smallest ?? .fourKiB
+    do throws(RangeStoreFailure) { try memory.limit(to: IOVARanges(ranges.ranges), granule: granule) } catch {
+      throw .noMemory
+    }
+  }
+
+  /// As ``ProcessOwnedTranslation/register(address:byteCount:file:areaByteCount:)``.
+  func register(
+    address: UInt64, byteCount: UInt64, file: Int32?, areaByteCount: UInt64
+  ) throws(Errno) -> (areas: Int, fileAreas: Int) {
+    let ipa = try memory.allocate(byteCount: byteCount)
+    var done: UInt64 = 0
+    var count = (areas: 0, fileAreas: 0)
+    do throws(Errno) {
+      while done < byteCount {
+        let part = min(areaByteCount, byteCount - done)
+        if try enterFile(file, done, part, at: ipa + done) {
+          count.fileAreas += 1
+        } else {
+          try enter(address + done, part, at: ipa + done, .readWrite)
+        }
+        count.areas += 1
+        done += part
+      }
+      if !memory.add(address, byteCount: byteCount, ipa: ipa) { throw .exists }
+    } catch {
+      if done == 0 { memory.free(ipa) } else { leave(ipa, done, orRetireFor: nil) }
+      throw error
+    }
+    return count
+  }
+
+  /// As ``ProcessOwnedTranslation/unregister(address:)``.
+  func unregister(address: UInt64) {
+    guard let (ipa, byteCount) = memory.remove(address) else { return }
+    leave(ipa, byteCount, orRetireFor: nil)
+  }
+
+  /// Registers memory for one mapping, with no more access than it has; where it lies then.
+  func enter(_ address: UInt64, _ byteCount: UInt64, _ access: DMAAccess) throws(Errno) -> UInt64 {
+    let ipa = try memory.allocate(byteCount: byteCount)
+    do throws(Errno) { try enter(address, byteCount, at: ipa, access) } catch {
+      memory.free(ipa)
+      throw error
+    }
+    return ipa
+  }
+
+  private func enter(_ address: UInt64, _ byteCount: UInt64, at ipa: UInt64, _ access: DMAAccess) throws(Errno) {
+    let placed = try kernel.ioasMap(
+      descriptor.iommufd, ioas: descriptor.ioas, flags: KernelOwnedIOAS.flags(access), address: address,
+      byteCount: byteCount, iova: ipa)
+    if placed != ipa { throw .inputOutput }
+  }
+
+  /// By the file, which pins whole folios at a time; false on a kernel that cannot.
+  private func enterFile(_ file: Int32?, _ start: UInt64, _ byteCount: UInt64, at ipa: UInt64) throws(Errno) -> Bool {
+    guard let file, !filesRefused.load(ordering: .relaxed) else { return false }
+    do throws(Errno) {
+      let placed = try kernel.ioasMapFile(
+        descriptor.iommufd, ioas: descriptor.ioas, flags: KernelOwnedIOAS.flags(.readWrite), file: file, start: start,
+        byteCount: byteCount, iova: ipa)
+      if placed != ipa { throw .inputOutput }
+      return true
+    } catch {
+      if error != .notTypewriter { throw error }
+      filesRefused.store(true, ordering: .relaxed)
+      return false
+    }
+  }
+
+  /// Takes memory out of stage 2. If the kernel will not, it stays pinned, out of reach for want of a stage 1 entry, and its
+  /// IPA is not used again; what was a mapping's own is tried again with the next invalidation.
+  func leave(_ ipa: UInt64, _ byteCount: UInt64, orRetireFor iova: IOVARange?) {
+    let done = try? kernel.ioasUnmap(descriptor.iommufd, ioas: descriptor.ioas, iova: ipa, byteCount: byteCount)
+    if done == byteCount {
+      memory.free(ipa)
+    } else if let iova {
+      memory.retire(.init(iova: iova, ipa: ipa))
+    }
+  }
+}
