@@ -56,7 +56,9 @@ let package = Package(
     .testTarget(name: "PageTablesTests", dependencies: ["AddressSpace", "AddressSpaceModels", "PageTables"]),
     .testTarget(
       name: "IOMMUTests",
-      dependencies: ["AddressSpace", "AddressSpaceModels", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation"],
+      dependencies: [
+        "AddressSpace", "AddressSpaceModels", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation", "PageTables",
+      ],
       exclude: ["Fixtures"]),
     .testTarget(
       name: "IOMMUSimulationTests",

@@ -1,12 +1,12 @@
 import AddressSpace
 
 extension DMADomain {
-  /// What the IOMMU refused the device since it was opened, as the kernel's log tells it; each fault with the mapping that
-  /// its address lay in when it was read.
+  /// What the IOMMU refused the device since it was opened, as the kernel's log tells it, and where the process owns the page
+  /// tables an event queue of its own; each fault with the mapping that its address lay in when it was read.
   ///
   /// The log is read anew each time, which takes a system call a line. It limits how many faults it has, and may not be
-  /// readable at all: ``FaultReport/mayBeIncomplete`` tells. The corresponding file is `/dev/kmsg`. In debug mode it is read
-  /// once more when the device is closed.
+  /// readable at all: ``FaultReport/mayBeIncomplete`` tells. The corresponding file is `/dev/kmsg`, and the kernel call behind
+  /// the queue `IOMMU_VEVENTQ_ALLOC`. In debug mode both are read once more when the device is closed.
   public var faults: FaultReport {
     guard ProcessGuard.isOwner else {
       var report = FaultReport()
@@ -20,7 +20,10 @@ extension DMADomain {
 extension DomainCore {
   /// Reads what is new of a device's faults, which debug mode looks at.
   func collectFaults(_ log: FaultLog, of device: String) -> FaultReport {
-    let report = log.collect { address in locked { $0.mapping(at: address) } }
+    let mapping = { (address: IOVA) in self.locked { $0.mapping(at: address) } }
+    let events = translation.takeFaults(of: log.device)
+    log.add(events.faults, isIncomplete: events.isIncomplete, mapping: mapping)
+    let report = log.collect(mapping: mapping)
     debug?.look(at: report.faults, of: device)
     return report
   }

@@ -11,12 +11,19 @@ public struct DMAStatistics: Hashable, Sendable {
   /// System calls made for maps, unmaps and invalidations, failed ones included; not those of opening, closing and growing
   /// arenas. Where this process owns the page tables, a map of registered memory makes none.
   public var systemCalls: UInt64 = 0
-  /// Invalidations that this process had made, each a system call that waits for it, one for each physical IOMMU: in strict mode one
-  /// an unmap or a list, in a lazy mode one a flush. Zero where the kernel owns the page tables, which does not tell of its own.
+  /// Invalidation commands that this process sent, to each physical IOMMU: in strict mode those of an unmap or a list, one where the
+  /// hardware takes ranges; in a lazy mode one a flush. Zero where the kernel owns the page tables, which does not tell of its own.
   public var invalidations: UInt64 = 0
+  /// How often this process waited for its commands: a system call each.
+  public var syncs: UInt64 = 0
   /// Maps of memory that was not registered, which had the kernel pin it for the mapping's life: a system call each way that
   /// memory of the arenas does not cost. Zero where the kernel owns the page tables.
   public var implicitRegistrations: UInt64 = 0
+  /// Ranges of which unmaps kept track for the invalidation that follows, on page tables of this process. In a lazy mode none
+  /// is: a flush is of everything.
+  public var gatheredRanges: UInt64 = 0
+  /// Bytes of memory that is pinned for page tables of this process; they grow with the addresses in use and stay.
+  public var tableBytes: UInt64 = 0
   /// Maps that failed.
   public var failedMaps: UInt64 = 0
   /// Mappings that are live now, arenas not counted.

@@ -51,8 +51,10 @@ struct DomainState: ~Copyable {
     copy.queuedBytes &+= counts.queuedBytes
     if let processOwned {
       copy.systemCalls += processOwned.systemCalls
-      copy.invalidations = processOwned.invalidations
+      (copy.invalidations, copy.syncs) = (processOwned.invalidations, processOwned.syncs)
       copy.implicitRegistrations = processOwned.implicitRegistrations
+      copy.gatheredRanges = processOwned.gatheredRanges
+      copy.tableBytes = processOwned.tableBytes
     }
     return copy
   }

@@ -40,14 +40,8 @@ extension Device {
       opening = try Self.target(address, on: host, token: token, needsNode: false)
     } catch { throw Self.giveUp(characterDevice, iommufd, host, error) }
     opening.target.descriptor = characterDevice
-    let kernel = opening.host.kernel
-    let chosen: ChosenTranslation
-    do throws(DMAError) {
-      chosen = try .iommufd(translation, kernel, descriptor: iommufd, device: opening.target.address.description)
-    } catch {
-      kernel.close(characterDevice)
-      throw error
-    }
+    let chosen = try ChosenTranslation.iommufd(
+      translation, opening.host.kernel, descriptor: iommufd, &opening.target)
     try self.init(
       try OpenedDevice.open(
         opening, over: chosen, reason: "The launcher passed a device node and an iommufd", debug: debug))
@@ -119,7 +113,17 @@ extension Device {
     let device = try machine.device(address, named: false)
     if let error = refusal(device, on: machine) { throw error }
     let node = device.cdev.map { "/dev/vfio/devices/\($0)" }
-    return (AttachTarget(address: address, group: device.group!, unit: device.unit, node: node, token: bytes), machine)
+    var target = AttachTarget(address: address, group: device.group!, unit: device.unit, node: node, token: bytes)
+    target.companions = companions(of: device, on: machine)
+    return (target, machine)
+  }
+
+  private static func companions(of device: PCIDevice, on host: Host) -> [AttachTarget.Companion] {
+    let members = (try? host.group(device.group!))?.devices ?? []
+    return members.filter { $0 != device.address }.map { member in
+      let node = (try? host.device(member, named: false))?.cdev.map { "/dev/vfio/devices/\($0)" }
+      return .init(address: member, node: node)
+    }
   }
 
   /// What makes a device impossible to open, as far as sysfs shows it.

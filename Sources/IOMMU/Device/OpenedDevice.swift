@@ -84,8 +84,8 @@ struct OpenedDevice {
         detail: "The kernel gives the device no node below /dev/vfio/devices",
         remedy: "Use a kernel with CONFIG_VFIO_DEVICE_CDEV and CONFIG_IOMMUFD, or the type1 interface")
     }
-    let name = opening.target.address.description
-    let chosen = try ChosenTranslation.iommufd(translation, opening.host.kernel, device: name)
+    var opening = opening
+    let chosen = try ChosenTranslation.iommufd(translation, opening.host.kernel, &opening.target)
     return try open(opening, over: chosen, reason: reason, debug: debug)
   }
 

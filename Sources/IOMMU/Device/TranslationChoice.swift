@@ -29,15 +29,22 @@ public struct TranslationInUse: Hashable, Sendable {
 }
 
 extension TranslationInUse {
-  /// Why the page tables of a device on this kernel cannot be the process's; nil when they can.
-  package static func processRefusal(on kernel: any Kernel, _ interface: Interface?) -> String? {
-    guard kernel.hasFlatFormat else {
-      return kernel.isSimulated
-        ? "The simulated machine has no nested translation"
-        : "This version of the library has no nested translation"
+  /// Why the page tables of a device on this kernel cannot be the process's, as far as is known before it is opened; nil when
+  /// they can, or where the hardware is asked once the device is bound.
+  ///
+  /// - Parameter unit: The name of the IOMMU unit that translates for the device.
+  package static func processRefusal(on kernel: any Kernel, _ interface: Interface?, unit: String?) -> String? {
+    if interface == .type1 { return "A type1 container has no nested translation" }
+    if kernel.isSimulated { return kernel.nests ? nil : "The simulated machine has no nested translation" }
+    switch unit.map(IOMMUUnit.kind(of:)) {
+    case .smmuv3, nil: return nil
+    case .vtd: return "This version of the library nests on SMMUv3 only"
+    case .amd, .smmuv2, .virtio, .other: return "The kernel has no nested translation for this IOMMU"
     }
-    return interface == .type1 ? "A type1 container has no nested translation" : nil
   }
+
+  /// Whether only opening a device tells if its page tables can be the process's.
+  package static func isDecidedByOpening(on kernel: any Kernel) -> Bool { !kernel.hasFlatFormat }
 
   static let asked = "Asked for"
   package static let nests = "Nested translation is possible here"
@@ -49,29 +56,70 @@ struct ChosenTranslation {
   let use: TranslationInUse
 
   /// Page tables by iommufd, over an open descriptor or one of its own. If this throws, `descriptor` is closed.
+  ///
+  /// - Parameter target: The device, which may be bound on return; what it had open is closed when this throws.
   static func iommufd(
-    _ choice: TranslationChoice, _ kernel: any Kernel, descriptor: Int32? = nil, device: String
+    _ choice: TranslationChoice, _ kernel: any Kernel, descriptor: Int32? = nil, _ target: inout AttachTarget
   ) throws(DMAError) -> ChosenTranslation {
-    let refusal = TranslationInUse.processRefusal(on: kernel, .iommufd)
-    if choice == .kernel || (choice == .automatic && refusal != nil) {
+    let refusal = TranslationInUse.processRefusal(on: kernel, .iommufd, unit: target.unit)
+    do throws(DMAError) {
+      if choice == .kernel || (choice == .automatic && refusal != nil) {
+        return ChosenTranslation(
+          translation: try KernelOwnedIOAS(kernel: kernel, descriptor: descriptor),
+          use: TranslationInUse(.kernel, choice == .kernel ? TranslationInUse.asked : refusal!))
+      }
+      if let refusal {
+        if let descriptor { kernel.close(descriptor) }
+        throw refused(refusal, target.address.description)
+      }
+      guard kernel.hasFlatFormat else { return try nested(choice, kernel, descriptor, &target) }
       return ChosenTranslation(
-        translation: try KernelOwnedIOAS(kernel: kernel, descriptor: descriptor),
-        use: TranslationInUse(.kernel, choice == .kernel ? TranslationInUse.asked : refusal!))
+        translation: try ProcessOwnedFlat(kernel: kernel, descriptor: descriptor),
+        use: TranslationInUse(.process, choice == .process ? TranslationInUse.asked : TranslationInUse.nests))
+    } catch {
+      if let descriptor = target.descriptor { kernel.close(descriptor) }
+      throw error
     }
-    if let refusal {
-      if let descriptor { kernel.close(descriptor) }
-      throw refused(refusal, device)
+  }
+
+  /// Binds the device and asks the hardware; the kernel's tables, over the same address space, where they cannot be ours.
+  private static func nested(
+    _ choice: TranslationChoice, _ kernel: any Kernel, _ descriptor: Int32?, _ target: inout AttachTarget
+  ) throws(DMAError) -> ChosenTranslation {
+    let opened = try IOMMUFDDescriptor(kernel: kernel, descriptor: descriptor), name = target.address.description
+    do throws(DMAError) {
+      let device = try opened.open(target)
+      do throws(DMAError) {
+        target.bound = BoundDevice(descriptor: device, id: try opened.bind(device, target))
+      } catch {
+        if target.descriptor == nil { kernel.close(device) }
+        throw error.on(name)
+      }
+      do throws(SMMURefusal) {
+        return ChosenTranslation(
+          translation: try ProcessOwnedSMMU.make(opened, target),
+          use: TranslationInUse(.process, choice == .process ? TranslationInUse.asked : TranslationInUse.nests))
+      } catch {
+        if choice == .automatic {
+          return ChosenTranslation(
+            translation: KernelOwnedIOAS(opened), use: TranslationInUse(.kernel, error.reason))
+        }
+        if target.descriptor == nil { kernel.close(device) }
+        target.bound = nil
+        throw error.error(name)
+      }
+    } catch {
+      try? kernel.iommufdDestroy(opened.iommufd, id: opened.ioas)
+      kernel.close(opened.iommufd)
+      throw error
     }
-    return ChosenTranslation(
-      translation: try ProcessOwnedFlat(kernel: kernel, descriptor: descriptor),
-      use: TranslationInUse(.process, choice == .process ? TranslationInUse.asked : TranslationInUse.nests))
   }
 
   /// A type1 container. If this throws, `descriptor` is closed.
   static func type1(
     _ choice: TranslationChoice, _ kernel: any Kernel, descriptor: Int32? = nil, device: String
   ) throws(DMAError) -> ChosenTranslation {
-    let refusal = TranslationInUse.processRefusal(on: kernel, .type1)!
+    let refusal = TranslationInUse.processRefusal(on: kernel, .type1, unit: nil)!
     if choice == .process {
       if let descriptor { kernel.close(descriptor) }
       throw refused(refusal, device)

@@ -21,18 +21,22 @@ public struct IOMMUUnit: Hashable, Sendable, Identifiable {
 
   init(name: String) {
     self.name = name
-    kind =
-      switch name {
-      case _ where name.hasPrefix("dmar"): .vtd
-      case _ where name.hasPrefix("ivhd"): .amd
-      case _ where name.hasPrefix("smmu3."): .smmuv3
-      case _ where name.hasPrefix("smmu."): .smmuv2
-      case _
-      where name.hasPrefix("virtio") || PCIAddress(sysfsName: name[...]) != nil
-        || name.hasSuffix(".virtio_mmio"):
-        .virtio
-      default: .other
-      }
+    kind = Self.kind(of: name)
+  }
+
+  /// What hardware a unit of a name is.
+  package static func kind(of name: String) -> Kind {
+    switch name {
+    case _ where name.hasPrefix("dmar"): .vtd
+    case _ where name.hasPrefix("ivhd"): .amd
+    case _ where name.hasPrefix("smmu3."): .smmuv3
+    case _ where name.hasPrefix("smmu."): .smmuv2
+    case _
+    where name.hasPrefix("virtio") || PCIAddress(sysfsName: name[...]) != nil
+      || name.hasSuffix(".virtio_mmio"):
+      .virtio
+    default: .other
+    }
   }
 
   /// Whether this names the kernel's own test double (`CONFIG_IOMMUFD_TEST`), which translates for no device.

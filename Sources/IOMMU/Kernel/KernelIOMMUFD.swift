@@ -54,6 +54,8 @@ package protocol KernelIOMMUFD: AnyObject, Sendable {
   func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo
   /// Whether nested page tables may have the flat format, ``FlatFormat``, which exists in simulation only.
   var hasFlatFormat: Bool { get }
+  /// Whether page tables may be nested, which Linux does not say before it is asked: true there.
+  var nests: Bool { get }
 }
 
 extension KernelIOMMUFD {
@@ -76,6 +78,7 @@ extension KernelIOMMUFD {
     _ descriptor: Int32, _ buffer: UnsafeMutableRawBufferPointer
   ) throws(Errno) -> Int { throw .notSupported }
   package var hasFlatFormat: Bool { false }
+  package var nests: Bool { true }
 }
 
 /// Numbers of the types of nested page tables, vIOMMUs, commands and event queues in iommufd's uAPI.

@@ -27,6 +27,7 @@ struct IOMMUFDDescriptor: Sendable {
 
   /// Opens a device's own node, unless someone has.
   func open(_ target: AttachTarget) throws(DMAError) -> Int32 {
+    if let bound = target.bound { return bound.descriptor }
     if let descriptor = target.descriptor { return descriptor }
     guard let node = target.node else {
       throw DMAError(
@@ -39,6 +40,7 @@ struct IOMMUFDDescriptor: Sendable {
 
   /// Binds an open device; returns its id.
   func bind(_ device: Int32, _ target: AttachTarget) throws(DMAError) -> UInt32 {
+    if let bound = target.bound { return bound.id }
     do throws(Errno) {
       return try kernel.vfioBind(device, iommufd: iommufd, token: target.token)
     } catch { throw .binding("VFIO_DEVICE_BIND_IOMMUFD", error, target, kernel) }

@@ -35,6 +35,12 @@ package final class KernelOwnedIOAS: Translation {
   }
   package static let path = IOMMUFDDescriptor.path
 
+  /// Over an address space that nothing is in.
+  init(_ opened: IOMMUFDDescriptor) {
+    kernel = opened.kernel
+    (descriptor, iommufd, ioas) = (opened, opened.iommufd, opened.ioas)
+  }
+
   deinit { close() }
 
   /// The alignment is the smallest page (1 before the first attach); iommufd does not report the larger ones.

@@ -34,4 +34,13 @@ package protocol ProcessOwnedTranslation: Translation {
   var systemCalls: UInt64 { get }
   /// Maps of memory that was not registered.
   var implicitRegistrations: UInt64 { get }
+  /// Ranges that unmaps kept track of for their invalidation; none where it is put off.
+  var gatheredRanges: UInt64 { get }
+  /// Bytes of memory that is pinned for page tables.
+  var tableBytes: UInt64 { get }
+}
+
+extension ProcessOwnedTranslation {
+  package var gatheredRanges: UInt64 { 0 }
+  package var tableBytes: UInt64 { 0 }
 }

@@ -3,7 +3,8 @@ package import AddressSpace
 /// Who owns the page tables of a domain: what a domain asks of them.
 ///
 /// One concrete final class each: the kernel's tables behind an IOAS (``KernelOwnedIOAS``) or behind a type1
-/// container (``KernelOwnedContainer``); tables of this process come with nesting. Calls on the data path answer a
+/// container (``KernelOwnedContainer``); tables of this process on an SMMUv3 (``ProcessOwnedSMMU``), and on simulated machines
+/// in a format of their own (``ProcessOwnedFlat``). Calls on the data path answer a
 /// plain ``Errno``: the domain, which knows the mapping, makes the error.
 package protocol Translation: AnyObject, Sendable {
   /// How the kernel is reached.
@@ -29,8 +30,15 @@ package protocol Translation: AnyObject, Sendable {
   /// The calls behind `map(iova:address:byteCount:access:)` and `unmap(iova:byteCount:)`, to be made without this table in
   /// between; nil where there is more to do than a system call.
   var directCalls: DirectCalls? { get }
+  /// Faults of a device that the process has from the hardware's own queue, since the last call, oldest first; none where they
+  /// are in the kernel's log only.
+  func takeFaults(of device: PCIAddress) -> (faults: [Fault], isIncomplete: Bool)
   /// Unmaps all, once no device is attached, and gives everything back to the kernel. The second call does nothing.
   func close()
+}
+
+extension Translation {
+  package func takeFaults(of device: PCIAddress) -> (faults: [Fault], isIncomplete: Bool) { ([], false) }
 }
 
 /// What a device may do with mapped memory.
@@ -66,6 +74,19 @@ package struct AttachTarget: Sendable {
   package var token: [UInt8]?
   /// The device's node, or its group's (type1), open already; the attachment takes it over.
   package var descriptor: Int32?
+  /// The device, where it is bound to the translation's iommufd already.
+  package var bound: BoundDevice?
+  /// The other devices of its group.
+  package var companions: [Companion] = []
+
+  /// A device of the same group: what is attached is the group.
+  package struct Companion: Hashable, Sendable {
+    package var address: PCIAddress
+    /// Path of its own node; nil where it is not vfio-pci's.
+    package var node: String?
+
+    package init(address: PCIAddress, node: String?) { (self.address, self.node) = (address, node) }
+  }
 
   package init(
     address: PCIAddress, group: Int, unit: String?, node: String?, token: [UInt8]? = nil, descriptor: Int32? = nil
@@ -73,6 +94,14 @@ package struct AttachTarget: Sendable {
     (self.address, self.group, self.unit, self.node) = (address, group, unit, node)
     (self.token, self.descriptor) = (token, descriptor)
   }
+}
+
+/// A device that is bound to an iommufd and attached to nothing.
+package struct BoundDevice: Hashable, Sendable {
+  /// The device descriptor.
+  package var descriptor: Int32
+  /// iommufd's id of the device.
+  package var id: UInt32
 }
 
 /// A device that is attached: its descriptor and what the translation keeps for it.

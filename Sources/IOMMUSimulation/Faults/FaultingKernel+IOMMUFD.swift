@@ -117,6 +117,7 @@ extension FaultingKernel {
   }
 
   package var hasFlatFormat: Bool { base.hasFlatFormat }
+  package var nests: Bool { base.nests }
 
   package func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo {
     try pass { () throws(Errno) in try base.hardwareInfo(iommufd, device: device) }

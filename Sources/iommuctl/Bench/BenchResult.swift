@@ -4,12 +4,16 @@ import IOMMUSimulation
 /// What the hardware and the kernel were asked for.
 struct BenchCounters {
   var systemCalls: UInt64
-  /// nil where nobody can tell: a real kernel does not count them.
+  /// nil where nobody can tell: a real kernel does not count those of its own tables.
   var invalidations: UInt64?, syncs: UInt64?
 
   init(_ domain: DMADomain, _ machine: Machine) {
     systemCalls = domain.statistics.systemCalls
-    let counters = machine.simulated?.counters
+    let statistics = domain.statistics, counters = machine.simulated?.counters
+    if counters == nil, domain.translation.owner == .process {
+      (invalidations, syncs) = (statistics.invalidations, statistics.syncs)
+      return
+    }
     // On the simulated hardware each invalidation of the kernel's has a wait of its own.
     invalidations = counters.map { UInt64($0.invalidations + $0.processInvalidations) }
     syncs = counters.map { UInt64($0.invalidations + $0.processSyncs) }

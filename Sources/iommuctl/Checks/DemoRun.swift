@@ -71,7 +71,7 @@ struct DemoRun {
     passed("the buffers are the process's again, byte for byte as they must be")
 
     // To where the device has just written: so that an entry that was left behind would be used.
-    var log = FaultWatch(machine.host, device.address)
+    var log = FaultWatch(machine.host, dma)
     let kept = [UInt8](repeating: 0x5a, count: landing.byteCount)
     landing.fill(kept)
     try edu.write(to: target, byteCount: 16)

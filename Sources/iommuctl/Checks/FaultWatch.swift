@@ -1,23 +1,28 @@
 import IOMMU
 
-/// Waits for the faults that the kernel's log tells of a device, transfer by transfer.
+/// Waits for the faults of a device, transfer by transfer.
 struct FaultWatch {
-  private let log: FaultLog
+  private let dma: DMADomain
   private let kernel: any Kernel
   private var seen = 0
   private var report = FaultReport()
 
-  init(_ host: Host, _ device: PCIAddress) {
-    kernel = host.kernel
-    log = FaultLog(kernel: kernel, device: device)
-    report = log.collect()
+  init(_ host: Host, _ dma: DMADomain) {
+    (kernel, self.dma) = (host.kernel, dma)
+    report = dma.faults
+    seen = report.count
+  }
+
+  /// Where faults are told.
+  private var place: String {
+    dma.translation.owner == .process ? "in the IOMMU's queue or the kernel's log" : "in the kernel's log"
   }
 
   /// The faults since the last call, one a page and access: a transfer may fault once for every word. The kernel logs
   /// them from an interrupt, so this waits for the first, at most half a second.
   mutating func take() -> [Fault] {
     for _ in 0..<50 {
-      report = log.collect()
+      report = dma.faults
       let new = report.faults.suffix(max(0, report.count - seen))
       if !new.isEmpty || report.unreadable != nil {
         seen = report.count
@@ -43,15 +48,14 @@ struct FaultWatch {
   /// What the log says, in words. A real kernel writes so many faults in a few seconds and no more: none is no failure
   /// there, since the memory shows what happened. The simulated one writes them all.
   func account(of faults: [Fault]) throws(CaseStop) -> String {
-    if let error = report.unreadable {
+    if let error = report.unreadable, faults.isEmpty {
       return
         "the kernel's log, which has the faults, cannot be read: \(error.errno?.description ?? "\(error)")"
     }
     if faults.isEmpty {
-      try require(!kernel.isSimulated, "The kernel's log shows no fault")
+      try require(!kernel.isSimulated && dma.translation.owner == .kernel, "No fault is told \(place)")
       return "the kernel's log shows no fault: it limits how many it writes"
     }
-    return
-      "the IOMMU refused it: \(faults.count) \(faults.count == 1 ? "fault" : "faults") in the kernel's log"
+    return "the IOMMU refused it: \(faults.count) \(faults.count == 1 ? "fault" : "faults") \(place)"
   }
 }

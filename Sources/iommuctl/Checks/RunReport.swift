@@ -26,15 +26,18 @@ struct RunReport {
     }
   }
 
-  /// Counts up to now; what the hardware did is known of the simulated one alone.
+  /// Counts up to now; what the hardware did is known of the simulated one, and of what this process told it.
   mutating func count(_ domain: DMADomain, _ machine: Machine) {
     let statistics = domain.statistics, hardware = machine.simulated?.counters
+    let own = domain.translation.owner == .process ? statistics : nil
     // Each of the kernel's invalidations has a wait of its own on the simulated hardware.
     counters = [
       ("system_calls", JSON(statistics.systemCalls)), ("maps", JSON(statistics.maps)),
       ("unmaps", JSON(statistics.unmaps)),
-      ("invalidations", JSON(hardware.map { $0.invalidations + $0.processInvalidations })),
-      ("syncs", JSON(hardware.map { $0.invalidations + $0.processSyncs })),
+      (
+        "invalidations", JSON(hardware.map { UInt64($0.invalidations + $0.processInvalidations) } ?? own?.invalidations)
+      ),
+      ("syncs", JSON(hardware.map { UInt64($0.invalidations + $0.processSyncs) } ?? own?.syncs)),
     ]
   }
 

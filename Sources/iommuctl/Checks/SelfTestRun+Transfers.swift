@@ -56,7 +56,7 @@ extension SelfTestRun {
   /// The device writes to, and reads from, an address where something was mapped.
   private func afterUnmap(_ report: inout RunReport) throws -> String {
     let edu = try EduDriver(device, machine.host)
-    var log = FaultWatch(machine.host, found.address)
+    var log = FaultWatch(machine.host, dma)
     let before = pattern(page, seed: 0x55)
     var buffer = try dma.buffer(byteCount: page)
     buffer.fill(before)
@@ -90,7 +90,7 @@ extension SelfTestRun {
   /// The device writes to memory that it may only read.
   private func readOnly(_ report: inout RunReport) throws -> String {
     let edu = try EduDriver(device, machine.host)
-    var log = FaultWatch(machine.host, found.address)
+    var log = FaultWatch(machine.host, dma)
     var buffer = try dma.buffer(byteCount: page)
     let kept = pattern(page, seed: 0x33)
     buffer.fill(kept)

@@ -20,7 +20,8 @@ struct Show: Subcommand {
     let found = try library { () throws(DMAError) in try machine.host.device(device) }
     let reserved = try reservedRegions(found, machine)
     let reach = reach(found, machine)
-    let candidates = TranslationCandidate.all(for: found, machine, reach.interface)
+    var candidates = TranslationCandidate.all(for: found, machine, reach.interface)
+    if let used = reach.translation { candidates[1].note(used) }
     let chosen: (name: String?, reason: String) =
       reach.translation.map { ($0.owner.rawValue, $0.reason) } ?? TranslationCandidate.choice(of: candidates)
     if context.isJSON {
@@ -103,8 +104,14 @@ struct Show: Subcommand {
 private struct TranslationCandidate {
   let name: String
   /// nil when it cannot be told.
-  let isPossible: Bool?
-  let reason: String
+  var isPossible: Bool?
+  var reason: String
+
+  /// What opening the device told, where nothing did before.
+  mutating func note(_ used: TranslationInUse) {
+    guard isPossible == nil else { return }
+    (isPossible, reason) = (used.owner == .process, used.reason)
+  }
 
   /// In the order of preference, the best last.
   static func all(for device: PCIDevice, _ machine: Machine, _ interface: Interface?) -> [Self] {
@@ -117,8 +124,12 @@ private struct TranslationCandidate {
       kernel = Self(name: "kernel", isPossible: false, reason: "No IOMMU translates for the device")
     }
     let refusal =
-      TranslationInUse.processRefusal(on: machine.host.kernel, interface)
+      TranslationInUse.processRefusal(on: machine.host.kernel, interface, unit: device.unit)
       ?? (kernel.isPossible == true ? nil : kernel.reason)
+    if refusal == nil, TranslationInUse.isDecidedByOpening(on: machine.host.kernel) {
+      let reason = "The kernel tells when the device is opened"
+      return [kernel, Self(name: "process", isPossible: nil, reason: reason)]
+    }
     let process = Self(
       name: "process", isPossible: refusal == nil,
       reason: refusal ?? "The kernel nests tables of this process over its own")
@@ -129,7 +140,8 @@ private struct TranslationCandidate {
   static func choice(of candidates: [Self]) -> (name: String?, reason: String) {
     let (kernel, process) = (candidates[0], candidates[1])
     guard kernel.isPossible == true else { return (nil, kernel.reason) }
-    return process.isPossible == true ? (process.name, TranslationInUse.nests) : (kernel.name, process.reason)
+    guard let isPossible = process.isPossible else { return (nil, process.reason) }
+    return isPossible ? (process.name, TranslationInUse.nests) : (kernel.name, process.reason)
   }
 
   var keys: [(String, JSON)] {

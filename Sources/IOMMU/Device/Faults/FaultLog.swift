@@ -6,7 +6,7 @@ import Synchronization
 /// Only what is logged after it was made. Its memory is bounded, whatever the log says.
 package final class FaultLog: Sendable {
   private let kernel: any Kernel
-  private let device: PCIAddress
+  let device: PCIAddress
   /// The device's requester ids, stream ids or endpoints, for messages without a PCI address.
   private let requesterIDs: Set<UInt32>
   private let state: Mutex<State>
@@ -60,6 +60,21 @@ package final class FaultLog: Sendable {
       return state.withLock { state in
         state.report.unreadable = .kernelLog(error, device)
         return state.report
+      }
+    }
+  }
+
+  /// Adds faults that the process has by another way than the log, oldest first.
+  ///
+  /// - Parameter isIncomplete: Whether some were lost.
+  package func add(_ faults: [Fault], isIncomplete: Bool, mapping: (IOVA) -> Fault.Mapping? = { _ in nil }) {
+    if faults.isEmpty, !isIncomplete { return }
+    state.withLock { state in
+      if isIncomplete { state.report.hasGap = true }
+      for var fault in faults {
+        fault.mapping = fault.iova.flatMap(mapping)
+        fault.device = device.description
+        add(fault, &state.report)
       }
     }
   }

@@ -100,7 +100,7 @@ struct SMMUFaults: Sendable {
 
 extension SMMUFaults {
   /// A fault from its record; the layout is in the SMMUv3 specification, chapter 7.3.
-  private static func fault(_ words: [UInt64], _ line: KernelLogLine) -> Fault {
+  static func fault(_ words: [UInt64], _ line: KernelLogLine) -> Fault {
     let id = UInt8(truncatingIfNeeded: words[0])
     let event = names[id] ?? "event \(id)"
     var fault = Fault(

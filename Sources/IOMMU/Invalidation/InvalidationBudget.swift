@@ -1,0 +1,69 @@
+import Synchronization
+
+/// How many commands an invalidation may have before everything is invalidated instead.
+///
+/// The kernel's command queue is shared with others and cannot be looked at: a round of it is the most, less while it seems
+/// to be full, which shows in what an invalidation takes. Correctness does not depend on it.
+package final class InvalidationBudget: Sendable {
+  /// The most commands.
+  package let most: Int
+  private let current: Atomic<Int>
+  /// Slow invalidations, or else quick ones, in a row.
+  private let slow = Atomic<Int>(0), quick = Atomic<Int>(0)
+  /// What a call takes, and each command in it, in nanoseconds; 0 where it is not known.
+  private let base = Atomic<UInt64>(0), each = Atomic<UInt64>(0)
+
+  package init(most: Int) {
+    self.most = most
+    current = Atomic(most)
+  }
+
+  /// What the next invalidation may have: 1…``most``.
+  package var limit: Int { current.load(ordering: .relaxed) }
+
+  /// Takes over what was timed on an idle machine: a call with one command, and one with `count`.
+  package func calibrate(one: UInt64, several: UInt64, count: Int) {
+    guard count > 1 else { return }
+    let step = several > one ? (several - one) / UInt64(count - 1) : 0
+    each.store(step, ordering: .relaxed)
+    base.store(max(one > step ? one - step : one, 1), ordering: .relaxed)
+  }
+
+  /// How many commands cost less than an invalidation of everything, after which the device walks the tables again for what it
+  /// still uses; ``most`` where nothing was timed.
+  package var worthwhile: Int {
+    let each = each.load(ordering: .relaxed)
+    return each == 0 ? most : min(most, Int(clamping: 1 + Limits.refill / each))
+  }
+
+  /// Notes what an invalidation took, in nanoseconds.
+  ///
+  /// Less room after two in a row that took more than four times what they should; a quarter more after sixteen that did not.
+  package func note(commands: Int, nanoseconds: UInt64) {
+    let base = base.load(ordering: .relaxed)
+    guard base > 0 else { return }
+    let expected = base + UInt64(commands) * each.load(ordering: .relaxed)
+    if nanoseconds > expected * 4 {
+      quick.store(0, ordering: .relaxed)
+      guard slow.wrappingAdd(1, ordering: .relaxed).newValue >= 2 else { return }
+      slow.store(0, ordering: .relaxed)
+      change { max(1, $0 / 2) }
+    } else {
+      slow.store(0, ordering: .relaxed)
+      guard limit < most, quick.wrappingAdd(1, ordering: .relaxed).newValue >= 16 else { return }
+      quick.store(0, ordering: .relaxed)
+      change { min(most, $0 + ($0 + 3) / 4) }
+    }
+  }
+
+  /// Two threads that change it at once change it once.
+  private func change(_ next: (Int) -> Int) {
+    let old = current.load(ordering: .relaxed)
+    _ = current.compareExchange(expected: old, desired: next(old), ordering: .relaxed)
+  }
+}
+
+extension Limits {
+  /// What filling the IOTLB again costs after everything was invalidated, in nanoseconds: 64 walks of half a microsecond.
+  package static let refill: UInt64 = 32_000
+}

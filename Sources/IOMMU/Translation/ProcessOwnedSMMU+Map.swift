@@ -1,0 +1,122 @@
+import AddressSpace
+import PageTables
+import Synchronization
+
+// The data path: stores into the tables, and for an unmap at once the commands that its gather asks for.
+
+extension ProcessOwnedSMMU {
+  package func map(iova: UInt64, address: UInt64, byteCount: UInt64, access: DMAAccess) throws(Errno) {
+    guard let ipa = memory.ipa(of: address, byteCount: byteCount) else {
+      return try mapUnregistered(iova, address, byteCount, access)
+    }
+    let attributes = LeafAttributes(access)
+    if case .mapped = table.map(iova: iova, to: ipa, byteCount: byteCount, attributes: attributes) { return }
+    try mapAgain(iova, ipa, byteCount, attributes)
+  }
+
+  package func map(iova: UInt64, file: Int32, start: UInt64, byteCount: UInt64, access: DMAAccess) throws(Errno) {
+    throw .notTypewriter
+  }
+
+  /// With more tables, or over what was in the way. The table says each time what is missing, and has mapped nothing.
+  @inline(never)
+  func mapAgain(_ iova: UInt64, _ ipa: UInt64, _ byteCount: UInt64, _ attributes: LeafAttributes) throws(Errno) {
+    while true {
+      let ready = tables.readyByteCount
+      switch table.map(iova: iova, to: ipa, byteCount: byteCount, attributes: attributes) {
+      case .mapped: return
+      case .exists: throw .exists
+      case .noTables:
+        counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
+        try tables.grow(beyond: ready)
+      case .mustInvalidate(let unlinked):
+        do throws(Errno) { try invalidate(iova: unlinked.iova, byteCount: unlinked.byteCount) } catch {
+          deferred.add(unlinked.tables, in: tables.pool)
+          throw error
+        }
+        tables.pool.give(back: unlinked.tables)
+      }
+    }
+  }
+
+  /// Registers memory for the mapping's life, with no more access than the mapping has.
+  @inline(never)
+  private func mapUnregistered(
+    _ iova: UInt64, _ address: UInt64, _ byteCount: UInt64, _ access: DMAAccess
+  ) throws(Errno) {
+    guard let range = IOVARange(start: IOVA(iova), byteCount: byteCount) else { throw .overflow }
+    counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
+    let ipa = try stage2.enter(address, byteCount, access)
+    guard memory.own(range, ipa: ipa) else {
+      stage2.leave(ipa, byteCount, orRetireFor: range)
+      throw .noMemory
+    }
+    do throws(Errno) {
+      try mapAgain(iova, ipa, byteCount, LeafAttributes(access).union(.owned))
+    } catch {
+      memory.disown(range)
+      stage2.leave(ipa, byteCount, orRetireFor: range)
+      throw error
+    }
+    counts.implicit.wrappingAdd(1, ordering: .relaxed)
+  }
+
+  /// Ranges are not tracked: whoever puts an invalidation off makes one of everything.
+  package func clear(iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64 {
+    var gather = Gather(tracksRanges: false)
+    let cleared = try clear(iova, byteCount, &gather)
+    if !gather.isLeafOnly { deferred.add(gather.takeTables(), in: tables.pool) }
+    return cleared
+  }
+
+  package func unmap(iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64 {
+    var gather = Gather(tracksRanges: true)
+    let cleared = try clear(iova, byteCount, &gather)
+    if cleared > 0 || !gather.isLeafOnly { try invalidate(&gather, iova, byteCount) }
+    return cleared
+  }
+
+  @inline(__always)
+  private func clear(_ iova: UInt64, _ byteCount: UInt64, _ gather: inout Gather) throws(Errno) -> UInt64 {
+    switch table.unmap(iova: iova, byteCount: byteCount, into: &gather) {
+    case .unmapped(let cleared):
+      if gather.sawOwned { memory.retireOwned(in: IOVARange(start: IOVA(iova), byteCount: byteCount)!) }
+      return cleared
+    // As an IOAS answers to a range that cuts a mapping.
+    case .cuts: throw .noEntry
+    }
+  }
+
+  private func invalidate(_ gather: inout Gather, _ iova: UInt64, _ byteCount: UInt64) throws(Errno) {
+    counts.ranges.wrappingAdd(UInt64(gather.rangeCount), ordering: .relaxed)
+    var plan = SMMUPlan(shape)
+    plan.make(for: gather, budget: commandLimit)
+    let removed = gather.takeTables()
+    do throws(Errno) {
+      try settle(IOVARange(start: IOVA(iova), byteCount: byteCount)!) { () throws(Errno) in try send(plan) }
+    } catch {
+      deferred.add(removed, in: tables.pool)
+      throw error
+    }
+    tables.pool.give(back: removed)
+  }
+}
+
+extension LeafAttributes {
+  @inline(__always)
+  init(_ access: DMAAccess) { self = access.canWrite ? [.readable, .writable] : .readable }
+}
+
+// MARK: - Registration
+
+extension ProcessOwnedSMMU {
+  package func register(
+    address: UInt64, byteCount: UInt64, file: Int32?, areaByteCount: UInt64
+  ) throws(Errno) -> (areas: Int, fileAreas: Int) {
+    try stage2.register(address: address, byteCount: byteCount, file: file, areaByteCount: areaByteCount)
+  }
+
+  package func hide(address: UInt64) { memory.hide(address) }
+
+  package func unregister(address: UInt64) { stage2.unregister(address: address) }
+}

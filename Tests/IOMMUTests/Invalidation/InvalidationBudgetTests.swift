@@ -1,0 +1,55 @@
+import IOMMU
+import Testing
+
+@Suite struct InvalidationBudgetTests {
+  /// One command 1 µs and 100 ns each more.
+  private static func calibrated() -> InvalidationBudget {
+    let budget = InvalidationBudget(most: 63)
+    budget.calibrate(one: 1000, several: 2500, count: 16)
+    return budget
+  }
+
+  @Test func nothingIsKnownAtFirst() {
+    let budget = InvalidationBudget(most: 63)
+    #expect(budget.limit == 63 && budget.worthwhile == 63)
+    for _ in 0..<100 { budget.note(commands: 1, nanoseconds: 1_000_000_000) }
+    #expect(budget.limit == 63)
+  }
+
+  /// Halves with each two slow calls in a row, down to one command; one slow call between quick ones is nothing.
+  @Test func shrinksUnderPressureAndRecovers() {
+    let budget = Self.calibrated()
+    // 900 for the call and 100 for each command: up to four times that is not slow.
+    for _ in 0..<50 { budget.note(commands: 11, nanoseconds: 8000) }
+    #expect(budget.limit == 63)
+    for _ in 0..<50 {
+      budget.note(commands: 11, nanoseconds: 8001)
+      budget.note(commands: 11, nanoseconds: 2000)
+    }
+    #expect(budget.limit == 63)
+    var limits: [Int] = []
+    for _ in 0..<7 {
+      for _ in 0..<2 { budget.note(commands: 1, nanoseconds: 100_000) }
+      limits.append(budget.limit)
+    }
+    #expect(limits == [31, 15, 7, 3, 1, 1, 1])
+    var steps = 0
+    while budget.limit < 63, steps < 1000 {
+      let before = budget.limit
+      for _ in 0..<16 { budget.note(commands: 1, nanoseconds: 1000) }
+      #expect(budget.limit > before && budget.limit <= before + (before + 3) / 4)
+      steps += 1
+    }
+    #expect(budget.limit == 63 && steps > 10)
+  }
+
+  /// Commands that cost more than filling the cache again are not worth it.
+  @Test func dearCommands() {
+    let cheap = Self.calibrated()
+    #expect(cheap.worthwhile == 63)
+    // 20 µs a command, as where a hypervisor has each.
+    let dear = InvalidationBudget(most: 63)
+    dear.calibrate(one: 20_000, several: 20_000 * 16, count: 16)
+    #expect(dear.worthwhile == 2)
+  }
+}
