@@ -32,7 +32,7 @@ import Testing
   }
 
   /// The same library over tables of the process. The cases that speak to iommufd without the library run above.
-  static let processItems = ["vtd-legacy", "smmuv3"].flatMap { machine in
+  static let processItems = ["vtd-legacy", "smmuv3", "smmuv3-nested"].flatMap { machine in
     ConformanceSuite.Suite.allCases.flatMap(\.cases).map {
       Item(machine: machine, interface: .iommufd, translation: .process, item: $0)
     }

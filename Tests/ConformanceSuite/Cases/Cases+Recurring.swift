@@ -1,11 +1,15 @@
+import CIOMMU
+import Glibc
 import IOMMU
 import IOMMUSimulation
+import Synchronization
 
 /// Recurring buffers, under each protection: what an automatic one saves, and that no queue does where the kernel owns the
 /// page tables.
 extension Cases {
   static let recurring: [ConformanceCase] = [
     ConformanceCase(.counts, "count/lazy_10000") { environment in
+      if environment.translation == .process { return try Unmaps.count("lazy_10000", 8, environment) }
       var told = AutomaticOptions()
       told.isInvalidationDear = true
       // The only machine whose IOMMU says of itself that it is emulated; and the one that the comparison is made on.
@@ -74,9 +78,7 @@ private final class Recurring {
     try dma.switchProtection(to: protection)
     let ring = try Recurring(dma, scale: environment.simulated == nil ? 1 : 10)
     let before = invalidations(environment) ?? Int(dma.statistics.systemCalls)
-    try Cases.phase(name, number, environment)
-    try ring.run()
-    try environment.mark(0)
+    try Cases.phase(name, number, environment, dma) { try ring.run() }
     let after = dma.statistics, count = (invalidations(environment) ?? Int(after.systemCalls)) - before
     let choice = dma.calibration?.choice.rawValue ?? "none", buffers = ring.received.count + ring.sent.count
     environment.say(
@@ -92,5 +94,33 @@ private final class Recurring {
 
   private static func invalidations(_ environment: Environment) -> Int? {
     environment.simulated.map { $0.counters.invalidations + $0.counters.flushesOnMap }
+  }
+}
+
+/// 10,000 lazy unmaps on one processor, by queues of 256 entries that no timer flushes, and a drain: on tables of the process one
+/// command for each 255 of them and one for the rest.
+private enum Unmaps {
+  static func count(_ name: String, _ number: UInt8, _ environment: Environment) throws {
+    let device = try environment.open(environment.devices.edu), dma = device.dma
+    try dma.switchProtection(to: .lazy(FlushQueueOptions(.perCPU, depth: 256, timeout: .seconds(10))))
+    // On a thread that stays on one processor and ends: this one goes where it likes.
+    let caller = pthread_self(), failure = Mutex<(any Error)?>(nil)
+    WorkerThreads.run(2) {
+      if pthread_self() == caller { return }
+      do { try run(name, number, environment, dma) } catch { failure.withLock { $0 = error } }
+    }
+    if let failure = failure.withLock({ $0 }) { throw failure }
+    try expectEqual(dma.statistics.invalidations, 40, "commands for 10,000 lazy unmaps")
+    try expectEqual(dma.statistics.gatheredRanges, 0, "ranges that were tracked")
+    device.close()
+  }
+
+  private static func run(_ name: String, _ number: UInt8, _ environment: Environment, _ dma: DMADomain) throws {
+    _ = ci_pin_to_cpu(0)
+    var buffer: DMABuffer? = try dma.buffer(byteCount: 4096)
+    try Cases.phase(name, number, environment, dma) {
+      for _ in 0..<10_000 { buffer = try dma.map(buffer.take()!, .bidirectional).unmap() }
+      try dma.drain()
+    }
   }
 }

@@ -58,8 +58,7 @@ extension Environment {
   public static func simulated(
     _ name: String, interface: Interface, translation: TranslationChoice = .kernel, unprivileged: Bool = false
   ) -> Environment {
-    var machine =
-      name.hasPrefix("smmuv3") ? SimulatedMachine.smmuv3 : name == "vtd-caching" ? .vtdCaching : .vtd
+    var machine = SimulatedMachine.named(name)
     machine.usesFirstStage = name == "vtd-flts"
     machine.isolatesInterrupts = !name.hasSuffix("-no-remapping")
     if unprivileged { machine.restrict() }
@@ -85,6 +84,15 @@ extension Environment {
 }
 
 extension SimulatedMachine {
+  fileprivate static func named(_ name: String) -> SimulatedMachine {
+    switch name {
+    case "smmuv3-nested": .smmuv3Nested
+    case _ where name.hasPrefix("smmuv3"): .smmuv3
+    case "vtd-caching": .vtdCaching
+    default: .vtd
+    }
+  }
+
   /// What `guest/unprivileged` does to a process: uid 1000 in the nodes' group, 8 MiB of lockable memory.
   fileprivate mutating func restrict() {
     let user = SimulatedMachine.unprivileged

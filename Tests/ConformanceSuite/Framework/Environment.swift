@@ -17,6 +17,8 @@ public struct Environment: Sendable {
   public let devices: Devices
   /// Debug mode for the devices that cases open; nil for none.
   public var debug: DebugOptions?
+  /// The domains of the devices that cases have open, for what only they know of faults.
+  let domains = OpenDomains()
   /// Prints a line between those of the cases.
   public var say: @Sendable (String) -> Void = { _ in }
 
@@ -54,8 +56,8 @@ public struct Environment: Sendable {
   var isVirtio: Bool { machine == "virtio" }
   /// Whether an Arm SMMU translates.
   var isSMMU: Bool { machine.hasPrefix("smmuv3") }
-  /// Whether the kernel lets this process own stage-1 tables of an SMMUv3: the simulated one has no vIOMMUs.
-  var nestsOnSMMU: Bool { machine == "smmuv3-nested" && !isSimulated }
+  /// Whether the kernel lets this process own stage-1 tables of an SMMUv3.
+  var nestsOnSMMU: Bool { machine == "smmuv3-nested" }
 
   /// Whether the machine was booted without interrupt remapping; then nothing but that error is to be seen on it.
   var lacksInterruptRemapping: Bool { machine.hasSuffix("-no-remapping") }
@@ -75,9 +77,11 @@ public struct Environment: Sendable {
 
   /// Opens a device through this row's interface.
   func open(_ address: String, sharing domain: DMADomain? = nil) throws(DMAError) -> Device {
-    try Device(
+    let device = try Device(
       address, on: host, interface: interface, translation: translation, sharing: domain,
       debug: domain == nil ? debug : nil)
+    domains.note(device)
+    return device
   }
 
   /// What sysfs says of a device.

@@ -6,7 +6,7 @@ import IOMMUSimulation
 struct Belongings: Equatable, CustomStringConvertible {
   /// Open descriptors of devices, and those of memory files and events.
   var devices = 0, others = 0
-  /// Bytes pinned for devices, and on the simulated kernel objects of iommufd, domains and areas.
+  /// Bytes pinned for devices, but for page tables of open domains, and on the simulated kernel objects of iommufd, domains and areas.
   var pinnedBytes: UInt64 = 0
   var objects = 0
 
@@ -20,11 +20,11 @@ struct Belongings: Equatable, CustomStringConvertible {
       let census = simulated.kernel.census
       devices = census.descriptors
       others = census.memoryFiles + census.events
-      pinnedBytes = census.pinnedBytes
+      pinnedBytes = census.pinnedBytes - environment.domains.tableBytes
       objects = census.addressSpaces + census.pageTables + census.areas + census.domains
     } else {
       try countDescriptors(environment.kernel)
-      pinnedBytes = try Self.pinned(environment.kernel)
+      pinnedBytes = try Self.pinned(environment.kernel) - environment.domains.tableBytes
     }
   }
 

@@ -1,7 +1,8 @@
 import AddressSpace
 import IOMMU
 
-/// Sees that the IOMMU refused a request: in the kernel's log, as its driver reports it.
+/// Sees that the IOMMU refused a request: in the kernel's log, as its driver reports it; where the process owns the page tables,
+/// in what the hardware tells the process itself.
 struct FaultOracle {
   private let environment: Environment
   private let first: UInt64
@@ -23,6 +24,7 @@ struct FaultOracle {
       try transfer()
       for _ in 0..<20 {
         if try lines().contains(where: { reports($0, device, page) }) { return }
+        if isTold(device, address) { return }
         environment.kernel.sleep(.milliseconds(20))
       }
     }
@@ -39,6 +41,12 @@ struct FaultOracle {
     // The SMMU reports the address itself, of which the page without its zeros is a prefix.
     return environment.isSMMU
       ? line.contains("iova: 0x\(page.dropLast(3))") : line.contains("fault addr 0x\(page)")
+  }
+
+  /// Whether an open device's own faults, which come by an event queue, have it.
+  private func isTold(_ device: String, _ address: IOVA) -> Bool {
+    guard environment.translation == .process, let domain = environment.domains[device] else { return false }
+    return domain.faults.faults.contains { $0.iova.map { $0.rawValue & ~0xfff } == address.rawValue & ~0xfff }
   }
 
   private func lines() throws -> [String] {

@@ -1,6 +1,6 @@
 """Counts the commands that an emulated IOMMU executed, by phase, from QEMU's trace.
 
-The kernel owns the page tables here, so every command is the kernel's; what a process sends itself is zero.
+Where a process owns the page tables it says how many commands it sent; the others are the kernel's.
 """
 
 from pathlib import Path
@@ -37,10 +37,11 @@ def kind(line: str) -> str | None:
     return VTD_KINDS.get(words[4]) if words[:4] == VTD_WORDS and len(words) > 4 else None
 
 
-def count(machine: str, trace: Path | None, phases: dict[int, str]) -> dict[str, dict]:
+def count(machine: str, trace: Path | None, phases: dict[int, str], sent: dict[str, tuple[int, int]]) -> dict[str, dict]:
     """`{case: {process: {…}, kernel: {tlbi, cfgi, sync}}}`; null where the machine has no trace.
 
-    A phase begins at the mark with its number and ends at the next mark, whichever that is."""
+    A phase begins at the mark with its number and ends at the next mark, whichever that is. `sent` are the invalidations and
+    syncs that the process says are its own."""
     nothing = {"tlbi": 0, "cfgi": 0, "sync": 0}
     if trace is None:
         return {name: {"process": None, "kernel": None} for name in phases.values()}
@@ -58,6 +59,11 @@ def count(machine: str, trace: Path | None, phases: dict[int, str]) -> dict[str,
                 # Part of the same act, attaching, and no invalidation of what was mapped.
                 found, newly_present = "attach_tlbi", False
             kernel[found] = kernel.get(found, 0) + 1
+    for name, (tlbi, sync) in sent.items():
+        if name in counts:
+            counts[name]["process"] |= {"tlbi": tlbi, "sync": sync}
+            counts[name]["kernel"]["tlbi"] -= tlbi
+            counts[name]["kernel"]["sync"] -= sync
     return counts
 
 
@@ -73,12 +79,15 @@ def is_newly_present(line: str) -> bool:
     return low & 0xf == 1 and low >> 4 & 3 == 3 and low >> 16 & 0xffff == 0
 
 
-def verdicts(machine: str, interface: str, counts: dict[str, dict]) -> list[tuple[str, str, str | None]]:
+def verdicts(machine: str, translation: str, counts: dict[str, dict]) -> list[tuple[str, str, str | None]]:
     """What the counts must be: closing 64 live maps costs one invalidation on every IOMMU that is traced."""
     found = []
     for name in CASES + COMPARED.get(machine, []):
         case = f"counts/{name}"
         tlbi = (counts.get(name) or {}).get("kernel")
+        if translation == "process" and tlbi is not None:
+            found.append(judge_process(name, counts[name]))
+            continue
         if machine == "virtio":
             found.append((case, "skip", "virtio-iommu has no invalidation command: the unmap request is one"))
         elif tlbi is None:
@@ -98,6 +107,28 @@ def comparison(machine: str, counts: dict[str, dict]) -> str | None:
         return None
     return "invalidations for 10,000 maps of recurring buffers: " + ", ".join(
         f"{name.removeprefix('lazy_10000').strip('_') or 'automatic'} {count['tlbi']}" for name, count in found.items())
+
+
+# Commands of the process, its waits, and what the kernel adds, on tables of the process: (tlbi, sync), tlbi.
+PROCESS = {
+    # One range command whatever the pages, where tables went as well.
+    "unmap_1": ((1, 1), 0), "unmap_64": ((1, 1), 0), "unmap_512": ((1, 1), 0), "unmap_1024": ((1, 1), 0),
+    "unmap_list_64": ((1, 1), 0),
+    # The memory is the caller's and is pinned map by map; nothing is cached of what was not there.
+    "map_64": ((0, 0), 0),
+    # Nothing from the process, and the whole tag once by the kernel at the last detach.
+    "close_64": ((0, 0), 1),
+    # 255 entries a flush.
+    "lazy_10000": ((40, 40), 0),
+}
+
+
+def judge_process(name: str, counted: dict[str, dict]) -> tuple[str, str, str | None]:
+    case, (sent, added) = f"counts/{name}", PROCESS[name]
+    found = (counted["process"]["tlbi"], counted["process"]["sync"]), counted["kernel"]["tlbi"]
+    good = found == (sent, added)
+    wrong = f"the process sent {found[0]} invalidations and syncs and the kernel {found[1]}, expected {sent} and {added}"
+    return case, "pass" if good else "fail", None if good else wrong
 
 
 def judge(machine: str, name: str, tlbi: int, counts: dict[str, dict]) -> tuple[str, str, str | None]:

@@ -134,5 +134,5 @@ MACHINES = {
     "virtio": Machine("x86_64", kernel_arguments=TRUSTED_INTERRUPTS),
     "smmuv3": Machine("arm64", nests=True),
     # A container of type1 never nests, and its calls are those of `smmuv3`.
-    "smmuv3-nested": Machine("arm64", nests=True, nested=True, rows=(("iommufd", "kernel"),)),
+    "smmuv3-nested": Machine("arm64", nests=True, nested=True, rows=(("iommufd", "kernel"), ("iommufd", "process"))),
 }

@@ -109,8 +109,9 @@ class Row:
         options = ["--trace", f"{pattern}={trace}"] if pattern else []
         lines = self.boot("counts", options, ["sh", "/row", self.machine, self.interface, "counts"], 300)
         phases = {int(words[2]): words[1] for words in map(str.split, lines) if words[:1] == ["PHASE"]}
-        self.counts = commands.count(self.machine, trace if pattern else None, phases)
-        for name, verdict, reason in commands.verdicts(self.machine, self.interface, self.counts):
+        sent = {words[1]: (int(words[2]), int(words[3])) for words in map(str.split, lines) if words[:1] == ["SENT"]}
+        self.counts = commands.count(self.machine, trace if pattern else None, phases, sent)
+        for name, verdict, reason in commands.verdicts(self.machine, self.translation, self.counts):
             self.add(name, verdict, reason)
 
     def without_remapping(self) -> None:
