@@ -6,7 +6,7 @@ import Synchronization
 /// while it is written, and a reader whose number changed meanwhile has read nothing. Whoever ends a registration clears every
 /// place that has it first; that no one maps its memory then is the caller's duty, as with the registration itself.
 @safe
-final class RegistrationCache: Sendable {
+package final class RegistrationCache: Sendable {
   private struct Place: ~Copyable {
     let number = Atomic<UInt64>(0)
     let first = Atomic<UInt64>(1), last = Atomic<UInt64>(0)
@@ -18,7 +18,7 @@ final class RegistrationCache: Sendable {
   /// Stretches of 2 MiB: an arena's memory has a place for each, and neighbours do not share one.
   private static var shift: UInt64 { 21 }
 
-  init() {
+  package init() {
     unsafe places = .allocate(capacity: Self.count)
     for index in 0..<Self.count { unsafe (places + index).initialize(to: Place()) }
   }
@@ -35,7 +35,7 @@ final class RegistrationCache: Sendable {
 
   /// The IPA of memory that lies in one known registration.
   @inline(__always)
-  func ipa(of address: UInt64, byteCount: UInt64) -> UInt64? {
+  package func ipa(of address: UInt64, byteCount: UInt64) -> UInt64? {
     let place = unsafe place(address)
     let number = unsafe place.pointee.number.load(ordering: .acquiring)
     let first = unsafe place.pointee.first.load(ordering: .relaxed)
@@ -48,12 +48,12 @@ final class RegistrationCache: Sendable {
   }
 
   /// Remembers a registration for the stretch that an address is in. With the lock of the registrations held.
-  func note(_ address: UInt64, first: UInt64, last: UInt64, ipa: UInt64) {
+  package func note(_ address: UInt64, first: UInt64, last: UInt64, ipa: UInt64) {
     unsafe write(place(address), first: first, last: last, difference: ipa &- first)
   }
 
   /// Forgets a registration. With the lock of the registrations held.
-  func forget(first: UInt64) {
+  package func forget(first: UInt64) {
     for index in 0..<Self.count {
       let place = unsafe places + index
       guard unsafe place.pointee.first.load(ordering: .relaxed) == first else { continue }

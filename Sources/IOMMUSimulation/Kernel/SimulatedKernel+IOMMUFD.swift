@@ -118,7 +118,8 @@ extension SimulatedKernel {
   package var invalidationProgress: InvalidationProgress { locked { $0.invalidation } }
 
   package var hasFlatFormat: Bool { locked { $0.machine.nests } }
-  package var nests: Bool { locked { $0.machine.nests || $0.machine.hasVIOMMU } }
+  /// An SMMUv3 is asked itself.
+  package var nests: Bool { locked { $0.machine.nests || $0.machine.asksHardware } }
 
   package func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo {
     try systemCall { (state) throws(Errno) in try state.hardwareInfo(iommufd, device: device) }

@@ -97,6 +97,8 @@ public struct SimulatedMachine: Sendable {
 extension SimulatedMachine {
   /// Whether the kernel can nest page tables in the simulation's own format.
   var nests: Bool { hasNestedTranslation && iommu != nil && interfaces.contains(.iommufd) }
+  /// Whether the IOMMU decides whether page tables nest.
+  var asksHardware: Bool { iommu == .smmuv3 && interfaces.contains(.iommufd) }
   /// Whether there are nest parents for an SMMUv3: `ARM_SMMU_FEAT_NESTING`.
   var hasSMMUStages: Bool {
     iommu == .smmuv3 && interfaces.contains(.iommufd) && smmu.hasStage1 && smmu.hasStage2
