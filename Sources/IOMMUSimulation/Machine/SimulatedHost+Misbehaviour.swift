@@ -7,7 +7,10 @@ extension SimulatedHost {
   /// Loses an invalidation: the n-th `CMD_TLBI`, `CMD_CFGI` or `CMD_ATC_INV` that the hardware executes from now on (1 is the
   /// next) is acknowledged and not done. Once; a second call replaces what is left of the first.
   ///
-  /// - Parameter sender: Whose commands count; nil for anyone's.
+  /// - Parameters:
+  ///   - n: Which one, from 1 on.
+  ///   - sender: Whose commands count; nil for anyone's.
+  ///   - unit: Which of the machine's SMMUs.
   public func loseInvalidation(_ n: Int, from sender: SMMUCounters.Sender? = .process, unit: Int = 0) {
     precondition(n > 0, "the next invalidation is the first")
     withUnit(unit) { $0.misbehaviour.lostInvalidation = (n, sender) }
