@@ -2,6 +2,7 @@
 package struct LeafAttributes: OptionSet, Hashable, Sendable {
   package let rawValue: UInt8
 
+  @inline(__always)
   package init(rawValue: UInt8) { self.rawValue = rawValue }
 
   /// The device may read. A format that cannot say "write only" implies it.
@@ -15,5 +16,6 @@ package struct LeafAttributes: OptionSet, Hashable, Sendable {
   package static let owned = LeafAttributes(rawValue: 8)
 
   /// Whether a leaf of it can be reached at all: an entry that allows nothing would be one that is not there.
-  var isPresent: Bool { !isDisjoint(with: [.readable, .writable]) }
+  @inline(__always)
+  var isPresent: Bool { rawValue & 3 != 0 }
 }

@@ -108,9 +108,10 @@ extension DomainCore {
     byteCount: Int, alignment: PageSize, _ limits: AddressLimits
   ) throws(DMAError) -> IOVARange {
     let memory = try coherent.makeMemory(byteCount: byteCount)
-    var mapped: IOVA?
+    var mapped: IOVA?, isPinned = false
     do throws(DMAError) {
       let fileAreas = try pin(memory, "allocate")
+      isPinned = true
       let start = try mapArena(memory, alignment: alignment, limits, "allocate")
       mapped = start
       do throws(RangeStoreFailure) {
@@ -123,7 +124,7 @@ extension DomainCore {
       return IOVARange(start: start, byteCount: UInt64(memory.byteCount))!
     } catch {
       if let mapped { unmapArena(mapped, memory.byteCount) }
-      unpin(memory)
+      if isPinned { unpin(memory) }
       unsafe coherent.release(memory.base, memory.byteCount, memory.file)
       throw error
     }
@@ -133,9 +134,10 @@ extension DomainCore {
   private func addStreaming(byteCount: Int, _ limits: AddressLimits) throws(DMAError) -> Bool {
     let memory = try streaming.makeMemory(byteCount: byteCount)
     var range: StandingMaps.Range?
-    var isAbove = false
+    var isAbove = false, isPinned = false
     do throws(DMAError) {
       _ = try pin(memory, "buffer")
+      isPinned = true
       // Memory of the caller's that was unmapped while it was registered is in the way of what is there now.
       if case .added(let added) = standing.add(StandingRange(memory)) { unsafe range = added }
       if let range = unsafe range, standing.isWanted { isAbove = try unsafe raise(range, limits, "buffer") }
@@ -149,7 +151,7 @@ extension DomainCore {
         if unsafe range.pointee.iova != 0 { unsafe unmapArena(IOVA(range.pointee.iova), memory.byteCount) }
         unsafe standing.remove(range)
       }
-      unpin(memory)
+      if isPinned { unpin(memory) }
       unsafe streaming.release(memory.base, memory.byteCount, memory.file)
       throw error
     }

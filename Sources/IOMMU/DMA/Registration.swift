@@ -123,8 +123,10 @@ extension DomainCore {
         .overlap, "register", address: new.start.rawValue, byteCount: new.byteCount,
         detail: "\(new) overlaps \(other), which is registered or memory of the library's own")
     }
+    var isPinned = false
     do throws(DMAError) {
       _ = try pin(memory, "register")
+      isPinned = true
       var isAbove = false
       if standing.isWanted { isAbove = try unsafe raise(range, limits, "register") }
       // Before a switch of the protection can unpin it.
@@ -132,7 +134,8 @@ extension DomainCore {
       unsafe standing.release(range)
       return unsafe (range, isAbove)
     } catch {
-      unpin(memory)
+      // Else what begins at the same address is another's.
+      if isPinned { unpin(memory) }
       unsafe standing.remove(range)
       throw error
     }

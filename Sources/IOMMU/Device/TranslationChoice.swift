@@ -100,7 +100,7 @@ struct ChosenTranslation {
           translation: try ProcessOwnedSMMU.make(opened, target),
           use: TranslationInUse(.process, choice == .process ? TranslationInUse.asked : TranslationInUse.nests))
       } catch {
-        if choice == .automatic {
+        if choice == .automatic, !error.isFinal {
           return ChosenTranslation(
             translation: KernelOwnedIOAS(opened), use: TranslationInUse(.kernel, error.reason))
         }

@@ -13,6 +13,8 @@ final class DeferredTables: Sendable {
     count.wrappingAdd(1, ordering: .releasing)
   }
 
+  var isEmpty: Bool { count.load(ordering: .acquiring) == 0 }
+
   /// Takes all that were added before.
   func takeAll() -> TableList {
     if count.load(ordering: .acquiring) == 0 { return TableList() }

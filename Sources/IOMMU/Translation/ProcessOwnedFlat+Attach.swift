@@ -3,6 +3,10 @@ import Synchronization
 
 extension ProcessOwnedFlat {
   package func attach(_ target: AttachTarget) throws(DMAError) -> Attachment {
+    try stage2.changing { () throws(DMAError) in try join(target) }
+  }
+
+  private func join(_ target: AttachTarget) throws(DMAError) -> Attachment {
     let device = try descriptor.open(target)
     let id: UInt32
     do throws(DMAError) {
@@ -14,7 +18,7 @@ extension ProcessOwnedFlat {
     }
     let attachment = Attachment(target: target, descriptor: device, deviceID: id)
     do throws(Errno) { try stage2.limitSpace() } catch {
-      detach(attachment)
+      leave(attachment)
       throw DMAError(.system, "IOMMU_IOAS_IOVA_RANGES", errno: error, device: target.address.description)
     }
     return attachment
@@ -88,7 +92,9 @@ extension ProcessOwnedFlat {
 
   /// Detach leaves the device blocked. Tables without devices go at once, unless they are the last: the kernel has flushed
   /// their tag then.
-  package func detach(_ attachment: Attachment) {
+  package func detach(_ attachment: Attachment) { stage2.changing { leave(attachment) } }
+
+  private func leave(_ attachment: Attachment) {
     try? kernel.vfioDetach(attachment.descriptor)
     let empty: [Table] = state.withLock { state in
       for index in state.tables.indices { state.tables[index].devices.removeAll { $0 == attachment.deviceID } }

@@ -9,6 +9,10 @@ extension ProcessOwnedSMMU {
       return first
     }
     if let first { return first }
+    return try stage2.changing { () throws(DMAError) in try join(target) }
+  }
+
+  private func join(_ target: AttachTarget) throws(DMAError) -> Attachment {
     let name = target.address.description
     if let known = try takeCompanion(target) { return known }
     let device = try descriptor.open(target)
@@ -119,8 +123,10 @@ extension ProcessOwnedSMMU {
   }
 
   package func detach(_ attachment: Attachment) {
-    leave(attachment.descriptor, attachment.deviceID)
-    kernel.close(attachment.descriptor)
+    stage2.changing {
+      leave(attachment.descriptor, attachment.deviceID)
+      kernel.close(attachment.descriptor)
+    }
   }
 
   /// Detach leaves the device blocked. With the last of a group those go that nobody asked for. A slice without devices goes at

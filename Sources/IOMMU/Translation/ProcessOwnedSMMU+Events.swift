@@ -20,8 +20,10 @@ extension ProcessOwnedSMMU {
     }
   }
 
-  /// Closes a slice's queue when nobody reads it, and destroys the slice.
-  func destroy(_ slice: SMMUSlice) { reading.withLock { _ in descriptor.destroy(slice) } }
+  /// Destroys a slice, whose queue is closed when nobody reads it.
+  func destroy(_ slice: SMMUSlice) {
+    descriptor.destroy(slice) { queue in reading.withLock { _ in kernel.close(queue) } }
+  }
 
   /// Takes what is in a slice's queue now; the descriptor never blocks.
   func readEvents(of slice: SMMUSlice) -> [SMMUEvent] {

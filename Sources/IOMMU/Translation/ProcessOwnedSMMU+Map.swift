@@ -27,6 +27,10 @@ extension ProcessOwnedSMMU {
       case .mapped: return
       case .exists: throw .exists
       case .noTables:
+        if !deferred.isEmpty {
+          try invalidateAll()
+          continue
+        }
         counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
         try tables.grow(beyond: ready)
       case .mustInvalidate(let unlinked):
@@ -52,7 +56,7 @@ extension ProcessOwnedSMMU {
       throw .noMemory
     }
     do throws(Errno) {
-      try mapAgain(iova, ipa, byteCount, LeafAttributes(access).union(.owned))
+      try mapAgain(iova, ipa, byteCount, LeafAttributes(access, isOwned: true))
     } catch {
       memory.disown(range)
       stage2.leave(ipa, byteCount, orRetireFor: range)
@@ -65,9 +69,12 @@ extension ProcessOwnedSMMU {
   package func clear(iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64 {
     var gather = Gather(tracksRanges: false)
     let cleared = try clear(iova, byteCount, &gather)
-    if !gather.isLeafOnly { deferred.add(gather.takeTables(), in: tables.pool) }
+    if !gather.isLeafOnly { keepForLater(gather.takeTables()) }
     return cleared
   }
+
+  @inline(never)
+  private func keepForLater(_ removed: TableList) { deferred.add(removed, in: tables.pool) }
 
   package func unmap(iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64 {
     var gather = Gather(tracksRanges: true)
@@ -104,7 +111,10 @@ extension ProcessOwnedSMMU {
 
 extension LeafAttributes {
   @inline(__always)
-  init(_ access: DMAAccess) { self = access.canWrite ? [.readable, .writable] : .readable }
+  init(_ access: DMAAccess, isOwned: Bool = false) {
+    // As a number: a literal of several would be an array. What may be written may be read.
+    self.init(rawValue: (access.canWrite ? 3 : 1) | (isOwned ? 8 : 0))
+  }
 }
 
 // MARK: - Registration

@@ -24,9 +24,15 @@ extension ProcessOwnedSMMU {
       }
       return translation
     } catch {
-      _ = try? kernel.ioasUnmap(descriptor.iommufd, ioas: descriptor.ioas, iova: 0, byteCount: .max)
-      try? kernel.iommufdDestroy(descriptor.iommufd, id: parent)
-      throw error
+      var refusal = error
+      do throws(Errno) {
+        _ = try kernel.ioasUnmap(descriptor.iommufd, ioas: descriptor.ioas, iova: 0, byteCount: .max)
+        try kernel.iommufdDestroy(descriptor.iommufd, id: parent)
+      } catch {
+        // The address space has memory of tables still: no device may be attached to it.
+        refusal.isFinal = true
+      }
+      throw refusal
     }
   }
 
@@ -62,8 +68,9 @@ extension ProcessOwnedSMMU {
     do throws(Errno) {
       let ranges = try descriptor.kernel.ioasRanges(descriptor.iommufd, ioas: descriptor.ioas)
       try stage2.limitSpace()
-      guard let last = ranges.ranges.map(\.last.rawValue).max(), let granule = identity.granule(page: ranges.alignment)
+      guard let end = ranges.ranges.map(\.last.rawValue).max(), let granule = identity.granule(page: ranges.alignment)
       else { throw .notSupported }
+      let last = min(end, Stage2.reachable.last.rawValue)
       let reserved = min(Limits.tables, Int(clamping: last / 8) & ~(Limits.tablePiece - 1))
       let tables = try TableMemory(descriptor, stage2.memory, granule: granule, byteCount: reserved)
       return ProcessOwnedSMMU(

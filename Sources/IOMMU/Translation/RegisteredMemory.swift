@@ -56,7 +56,14 @@ extension RegisteredMemory {
         return
       }
       // The kernel has refused a device whose reserved regions hold registered memory; so these are free.
-      for lost in state.usable.subtracting(usable) { try state.space?.reserve(lost) }
+      var done: [IOVARange] = []
+      for lost in state.usable.subtracting(usable) {
+        do throws(RangeStoreFailure) { try state.space?.reserve(lost) } catch {
+          for range in done { _ = state.space?.unreserve(range) }
+          throw error
+        }
+        done.append(lost)
+      }
       state.usable = state.usable.intersection(usable)
     }
   }

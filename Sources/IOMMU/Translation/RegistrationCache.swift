@@ -12,11 +12,13 @@ package final class RegistrationCache: Sendable {
     let first = Atomic<UInt64>(1), last = Atomic<UInt64>(0)
     /// What to add to a host address; wraps.
     let difference = Atomic<UInt64>(0)
+    /// A cache line each.
+    private let unused: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
   }
   private nonisolated(unsafe) let places: UnsafeMutablePointer<Place>
-  private static var count: Int { 64 }
-  /// Stretches of 2 MiB: an arena's memory has a place for each, and neighbours do not share one.
-  private static var shift: UInt64 { 21 }
+  private static var count: Int { 128 }
+  /// Stretches of 256 KiB, the least that an arena grows by: what it grew by at different times does not share one.
+  private static var shift: UInt64 { 18 }
 
   package init() {
     unsafe places = .allocate(capacity: Self.count)

@@ -13,13 +13,8 @@ struct SMMUSlice {
   var events: (id: UInt32, descriptor: Int32)?
   var nested: UInt32
   var members: [Member] = []
-
-  /// The lowest number that no device has.
-  var freeNumber: UInt32 {
-    var number: UInt32 = 1
-    while members.contains(where: { $0.number == number }) { number += 1 }
-    return number
-  }
+  /// No device gets a number that another had: events that nobody has read may tell of that one.
+  var nextNumber: UInt32 = 1
 }
 
 extension IOMMUFDDescriptor {
@@ -87,9 +82,10 @@ extension IOMMUFDDescriptor {
   private func number(
     _ device: UInt32, _ address: PCIAddress, _ group: Int, companion: Int32?, in slice: inout SMMUSlice
   ) throws(SMMURefusal) {
-    let number = slice.freeNumber
+    let number = slice.nextNumber
     do throws(Errno) {
       let id = try kernel.vdeviceAllocate(iommufd, viommu: slice.viommu, device: device, number: UInt64(number))
+      slice.nextNumber += 1
       slice.members.append(
         .init(device: device, vdevice: id, number: number, address: address, group: group, companion: companion))
     } catch { throw SMMURefusal("IOMMU_VDEVICE_ALLOC", error) }
@@ -125,12 +121,12 @@ extension IOMMUFDDescriptor {
     if let descriptor = member.companion { kernel.close(descriptor) }
   }
 
-  /// Destroys a slice without devices, in the only order that the kernel takes: the nested table, the queue's descriptor and then
-  /// the queue, what vDEVICEs there are, the vIOMMU. The parent stays.
-  func destroy(_ slice: SMMUSlice) {
+  /// Destroys a slice without devices, in the only order that the kernel takes: the nested table, the queue, whose descriptor is
+  /// closed before, what vDEVICEs there are, the vIOMMU. The parent stays.
+  func destroy(_ slice: SMMUSlice, closingQueue close: (Int32) -> Void) {
     try? kernel.iommufdDestroy(iommufd, id: slice.nested)
     if let events = slice.events {
-      kernel.close(events.descriptor)
+      close(events.descriptor)
       try? kernel.iommufdDestroy(iommufd, id: events.id)
     }
     for member in slice.members { release(member) }
@@ -150,6 +146,9 @@ struct SMMURefusal: Error {
   }
 
   init(_ reason: String) { (operation, errno, self.reason) = ("open", nil, reason) }
+
+  /// Whether the kernel's tables would not do either.
+  var isFinal = false
 
   /// As an error for whoever asked for the process's tables.
   func error(_ device: String) -> DMAError {

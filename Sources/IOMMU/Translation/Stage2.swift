@@ -8,6 +8,7 @@ final class Stage2: Sendable {
   let descriptor: IOMMUFDDescriptor
   let memory: RegisteredMemory
   private let filesRefused = Atomic<Bool>(false)
+  private let isChanging = Atomic<Bool>(false)
 
   init(_ descriptor: IOMMUFDDescriptor) throws(RangeStoreFailure) {
     self.descriptor = descriptor
@@ -15,12 +16,25 @@ final class Stage2: Sendable {
   }
 
   private var kernel: any Kernel { descriptor.kernel }
+  /// IPAs that an entry of every format and granule can lead to.
+  static let reachable = IOVARange(start: IOVA(0), last: IOVA(1 << 48 - 1))!
+
+  /// Changes which devices are attached, which takes several calls that nobody's own may come between.
+  func changing<Value, Failure: Error>(_ body: () throws(Failure) -> Value) throws(Failure) -> Value {
+    // No lock: a call sleeps.
+    while !isChanging.compareExchange(expected: false, desired: true, ordering: .acquiring).exchanged {
+      kernel.sleep(.microseconds(20))
+    }
+    defer { isChanging.store(false, ordering: .releasing) }
+    return try body()
+  }
 
   /// Takes over what the kernel offers for the devices attached now.
   func limitSpace() throws(Errno) {
     let ranges = try kernel.ioasRanges(descriptor.iommufd, ioas: descriptor.ioas)
     let granule = PageSizes(rawValue: max(ranges.alignment, 4096)).smallest ?? .fourKiB
-    do throws(RangeStoreFailure) { try memory.limit(to: IOVARanges(ranges.ranges), granule: granule) } catch {
+    let reachable = IOVARanges(ranges.ranges).intersection([Self.reachable])
+    do throws(RangeStoreFailure) { try memory.limit(to: reachable, granule: granule) } catch {
       throw .noMemory
     }
   }

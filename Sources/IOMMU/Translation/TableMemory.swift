@@ -41,7 +41,8 @@ final class TableMemory: Sendable {
     defer { isGrowing.store(false, ordering: .releasing) }
     let done = ready.load(ordering: .relaxed)
     guard done == known else { return }
-    let length = min(max(done, Limits.firstTables), Limits.tablePiece, reservation.byteCount - done)
+    let least = max(Limits.firstTables, 8 * Int(pool.granule.byteCount))
+    let length = min(max(done, least), Limits.tablePiece, reservation.byteCount - done)
     guard length > 0 else { throw .noMemory }
     let host = unsafe UInt64(UInt(bitPattern: reservation.base)) + UInt64(done)
     let placed = try descriptor.kernel.ioasMap(
@@ -70,7 +71,11 @@ private final class TableReservation: Sendable {
     try? unsafe kernel.advise(base, byteCount: byteCount, .dontFork)
   }
 
-  deinit { unsafe kernel.unmapMemory(base, byteCount: byteCount) }
+  /// A fork does not have it, and may have something else in its place.
+  deinit {
+    guard ProcessGuard.isOwner else { return }
+    unsafe kernel.unmapMemory(base, byteCount: byteCount)
+  }
 }
 
 extension Limits {

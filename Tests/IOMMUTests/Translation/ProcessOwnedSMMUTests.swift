@@ -31,16 +31,18 @@ import Testing
 
   @Test func chosenWhereItCanBe() throws {
     let machine = Self.host()
-    let device = try Device(Self.first, on: machine.host)
-    #expect(device.translation == TranslationInUse(.process, "Nested translation is possible here"))
-    #expect(
-      device.dma.statistics.systemCalls == 0 && device.dma.statistics.invalidations == 0, "opening does not count")
-    let mapping = try device.dma.map(try Self.buffer(device), .bidirectional), address = mapping.address
-    #expect(address.rawValue >> 47 == 1 || address.rawValue >> 32 == 0)
-    #expect(try Self.writes(device, address, machine))
-    _ = try mapping.unmap()
-    #expect(try !Self.writes(device, address, machine))
-    device.close()
+    do {
+      let device = try Device(Self.first, on: machine.host)
+      #expect(device.translation == TranslationInUse(.process, "Nested translation is possible here"))
+      #expect(
+        device.dma.statistics.systemCalls == 0 && device.dma.statistics.invalidations == 0, "opening does not count")
+      let mapping = try device.dma.map(try Self.buffer(device), .bidirectional), address = mapping.address
+      #expect(address.rawValue >> 47 == 1 || address.rawValue >> 32 == 0)
+      #expect(try Self.writes(device, address, machine))
+      _ = try mapping.unmap()
+      #expect(try !Self.writes(device, address, machine))
+      device.close()
+    }
     #expect(machine.isClean)
   }
 
@@ -56,12 +58,14 @@ import Testing
     ]
     for (reason, change) in cases {
       let machine = Self.host(change)
-      let device = try Device(Self.first, on: machine.host)
-      #expect(device.translation.owner == .kernel && device.translation.reason.hasPrefix(reason), "\(reason)")
-      let mapping = try device.dma.map(try Self.buffer(device), .bidirectional)
-      #expect(try Self.writes(device, mapping.address, machine))
-      _ = try mapping.unmap()
-      device.close()
+      do {
+        let device = try Device(Self.first, on: machine.host)
+        #expect(device.translation.owner == .kernel && device.translation.reason.hasPrefix(reason), "\(reason)")
+        let mapping = try device.dma.map(try Self.buffer(device), .bidirectional)
+        #expect(try Self.writes(device, mapping.address, machine))
+        _ = try mapping.unmap()
+        device.close()
+      }
       #expect(machine.isClean)
       do throws(DMAError) {
         _ = try Device(Self.first, on: machine.host, translation: .process)
@@ -81,12 +85,14 @@ import Testing
     ]
     for change in changes {
       let machine = Self.host(change)
-      let device = try Device(Self.first, on: machine.host, translation: .process)
-      let mapping = try device.dma.map(try Self.buffer(device, 3), .bidirectional), address = mapping.address
-      #expect(try Self.writes(device, address + 8192, machine))
-      _ = try mapping.unmap()
-      #expect(try !Self.writes(device, address + 8192, machine))
-      device.close()
+      do {
+        let device = try Device(Self.first, on: machine.host, translation: .process)
+        let mapping = try device.dma.map(try Self.buffer(device, 3), .bidirectional), address = mapping.address
+        #expect(try Self.writes(device, address + 8192, machine))
+        _ = try mapping.unmap()
+        #expect(try !Self.writes(device, address + 8192, machine))
+        device.close()
+      }
       #expect(machine.isClean)
     }
   }
@@ -145,21 +151,22 @@ import Testing
   /// All of a group are attached, so all of it are bound with the first, and given back with the last.
   @Test func aGroup() throws {
     let machine = Self.host({ _ in }) { for index in $0.indices { $0[index].group = 7 } }
-    let first = try Device(Self.first, on: machine.host, translation: .process)
-    let second = try Device(Self.second, on: machine.host, sharing: first.dma)
-    let mapping = try second.dma.map(try Self.buffer(second), .bidirectional)
-    #expect(try Self.writes(first, mapping.address, machine) && Self.writes(second, mapping.address, machine))
-    first.close()
-    #expect(try Self.writes(second, mapping.address, machine))
-    let again = try Device(Self.first, on: machine.host, sharing: second.dma)
-    #expect(try Self.writes(again, mapping.address, machine))
-    _ = try mapping.unmap()
-    second.close()
-    again.close()
+    do {
+      let first = try Device(Self.first, on: machine.host, translation: .process)
+      let second = try Device(Self.second, on: machine.host, sharing: first.dma)
+      let mapping = try second.dma.map(try Self.buffer(second), .bidirectional)
+      #expect(try Self.writes(first, mapping.address, machine) && Self.writes(second, mapping.address, machine))
+      first.close()
+      #expect(try Self.writes(second, mapping.address, machine))
+      let again = try Device(Self.first, on: machine.host, sharing: second.dma)
+      #expect(try Self.writes(again, mapping.address, machine))
+      _ = try mapping.unmap()
+      second.close()
+      again.close()
+    }
     #expect(machine.isClean)
     // The one that nobody asked for goes with the one that was.
-    let alone = try Device(Self.second, on: machine.host, translation: .process)
-    alone.close()
+    try Device(Self.second, on: machine.host, translation: .process).close()
     #expect(machine.isClean)
   }
 
@@ -168,30 +175,34 @@ import Testing
       for index in $0.indices { $0[index].group = 7 }
       $0[1].driver = nil
     }
-    let device = try Device(Self.first, on: machine.host)
-    #expect(device.translation.owner == .kernel && device.translation.reason.contains(Self.second))
-    device.close()
+    do {
+      let device = try Device(Self.first, on: machine.host)
+      #expect(device.translation.owner == .kernel && device.translation.reason.contains(Self.second))
+      device.close()
+    }
     #expect(machine.isClean)
   }
 
   /// Devices behind two SMMUs see one domain, and an unmap tells both.
   @Test func twoSMMUs() throws {
     let machine = Self.host({ _ in }) { $0[1].iommuUnit = 1 }
-    let first = try Device(Self.first, on: machine.host, translation: .process)
-    let second = try Device(Self.second, on: machine.host, sharing: first.dma)
-    let mapping = try first.dma.map(try Self.buffer(first), .bidirectional), address = mapping.address
-    #expect(try Self.writes(first, address, machine) && Self.writes(second, address, machine))
-    let before = [0, 1].map { machine.smmuCounters(unit: $0).process[.invalidateAddress] }
-    _ = try mapping.unmap()
-    #expect([0, 1].map { machine.smmuCounters(unit: $0).process[.invalidateAddress] } == before.map { $0 + 1 })
-    #expect(try !Self.writes(first, address, machine) && !Self.writes(second, address, machine))
-    second.close()
-    let other = try first.dma.map(try Self.buffer(first), .bidirectional)
-    _ = try other.unmap()
-    #expect(
-      machine.smmuCounters(unit: 1).process[.invalidateAddress] == before[1] + 1,
-      "no command for an SMMU without a device")
-    first.close()
+    do {
+      let first = try Device(Self.first, on: machine.host, translation: .process)
+      let second = try Device(Self.second, on: machine.host, sharing: first.dma)
+      let mapping = try first.dma.map(try Self.buffer(first), .bidirectional), address = mapping.address
+      #expect(try Self.writes(first, address, machine) && Self.writes(second, address, machine))
+      let before = [0, 1].map { machine.smmuCounters(unit: $0).process[.invalidateAddress] }
+      _ = try mapping.unmap()
+      #expect([0, 1].map { machine.smmuCounters(unit: $0).process[.invalidateAddress] } == before.map { $0 + 1 })
+      #expect(try !Self.writes(first, address, machine) && !Self.writes(second, address, machine))
+      second.close()
+      let other = try first.dma.map(try Self.buffer(first), .bidirectional)
+      _ = try other.unmap()
+      #expect(
+        machine.smmuCounters(unit: 1).process[.invalidateAddress] == before[1] + 1,
+        "no command for an SMMU without a device")
+      first.close()
+    }
     #expect(machine.isClean)
   }
 
@@ -223,14 +234,15 @@ import Testing
     for n in 1...200 {
       let machine = Self.host(), kernel = FaultingKernel(machine.kernel)
       kernel.fail(n, with: .inputOutput)
-      if let device = try? Device(Self.first, on: Host(kernel: kernel), translation: choice) {
-        let hasFailed = kernel.hasFailed
-        device.close()
-        #expect(machine.isClean, "call \(n), \(kernel.failedName ?? "none")")
-        if !hasFailed { return }
-      } else {
-        #expect(machine.isClean, "call \(n), \(kernel.failedName ?? "none")")
+      var hasFailed = true
+      do {
+        if let device = try? Device(Self.first, on: Host(kernel: kernel), translation: choice) {
+          hasFailed = kernel.hasFailed
+          device.close()
+        }
       }
+      #expect(machine.isClean, "call \(n), \(kernel.failedName ?? "none")")
+      if !hasFailed { return }
     }
     Issue.record("opening takes more calls than that")
   }
@@ -238,20 +250,22 @@ import Testing
   /// Tables grow with the addresses in use, each piece by one call.
   @Test func manyTables() throws {
     let machine = Self.host()
-    let device = try Device(Self.first, on: machine.host, translation: .process), dma = device.dma
-    let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
-    defer { unsafe page.deallocate() }
-    let before = dma.statistics.tableBytes
-    var maps: [UnsafeBox] = []
-    for index in 0..<200 as Range<UInt64> {
-      let place = IOVA(0x1_0000_0000 + index << 21)
-      maps.append(UnsafeBox(try unsafe dma.map(unsafe: UnsafeRawBufferPointer(page), .bidirectional, at: place)))
+    do {
+      let device = try Device(Self.first, on: machine.host, translation: .process), dma = device.dma
+      let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
+      defer { unsafe page.deallocate() }
+      let before = dma.statistics.tableBytes
+      var maps: [UnsafeBox] = []
+      for index in 0..<200 as Range<UInt64> {
+        let place = IOVA(0x1_0000_0000 + index << 21)
+        maps.append(UnsafeBox(try unsafe dma.map(unsafe: UnsafeRawBufferPointer(page), .bidirectional, at: place)))
+      }
+      #expect(dma.statistics.tableBytes >= before + 184 * 4096)
+      #expect(try Self.writes(device, IOVA(0x1_0000_0000 + 199 << 21), machine))
+      #expect(dma.statistics.implicitRegistrations == 200)
+      maps.removeAll()
+      device.close()
     }
-    #expect(dma.statistics.tableBytes >= before + 184 * 4096)
-    #expect(try Self.writes(device, IOVA(0x1_0000_0000 + 199 << 21), machine))
-    #expect(dma.statistics.implicitRegistrations == 200)
-    maps.removeAll()
-    device.close()
     #expect(machine.isClean)
   }
 

@@ -103,6 +103,18 @@ import Testing
     other.device.close()
   }
 
+  /// Memory of the library's own cannot be registered again; and the refusal takes nothing from who has it.
+  @Test func aRefusedRegistrationIsNobodyElses() throws {
+    let rig = try Rig(), dma = rig.device.dma
+    let array = try dma.allocate(UInt64.self, count: 512)
+    let pinned = rig.machine.kernel.census.pinnedBytes
+    let page = unsafe UnsafeRawBufferPointer(start: array.unsafeBaseAddress, count: 4096)
+    #expect(throws: DMAError.self) { _ = try unsafe dma.register(unsafe: page).byteCount }
+    #expect(rig.machine.kernel.census.pinnedBytes == pinned)
+    #expect(try rig.writes(array.address))
+    rig.device.close()
+  }
+
   /// The negative control: the second invalidation is reported and not done.
   @Test func aSwallowedInvalidationShows() throws {
     let rig = try Rig(), dma = rig.device.dma

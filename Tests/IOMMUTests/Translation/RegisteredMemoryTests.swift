@@ -15,25 +15,25 @@ import Testing
     #expect(cache.ipa(of: 0x20_0fff, byteCount: 2) == nil && cache.ipa(of: 0x20_3000, byteCount: 1) == nil)
     #expect(cache.ipa(of: 0x20_2fff, byteCount: .max) == nil && cache.ipa(of: .max, byteCount: 2) == nil)
     // The same place, another stretch.
-    #expect(cache.ipa(of: 0x20_1000 + 64 << 21, byteCount: 1) == nil)
+    #expect(cache.ipa(of: 0x20_1000 + 128 << 18, byteCount: 1) == nil)
     cache.forget(first: 0x20_1000)
     #expect(cache.ipa(of: 0x20_1000, byteCount: 1) == nil)
   }
 
   /// A registration over several stretches is in several places, and goes from all.
   @Test func everyPlaceIsCleared() {
-    let cache = RegistrationCache(), first: UInt64 = 0x7f00_0000_0000, last = first + 8 << 21 - 1
-    for stretch in 0..<8 as Range<UInt64> { cache.note(first + stretch << 21, first: first, last: last, ipa: 0x1000) }
-    cache.note(first + 9 << 21, first: first + 9 << 21, last: first + 10 << 21, ipa: 0)
-    for stretch in 0..<8 as Range<UInt64> { #expect(cache.ipa(of: first + stretch << 21, byteCount: 16) != nil) }
+    let cache = RegistrationCache(), first: UInt64 = 0x7f00_0000_0000, last = first + 8 << 18 - 1
+    for stretch in 0..<8 as Range<UInt64> { cache.note(first + stretch << 18, first: first, last: last, ipa: 0x1000) }
+    cache.note(first + 9 << 18, first: first + 9 << 18, last: first + 10 << 18, ipa: 0)
+    for stretch in 0..<8 as Range<UInt64> { #expect(cache.ipa(of: first + stretch << 18, byteCount: 16) != nil) }
     cache.forget(first: first)
-    for stretch in 0..<8 as Range<UInt64> { #expect(cache.ipa(of: first + stretch << 21, byteCount: 16) == nil) }
-    #expect(cache.ipa(of: first + 9 << 21, byteCount: 16) == 0)
+    for stretch in 0..<8 as Range<UInt64> { #expect(cache.ipa(of: first + stretch << 18, byteCount: 16) == nil) }
+    #expect(cache.ipa(of: first + 9 << 18, byteCount: 16) == 0)
   }
 
   /// While a place changes between two registrations, a reader has the one or the other, or nothing.
   @Test func neverHalf() {
-    let cache = RegistrationCache(), one: UInt64 = 0x40_0000, other = one + 64 << 21
+    let cache = RegistrationCache(), one: UInt64 = 0x40_0000, other = one + 128 << 18
     let writer = Atomic<Bool>(false), wrong = Atomic<Int>(0)
     WorkerThreads.run(3) {
       // One of them writes: whoever comes first.
