@@ -21,6 +21,9 @@ import Testing
       bar = try device.registers(bar: 0)
     }
 
+    /// How many calls there were, but for those of the thread that waits for the device's events, which comes when it likes.
+    var calls: Int { kernel.names.count { $0 != "waitReadable" } }
+
     /// Whether a write of the device to an address goes through.
     func writes(_ address: IOVA) throws -> Bool {
       let faults = machine.faults.count
@@ -32,9 +35,9 @@ import Testing
   @Test func buffersOfTheArenaCostNoSystemCall() throws {
     let rig = try Rig(), dma = rig.device.dma
     let first = try dma.buffer(byteCount: 5000)  // the arena grows, and its chunk is registered
-    let (before, calls) = (dma.statistics, rig.kernel.callCount)
+    let (before, calls) = (dma.statistics, rig.calls)
     let mapping = try dma.map(first, .bidirectional), address = mapping.address
-    #expect(rig.kernel.callCount == calls && dma.statistics.systemCalls == before.systemCalls)
+    #expect(rig.calls == calls && dma.statistics.systemCalls == before.systemCalls)
     #expect(try rig.writes(address))
     let counters = rig.machine.counters
     _ = try mapping.unmap()
