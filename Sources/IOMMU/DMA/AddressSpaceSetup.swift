@@ -54,9 +54,10 @@ extension DomainCore {
   /// It stays so when the device leaves: what remains is right for every device that is there, and a range that came back
   /// for a while would be in the way of the next such device.
   func narrow(to usable: IOVARanges, for device: String) throws(DMAError) {
-    // What is kept without a mapping is in nobody's way. Where the kernel refuses, the answer is as for a mapping.
+    // What is kept without a mapping is in nobody's way, nor what waits for a flush. Where the kernel refuses, the answer is as
+    // for a mapping.
     if enter() {
-      _ = emptyCache()
+      _ = drain()
       leave()
     }
     var refused = reserveAll(but: usable)

@@ -92,8 +92,9 @@ extension DomainCore {
 
   /// On return nothing is mapped that is not to be, but for what live mappings are inside of.
   func settle() -> MapFailure? {
-    finishEnded(waits: true)
-    return lowerIdle(waits: true)
+    // Both are tried, whatever the first comes to.
+    let failure = finishEnded(waits: true)
+    return lowerIdle(waits: true) ?? failure
   }
 }
 

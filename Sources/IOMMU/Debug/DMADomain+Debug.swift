@@ -67,7 +67,8 @@ extension DebugTracker {
       let record = link.record == 0 ? nil : record(link.record)
       return report(.wrongSize, "offsets \(offsets) cut \(record?.text ?? "a link")", record)
     }
-    let (low, high) = (start.rawValue + UInt64(offsets.lowerBound), start.rawValue + UInt64(offsets.upperBound))
+    let low = start.rawValue &+ UInt64(clamping: offsets.lowerBound)
+    let high = start.rawValue &+ UInt64(clamping: offsets.upperBound)
     let former = locked { state in
       (state.ended[state.nextEnded...] + state.ended[..<state.nextEnded]).last { _, record in
         record.what == .link && record.address.rawValue >= low && record.address.rawValue < high

@@ -34,7 +34,8 @@ extension FlushQueue {
 
   /// Opens closed and empty rings over new memory, which the caller keeps until they are closed and empty again.
   func open(_ storage: Storage, timeout: Duration) {
-    self.timeout.store(timeout.saturatedNanoseconds, ordering: .relaxed)
+    // Times are added to it.
+    self.timeout.store(min(timeout.saturatedNanoseconds, .max / 4), ordering: .relaxed)
     for index in 0..<storage.ringCount {
       // Fresh memory of the kernel's: zeros are entries, and pages that no entry ever reaches are never touched.
       let first = unsafe storage.base + index * storage.depth * MemoryLayout<Entry>.stride

@@ -106,8 +106,8 @@ extension MapCache {
     locked { state in
       isOpen.store(false, ordering: .relaxed)
       state.use(nil)
+      total.store(0, ordering: .releasing)
     }
-    total.store(0, ordering: .releasing)
   }
 }
 
@@ -174,8 +174,11 @@ extension MapCache {
 
   /// A map that was taken out is unmapped, and its address free.
   func remove(_ place: UInt32) {
-    locked { $0.remove(place) }
-    total.wrappingSubtract(1, ordering: .releasing)
+    locked {
+      $0.remove(place)
+      // Not outside: who finds nothing left may set it to zero.
+      total.wrappingSubtract(1, ordering: .releasing)
+    }
   }
 
   /// A map that was taken out could not be unmapped.

@@ -281,6 +281,10 @@ import Testing
       Issue.record("unregistered")
     } catch { #expect(error.errno == .inputOutput && error.device != nil && error.operation == "unregister") }
     #expect(dma.statistics.registrations == 1)
+    // A drain says that it is still there.
+    rig.kernel.fail(1, of: tables.flushCall, with: .inputOutput)
+    #expect(StandingRig.code { try dma.drain() } == .system)
+    #expect(dma.statistics.registrations == 1)
     try dma.drain()
     #expect(dma.statistics.registrations == 0 && rig.machine.kernel.census.pinnedBytes == 0)
     rig.device.close()

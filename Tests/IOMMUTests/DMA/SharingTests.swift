@@ -21,6 +21,20 @@ import Testing
     #expect(first.isClean && second.isClean)
   }
 
+  /// Addresses that only wait for a flush are in nobody's way.
+  @Test(arguments: Interface.allCases)
+  func whatWaitsMakesRoom(_ interface: Interface) throws {
+    let machine = SimulatedHost(devices: Self.devices)
+    let first = try Device("0000:00:02.0", on: machine.host, interface: interface), dma = first.dma
+    try dma.switchProtection(to: .lazy(FlushQueueOptions(.single, timeout: .seconds(1000))))
+    _ = try dma.map(try dma.buffer(byteCount: 64), .toDevice).unmap()
+    #expect(dma.statistics.queuedBytes == 4096)
+    let second = try Device("0000:00:03.0", on: machine.host, sharing: dma)
+    #expect(dma.statistics.queuedBytes == 0)
+    second.close()
+    first.close()
+  }
+
   /// The last device leaves while another is on its way in: the domain goes on for it, or it is told.
   @Test(arguments: Interface.allCases, ["vfioDeviceInfo", "vfioInterruptInfo", "createEvent"])
   func joiningWhileTheLastLeaves(_ interface: Interface, _ moment: String) throws {
