@@ -113,17 +113,7 @@ extension Device {
     let device = try machine.device(address, named: false)
     if let error = refusal(device, on: machine) { throw error }
     let node = device.cdev.map { "/dev/vfio/devices/\($0)" }
-    var target = AttachTarget(address: address, group: device.group!, unit: device.unit, node: node, token: bytes)
-    target.companions = companions(of: device, on: machine)
-    return (target, machine)
-  }
-
-  private static func companions(of device: PCIDevice, on host: Host) -> [AttachTarget.Companion] {
-    let members = (try? host.group(device.group!))?.devices ?? []
-    return members.filter { $0 != device.address }.map { member in
-      let node = (try? host.device(member, named: false))?.cdev.map { "/dev/vfio/devices/\($0)" }
-      return .init(address: member, node: node)
-    }
+    return (AttachTarget(address: address, group: device.group!, unit: device.unit, node: node, token: bytes), machine)
   }
 
   /// What makes a device impossible to open, as far as sysfs shows it.

@@ -97,7 +97,7 @@ extension DMAError {
   ) -> DMAError {
     var error = DMAError(.system, operation, errno: errno, device: device, detail: detail)
     switch errno {
-    case .noDevice, .noDeviceOrAddress:
+    case .noDevice, .noSuchAddressOrDevice:
       error.code = .gone
       error.remedy = "Close the device"
     case .notPermitted, .accessDenied: error.code = .permission

@@ -109,7 +109,7 @@ extension Host {
       (code, remedy) = (
         .notBound, "The kernel's log says why \(step.driver ?? "the driver") did not take the device"
       )
-    case .noDevice, .noDeviceOrAddress:
+    case .noDevice, .noSuchAddressOrDevice:
       (code, remedy) = (.gone, "Look at the device again: it or its driver changed")
     case .noEntry: (code, remedy) = (.notSupported, "Load the driver's module: `modprobe`, then try again")
     case .busy: (code, remedy) = (.busy, "End what uses the device, then try again")

@@ -64,6 +64,7 @@ package final class InvalidationBudget: Sendable {
 }
 
 extension Limits {
-  /// What filling the IOTLB again costs after everything was invalidated, in nanoseconds: 64 walks of half a microsecond.
+  /// What filling the IOTLB again costs after everything was invalidated, in nanoseconds: an estimate, 64 walks of half a
+  /// microsecond. Both ways are right, so that it decides speed alone.
   package static let refill: UInt64 = 32_000
 }

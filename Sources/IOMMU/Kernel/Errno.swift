@@ -50,7 +50,7 @@ extension Errno {
   /// No such device. The corresponding C constant is `ENODEV`.
   public static let noDevice = Errno(rawValue: ENODEV)
   /// No such device or address. The corresponding C constant is `ENXIO`.
-  public static let noDeviceOrAddress = Errno(rawValue: ENXIO)
+  public static let noSuchAddressOrDevice = Errno(rawValue: ENXIO)
   /// Not a directory. The corresponding C constant is `ENOTDIR`.
   public static let notDirectory = Errno(rawValue: ENOTDIR)
   /// Is a directory. The corresponding C constant is `EISDIR`.

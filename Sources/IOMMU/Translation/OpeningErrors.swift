@@ -14,7 +14,7 @@ extension DMAError {
           "Its mode is 0\(String(status.mode, radix: 8)), owner \(status.owner), group \(status.group); this is user \(user)"
       }
       error.remedy = "Install the rules of udev/ and join their group, or run as root"
-    case .noEntry, .noDevice, .noDeviceOrAddress:
+    case .noEntry, .noDevice, .noSuchAddressOrDevice:
       error.code = path == KernelOwnedIOAS.path || path == KernelOwnedContainer.path ? .notSupported : .noSuchDevice
       error.remedy = missingNode(path, isSimulated: kernel.isSimulated)
     case .busy:
@@ -65,7 +65,7 @@ extension DMAError {
         .groupNotViable, operation, errno: errno, device: name,
         detail: "The group is owned by a host driver or another process",
         remedy: "\(host.whatTellsWhy(name)) names the device and driver; bind the whole group to vfio-pci")
-    case .noDevice, .noDeviceOrAddress, .noEntry:
+    case .noDevice, .noSuchAddressOrDevice, .noEntry:
       return DMAError(
         .noSuchDevice, operation, errno: errno, device: name, remedy: "Bind it to vfio-pci: \(host.howTo(.bind, name))")
     case .notTypewriter:

@@ -72,7 +72,7 @@ extension ProcessOwnedFlat {
   private func add(_ table: Table) throws(Errno) {
     let isKnown = state.withLock { state in
       state.tables.append(table)
-      return setTags(state.tables)
+      return tags.set(state.tables.map(\.nested))
     }
     if !isKnown { throw .noSpace }
   }
@@ -80,7 +80,7 @@ extension ProcessOwnedFlat {
   private func remove(_ table: Table) {
     state.withLock { state in
       state.tables.removeAll { $0.nested == table.nested }
-      _ = setTags(state.tables)
+      _ = tags.set(state.tables.map(\.nested))
     }
     destroy(table)
   }
@@ -115,7 +115,7 @@ extension ProcessOwnedFlat {
       return state.tables
     }
     guard let tables else { return }
-    _ = setTags([])
+    _ = tags.set([])
     let (iommufd, ioas) = (descriptor.iommufd, descriptor.ioas)
     for table in tables { try? kernel.iommufdDestroy(iommufd, id: table.nested) }
     _ = try? kernel.ioasUnmap(iommufd, ioas: ioas, iova: 0, byteCount: .max)

@@ -16,7 +16,8 @@ package final class ProcessOwnedFlat: ProcessOwnedTranslation {
   let stage2: Stage2
   let memory: RegisteredMemory
   let state = Mutex(State())
-  private let tags = Mutex(Tags())
+  /// The nested HWPTs.
+  let tags = HardwareTags()
   private let counts = Counts()
 
   struct State {
@@ -28,11 +29,6 @@ package final class ProcessOwnedFlat: ProcessOwnedTranslation {
     var nested: UInt32, parent: UInt32
     var unit: String?
     var devices: [UInt32]
-  }
-  /// The nested HWPTs, each a tag to invalidate: a copy of what ``State`` has, which is had without reference counts.
-  private struct Tags {
-    var ids = InlineArray<8, UInt32>(repeating: 0)
-    var count = 0
   }
   private struct Counts: ~Copyable {
     let systemCalls = Atomic<UInt64>(0), invalidations = Atomic<UInt64>(0), implicit = Atomic<UInt64>(0)
@@ -126,51 +122,21 @@ extension ProcessOwnedFlat {
 
   package func invalidateAll() throws(Errno) { try invalidate(.everything, nil) }
 
-  /// What was retired before the command began is unreachable when it is done, and unregistered then.
   private func invalidate(_ command: FlatFormat.Command, _ range: IOVARange?) throws(Errno) {
-    let retired = memory.takeRetired(range)
-    do throws(Errno) { try send(command) } catch {
-      for item in retired { memory.retire(item) }
-      throw error
-    }
-    for item in retired {
-      counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
-      stage2.leave(item.ipa, item.iova.byteCount, orRetireFor: item.iova)
-    }
+    let calls = try stage2.settle(range) { () throws(Errno) in try send(command) }
+    counts.systemCalls.wrappingAdd(calls, ordering: .relaxed)
   }
 
   /// One command for each physical IOMMU, each by a call that waits for it.
   private func send(_ command: FlatFormat.Command) throws(Errno) {
-    let tags = tags.withLock { $0 }
-    for index in 0..<tags.count {
+    try tags.forEach { id throws(Errno) in
       counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
-      do throws(Errno) {
-        let done = try unsafe withUnsafeBytes(of: command) { bytes throws(Errno) in
-          try unsafe kernel.hwptInvalidate(
-            descriptor.iommufd, pageTable: tags.ids[index], type: FlatFormat.dataType, entries: bytes,
-            byteCount: bytes.count)
-        }
-        if done != 1 { throw .inputOutput }
-        counts.invalidations.wrappingAdd(1, ordering: .relaxed)
-      } catch {
-        // Gone since, with its last device: the kernel has flushed it then.
-        if !isTag(tags.ids[index]) { continue }
-        throw error
+      let done = try unsafe withUnsafeBytes(of: command) { bytes throws(Errno) in
+        try unsafe kernel.hwptInvalidate(
+          descriptor.iommufd, pageTable: id, type: FlatFormat.dataType, entries: bytes, byteCount: bytes.count)
       }
-    }
-  }
-
-  private func isTag(_ id: UInt32) -> Bool {
-    tags.withLock { tags in (0..<tags.count).contains { tags.ids[$0] == id } }
-  }
-
-  /// Takes over the tags of the tables there are; false when there are more than a domain can have.
-  func setTags(_ tables: [Table]) -> Bool {
-    tags.withLock { tags in
-      guard tables.count <= tags.ids.count else { return false }
-      tags.count = tables.count
-      for (index, table) in tables.enumerated() { tags.ids[index] = table.nested }
-      return true
+      if done != 1 { throw .inputOutput }
+      counts.invalidations.wrappingAdd(1, ordering: .relaxed)
     }
   }
 }

@@ -18,7 +18,7 @@ extension ProcessOwnedSMMU {
     let device = try descriptor.open(target)
     do throws(DMAError) {
       let id = try descriptor.bind(device, target)
-      do throws(SMMURefusal) { try attach(device, id: id, target) } catch { throw error.error(name) }
+      do throws(SMMURefusal) { try attach(device, id: id, target) } catch { throw error.joining(target, kernel) }
       do throws(Errno) { try stage2.limitSpace() } catch {
         leave(device, id)
         throw DMAError(.system, "IOMMU_IOAS_IOVA_RANGES", errno: error)
@@ -56,7 +56,7 @@ extension ProcessOwnedSMMU {
     do throws(Errno) { _ = try kernel.vfioAttach(member.companion!, pageTable: nested) } catch {
       leave(member.companion!, member.device)
       kernel.close(member.companion!)
-      throw SMMURefusal("VFIO_DEVICE_ATTACH_IOMMUFD_PT", error).error(target.address.description)
+      throw .attaching(error, target, kernel)
     }
     return Attachment(target: target, descriptor: member.companion!, deviceID: member.device)
   }
@@ -72,8 +72,7 @@ extension ProcessOwnedSMMU {
         keep(slice)
         return
       } catch {
-        // A vIOMMU of another physical SMMU.
-        if error.errno != .invalidArgument { throw error }
+        if !error.isOfAnotherUnit { throw error }
       }
     }
     let parent: UInt32
@@ -102,7 +101,7 @@ extension ProcessOwnedSMMU {
 
   private func add(_ slice: SMMUSlice) -> Bool {
     state.withLock { state in
-      guard setTags(state.slices + [slice]) else { return false }
+      guard tags.set((state.slices + [slice]).map(\.viommu)) else { return false }
       state.slices.append(slice)
       return true
     }
@@ -118,7 +117,7 @@ extension ProcessOwnedSMMU {
   private func remove(_ slice: SMMUSlice) {
     state.withLock { state in
       state.slices.removeAll { $0.viommu == slice.viommu }
-      _ = setTags(state.slices)
+      _ = tags.set(state.slices.map(\.viommu))
     }
   }
 
@@ -178,7 +177,7 @@ extension ProcessOwnedSMMU {
       defer { (state.slices, state.first) = ([], nil) }
       return state.slices
     }
-    if slices != nil { _ = setTags([]) }
+    if slices != nil { _ = tags.set([]) }
     return slices
   }
 }

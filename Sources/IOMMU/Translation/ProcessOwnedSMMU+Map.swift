@@ -99,9 +99,7 @@ extension ProcessOwnedSMMU {
     var plan = SMMUPlan(shape)
     plan.make(for: gather, budget: commandLimit)
     let removed = gather.takeTables()
-    do throws(Errno) {
-      try settle(IOVARange(start: IOVA(iova), byteCount: byteCount)!) { () throws(Errno) in try send(plan) }
-    } catch {
+    do throws(Errno) { try settle(IOVARange(start: IOVA(iova), byteCount: byteCount)!, plan) } catch {
       deferred.add(removed, in: tables.pool)
       throw error
     }

@@ -72,7 +72,7 @@ extension ProcessOwnedSMMU {
       else { throw .notSupported }
       let last = min(end, Stage2.reachable.last.rawValue)
       let reserved = min(Limits.tables, Int(clamping: last / 8) & ~(Limits.tablePiece - 1))
-      let tables = try TableMemory(descriptor, stage2.memory, granule: granule, byteCount: reserved)
+      let tables = try PinnedTables(descriptor, stage2.memory, granule: granule, byteCount: reserved)
       return ProcessOwnedSMMU(
         descriptor, identity, stage2, tables, outputBits: UInt8(64 - last.leadingZeroBitCount))
     } catch { throw SMMURefusal("Memory for page tables", error) }
@@ -88,7 +88,7 @@ extension ProcessOwnedSMMU {
     var slice = try descriptor.makeSlice(
       device.id, unit: target.unit, parent: parent, contextAddress: contextAddress)
     state.withLock { $0.slices = [slice] }
-    _ = setTags([slice])
+    _ = tags.set([slice.viommu])
     try descriptor.join(&slice, device: device.id, descriptor: device.descriptor, target)
     let attachment = Attachment(target: target, descriptor: device.descriptor, deviceID: device.id)
     state.withLock { state in

@@ -16,7 +16,7 @@ package final class ProcessOwnedSMMU: ProcessOwnedTranslation {
   let identity: SMMUIdentity
   let stage2: Stage2
   let memory: RegisteredMemory
-  let tables: TableMemory
+  let tables: PinnedTables
   let table: SMMUTable
   /// Where the context descriptor is.
   private let contextTable: Table
@@ -26,7 +26,8 @@ package final class ProcessOwnedSMMU: ProcessOwnedTranslation {
   let state: Mutex<State>
   /// Held while event queues are read.
   let reading = Mutex<Void>(())
-  private let tags = Mutex(Tags())
+  /// The vIOMMUs, to each of which commands go.
+  let tags = HardwareTags()
   let counts = Counts()
 
   struct State {
@@ -36,11 +37,6 @@ package final class ProcessOwnedSMMU: ProcessOwnedTranslation {
     /// Faults that nobody has asked for yet, by device.
     var faults: [PCIAddress: UnreadFaults] = [:]
     var isClosed = false
-  }
-  /// The vIOMMUs, to each of which commands go: a copy of what ``State`` has, which is had without reference counts.
-  private struct Tags {
-    var ids = InlineArray<8, UInt32>(repeating: 0)
-    var count = 0
   }
   struct Counts: ~Copyable {
     let systemCalls = Atomic<UInt64>(0), commands = Atomic<UInt64>(0), syncs = Atomic<UInt64>(0)
@@ -56,7 +52,7 @@ package final class ProcessOwnedSMMU: ProcessOwnedTranslation {
 
   /// How many bits of an IOVA are translated: four tables with a granule of 4 KiB.
   private static let inputBits: UInt8 = 48
-  /// The only address space there is in a VMID.
+  /// The only address space there is in a VMID; of the 8 bits that every SMMU has, with IDR0.ASID16 or without.
   static let asid: UInt16 = 1
   /// Where devices write their interrupts: the kernel's window of doorbells, which stage 1 maps one to one. The source is
   /// `MSI_IOVA_BASE` of `arm-smmu-v3.h`.
@@ -64,7 +60,7 @@ package final class ProcessOwnedSMMU: ProcessOwnedTranslation {
 
   /// Over memory for tables with room for the first ones. Nothing is attached yet.
   init(
-    _ descriptor: IOMMUFDDescriptor, _ identity: SMMUIdentity, _ stage2: Stage2, _ tables: TableMemory,
+    _ descriptor: IOMMUFDDescriptor, _ identity: SMMUIdentity, _ stage2: Stage2, _ tables: PinnedTables,
     outputBits: UInt8
   ) {
     (self.descriptor, self.identity, self.stage2, self.tables) = (descriptor, identity, stage2, tables)
@@ -121,36 +117,15 @@ package final class ProcessOwnedSMMU: ProcessOwnedTranslation {
 // MARK: - Commands
 
 extension ProcessOwnedSMMU {
-  /// Takes over the vIOMMUs there are; false when there are more than a domain can have.
-  func setTags(_ slices: [SMMUSlice]) -> Bool {
-    tags.withLock { tags in
-      guard slices.count <= tags.ids.count else { return false }
-      tags.count = slices.count
-      for (index, slice) in slices.enumerated() { tags.ids[index] = slice.viommu }
-      return true
-    }
-  }
-
-  private func isTag(_ id: UInt32) -> Bool {
-    tags.withLock { tags in (0..<tags.count).contains { tags.ids[$0] == id } }
-  }
-
   /// Sends a plan to each physical SMMU, each by a call that waits for it. On return it is done everywhere.
   ///
   /// When a call fails, the kernel counts commands of the round as done that it has not issued: everything is invalidated then.
   func send(_ plan: borrowing SMMUPlan) throws(Errno) {
-    let tags = tags.withLock { $0 }
-    for index in 0..<tags.count {
-      do throws(Errno) {
-        do throws(Errno) { try send(plan, to: tags.ids[index]) } catch {
-          var everything = SMMUPlan(shape)
-          everything.makeEverything()
-          try send(everything, to: tags.ids[index])
-        }
-      } catch {
-        // Gone since, with its last device: the kernel has flushed it then.
-        if !isTag(tags.ids[index]) { continue }
-        throw error
+    try tags.forEach { viommu throws(Errno) in
+      do throws(Errno) { try send(plan, to: viommu) } catch {
+        var everything = SMMUPlan(shape)
+        everything.makeEverything()
+        try send(everything, to: viommu)
       }
     }
   }
@@ -178,31 +153,23 @@ extension ProcessOwnedSMMU {
     var plan = SMMUPlan(shape)
     let mask = UInt64(1) << UInt64(shape.granule) - 1, first = iova & ~mask
     plan.make(forAnythingIn: first, (range.last.rawValue - first) | mask &+ 1, budget: commandLimit)
-    try settle(range) { () throws(Errno) in try send(plan) }
+    try settle(range, plan)
   }
 
   package func invalidateAll() throws(Errno) {
     var plan = SMMUPlan(shape)
     plan.makeEverything()
     let removed = deferred.takeAll()
-    do throws(Errno) { try settle(nil) { () throws(Errno) in try send(plan) } } catch {
+    do throws(Errno) { try settle(nil, plan) } catch {
       deferred.add(removed, in: tables.pool)
       throw error
     }
     tables.pool.give(back: removed)
   }
 
-  /// Memory that mappings in a range had registered for themselves, and that was retired before the invalidation begins, is
-  /// out of reach when it is done, and unregistered then.
-  func settle(_ range: IOVARange?, _ invalidation: () throws(Errno) -> Void) throws(Errno) {
-    let retired = memory.takeRetired(range)
-    do throws(Errno) { try invalidation() } catch {
-      for item in retired { memory.retire(item) }
-      throw error
-    }
-    for item in retired {
-      counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
-      stage2.leave(item.ipa, item.iova.byteCount, orRetireFor: item.iova)
-    }
+  /// Sends a plan for a range, nil for everything, and unregisters what only mappings in it had registered.
+  func settle(_ range: IOVARange?, _ plan: borrowing SMMUPlan) throws(Errno) {
+    let calls = try stage2.settle(range) { () throws(Errno) in try send(plan) }
+    counts.systemCalls.wrappingAdd(calls, ordering: .relaxed)
   }
 }

@@ -24,8 +24,6 @@ package struct SMMUIdentity: Hashable, Sendable {
 
   /// `IDR3.RIL`: commands for ranges.
   package var hasRanges: Bool { field(3, 10, 1) == 1 }
-  /// `IDR0.ASID16`; without it an ASID has 8 bits.
-  package var asidBits: Int { field(0, 12, 1) == 1 ? 16 : 8 }
   /// `IDR1.SIDSIZE`.
   package var streamBits: Int { Int(field(1, 0, 6)) }
   /// `IDR5.GRAN4K`, `GRAN16K` and `GRAN64K`.

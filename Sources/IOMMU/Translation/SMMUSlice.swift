@@ -25,7 +25,7 @@ extension IOMMUFDDescriptor {
   func makeSlice(
     _ device: UInt32, unit: String?, parent: UInt32, contextAddress: UInt64
   ) throws(SMMURefusal) -> SMMUSlice {
-    var done: [UInt32] = [], queue: Int32?
+    var done: [UInt32] = []
     do throws(SMMURefusal) {
       let viommu = try step("IOMMU_VIOMMU_ALLOC") { () throws(Errno) in
         try kernel.viommuAllocate(iommufd, type: NestingTypes.smmuVIOMMU, device: device, pageTable: parent)
@@ -39,15 +39,21 @@ extension IOMMUFDDescriptor {
           data: HWPTData(type: NestingTypes.smmuData, bytes: bytes))
       }
       done.append(nested)
-      let events = try step("IOMMU_VEVENTQ_ALLOC") { () throws(Errno) in
-        try kernel.eventQueueAllocate(
-          iommufd, viommu: viommu, type: NestingTypes.smmuEventQueue, depth: Self.eventDepth)
-      }
-      queue = events.descriptor
+      let events = try step("IOMMU_VEVENTQ_ALLOC") { () throws(Errno) in try makeEventQueue(viommu) }
       return SMMUSlice(unit: unit, parent: parent, viommu: viommu, events: events, nested: nested)
     } catch {
-      if let queue { kernel.close(queue) }
       for id in done.reversed() { try? kernel.iommufdDestroy(iommufd, id: id) }
+      throw error
+    }
+  }
+
+  /// nil before Linux 6.15, where all faults are in the kernel's log.
+  private func makeEventQueue(_ viommu: UInt32) throws(Errno) -> (id: UInt32, descriptor: Int32)? {
+    do throws(Errno) {
+      return try kernel.eventQueueAllocate(
+        iommufd, viommu: viommu, type: NestingTypes.smmuEventQueue, depth: Self.eventDepth)
+    } catch {
+      if error == .notTypewriter { return nil }
       throw error
     }
   }
@@ -66,11 +72,12 @@ extension IOMMUFDDescriptor {
     var joined = slice
     do throws(SMMURefusal) {
       try number(device, target.address, target.group, companion: nil, in: &joined)
-      for companion in target.companions where !joined.members.contains(where: { $0.address == companion.address }) {
+      for companion in companions(of: target) where !joined.members.contains(where: { $0.address == companion.address })
+      {
         try bind(companion, target.group, in: &joined)
       }
       do throws(Errno) { _ = try kernel.vfioAttach(descriptor, pageTable: slice.nested) } catch {
-        throw SMMURefusal("VFIO_DEVICE_ATTACH_IOMMUFD_PT", error)
+        throw SMMURefusal(SMMURefusal.attach, error)
       }
     } catch {
       for member in joined.members.dropFirst(slice.members.count).reversed() { release(member) }
@@ -91,22 +98,31 @@ extension IOMMUFDDescriptor {
     } catch { throw SMMURefusal("IOMMU_VDEVICE_ALLOC", error) }
   }
 
+  /// A device of the same group, and its own node; nil where it is not vfio-pci's.
+  private typealias Companion = (address: PCIAddress, node: String?)
+
+  private func companions(of target: AttachTarget) -> [Companion] {
+    let host = Host(kernel: kernel), members = (try? host.group(target.group))?.devices ?? []
+    return members.filter { $0 != target.address }.map { member in
+      (member, (try? host.device(member, named: false))?.cdev.map { "/dev/vfio/devices/\($0)" })
+    }
+  }
+
   /// Opens and binds a device that shares its group with one that is to be attached.
-  private func bind(
-    _ companion: AttachTarget.Companion, _ group: Int, in slice: inout SMMUSlice
-  ) throws(SMMURefusal) {
+  private func bind(_ companion: Companion, _ group: Int, in slice: inout SMMUSlice) throws(SMMURefusal) {
     guard let node = companion.node else {
       throw SMMURefusal(
         "\(companion.address), of the same group, is not bound to vfio-pci, and all of a group are attached")
     }
     let descriptor: Int32
     do throws(Errno) { descriptor = try kernel.open(node) } catch {
-      throw SMMURefusal("\(companion.address), of the same group, cannot be opened: \(error.name)")
+      throw SMMURefusal("open", error, "\(companion.address), of the same group, cannot be opened: \(error.name)")
     }
     do throws(SMMURefusal) {
       let id: UInt32
       do throws(Errno) { id = try kernel.vfioBind(descriptor, iommufd: iommufd, token: nil) } catch {
-        throw SMMURefusal("\(companion.address), of the same group, cannot be bound: \(error.name)")
+        let reason = "\(companion.address), of the same group, cannot be bound: \(error.name)"
+        throw SMMURefusal("VFIO_DEVICE_BIND_IOMMUFD", error, reason)
       }
       try number(id, companion.address, group, companion: descriptor, in: &slice)
     } catch {
@@ -140,15 +156,29 @@ struct SMMURefusal: Error {
   var errno: Errno?
   var reason: String
 
-  init(_ operation: String, _ errno: Errno) {
+  init(_ operation: String, _ errno: Errno, _ reason: String? = nil) {
     (self.operation, self.errno) = (operation, errno)
-    reason = "\(operation) answers \(errno.name)"
+    self.reason = reason ?? "\(operation) answers \(errno.name)"
   }
 
   init(_ reason: String) { (operation, errno, self.reason) = ("open", nil, reason) }
 
   /// Whether the kernel's tables would not do either.
   var isFinal = false
+
+  /// Whether a vIOMMU or its table is of another physical SMMU than the device.
+  var isOfAnotherUnit: Bool {
+    errno == .invalidArgument && (operation == "IOMMU_VDEVICE_ALLOC" || operation == Self.attach)
+  }
+  static let attach = "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
+
+  /// As an error of a device that was to join a domain, whose tables are the process's already.
+  func joining(_ target: AttachTarget, _ kernel: any Kernel) -> DMAError {
+    guard let errno else { return error(target.address.description) }
+    var error = DMAError.attaching(errno, target, kernel, operation)
+    if error.detail == nil { error.detail = reason }
+    return error
+  }
 
   /// As an error for whoever asked for the process's tables.
   func error(_ device: String) -> DMAError {

@@ -104,6 +104,18 @@ final class Stage2: Sendable {
     }
   }
 
+  /// Makes an invalidation of a range, nil for everything, and unregisters what mappings in it had registered for themselves: what
+  /// was retired before the invalidation began is out of reach when it is done. Returns the system calls of unregistering.
+  func settle(_ range: IOVARange?, _ invalidation: () throws(Errno) -> Void) throws(Errno) -> UInt64 {
+    let retired = memory.takeRetired(range)
+    do throws(Errno) { try invalidation() } catch {
+      for item in retired { memory.retire(item) }
+      throw error
+    }
+    for item in retired { leave(item.ipa, item.iova.byteCount, orRetireFor: item.iova) }
+    return UInt64(retired.count)
+  }
+
   /// Takes memory out of stage 2. If the kernel will not, it stays pinned, out of reach for want of a stage 1 entry, and its
   /// IPA is not used again; what was a mapping's own is tried again with the next invalidation.
   func leave(_ ipa: UInt64, _ byteCount: UInt64, orRetireFor iova: IOVARange?) {

@@ -76,17 +76,6 @@ package struct AttachTarget: Sendable {
   package var descriptor: Int32?
   /// The device, where it is bound to the translation's iommufd already.
   package var bound: BoundDevice?
-  /// The other devices of its group.
-  package var companions: [Companion] = []
-
-  /// A device of the same group: what is attached is the group.
-  package struct Companion: Hashable, Sendable {
-    package var address: PCIAddress
-    /// Path of its own node; nil where it is not vfio-pci's.
-    package var node: String?
-
-    package init(address: PCIAddress, node: String?) { (self.address, self.node) = (address, node) }
-  }
 
   package init(
     address: PCIAddress, group: Int, unit: String?, node: String?, token: [UInt8]? = nil, descriptor: Int32? = nil

@@ -58,7 +58,7 @@ struct ConfigSpaceTests {
     let kernel = Self.kernel()
     let config = try kernel.config()
     for (errno, code) in [
-      (Errno.noDevice, DMAError.Code.gone), (.noDeviceOrAddress, .gone), (.inputOutput, .system),
+      (Errno.noDevice, DMAError.Code.gone), (.noSuchAddressOrDevice, .gone), (.inputOutput, .system),
       (.notPermitted, .permission), (.accessDenied, .permission), (.busy, .busy), (.noMemory, .outOfMemory),
       (.notSupported, .notSupported), (.timedOut, .timedOut), (.tooManyDescriptors, .system),
     ] {

@@ -1,6 +1,7 @@
 import AddressSpace
 import IOMMU
 import IOMMUSimulation
+import Synchronization
 import Testing
 
 /// Tables of the process on a simulated SMMUv3, which walks them: commands, refusals, groups, several SMMUs, failures.
@@ -178,6 +179,84 @@ import Testing
     do {
       let device = try Device(Self.first, on: machine.host)
       #expect(device.translation.owner == .kernel && device.translation.reason.contains(Self.second))
+      device.close()
+    }
+    #expect(machine.isClean)
+  }
+
+  /// What a member of the group lacks is said of it, with the kernel's answer.
+  @Test func aGroupWithOneThatIsSomebodyElses() throws {
+    let machine = Self.host({ _ in }) { for index in $0.indices { $0[index].group = 7 } }
+    let kernel = FaultingKernel(machine.kernel)
+    for (n, call) in [(3, "open"), (2, "vfioBind")] {
+      kernel.fail(n, of: call, with: .accessDenied)
+      do throws(DMAError) {
+        _ = try Device(Self.first, on: Host(kernel: kernel), translation: .process)
+        Issue.record("opened without \(call)")
+      } catch {
+        #expect(error.errno == .accessDenied && error.detail?.contains(Self.second) == true && error.remedy != nil)
+      }
+      #expect(machine.isClean && kernel.hasFailed)
+      kernel.resetCounts()
+    }
+  }
+
+  /// A device that cannot join is told why, as on tables of the kernel's; the others go on.
+  @Test func joiningFails() throws {
+    let machine = Self.host(), kernel = FaultingKernel(machine.kernel), host = Host(kernel: kernel)
+    do {
+      let first = try Device(Self.first, on: host, translation: .process)
+      kernel.fail(1, of: "vfioAttach", with: .busy)
+      do throws(DMAError) {
+        _ = try Device(Self.second, on: host, sharing: first.dma)
+        Issue.record("joined")
+      } catch { #expect(error.code == .busy && error.errno == .busy && error.remedy != nil) }
+      let mapping = try first.dma.map(try Self.buffer(first), .bidirectional)
+      #expect(try Self.writes(first, mapping.address, machine))
+      _ = try mapping.unmap()
+      first.close()
+    }
+    #expect(machine.isClean)
+  }
+
+  /// Devices that come and go at the same time, of one group and of others, behind two SMMUs: each gets its own number, and
+  /// nothing is left.
+  @Test func comingAndGoingAtOnce() throws {
+    let others = ["0000:00:04.0", "0000:00:05.0"]
+    let machine = Self.host({ _ in }) { devices in
+      devices += others.map { SimulatedDevice($0, EduModel(addressBits: 64)) }
+      for index in 1..<4 { devices[index].iommuUnit = index == 1 ? 0 : 1 }
+      for index in 2..<4 { devices[index].group = 9 }
+    }
+    do {
+      let first = try Device(Self.first, on: machine.host, translation: .process), dma = first.dma
+      let next = Atomic<Int>(0), failures = Mutex<[String]>([]), names = [Self.second] + others
+      WorkerThreads.run(3) {
+        let name = names[next.wrappingAdd(1, ordering: .relaxed).oldValue % 3]
+        for _ in 0..<20 {
+          do {
+            let device = try Device(name, on: machine.host, sharing: dma)
+            let mapping = try device.dma.map(try device.dma.buffer(byteCount: 4096), .bidirectional)
+            _ = try mapping.unmap()
+            device.close()
+          } catch { failures.withLock { $0.append("\(name): \(error)") } }
+        }
+      }
+      #expect(failures.withLock { $0 } == [])
+      first.close()
+    }
+    #expect(machine.isClean)
+  }
+
+  /// Before Linux 6.15 there is no event queue: faults are in the kernel's log then.
+  @Test func withoutAnEventQueue() throws {
+    let machine = Self.host(), kernel = FaultingKernel(machine.kernel)
+    kernel.fail(1, of: "eventQueueAllocate", with: .notTypewriter)
+    do {
+      let device = try Device(Self.first, on: Host(kernel: kernel))
+      #expect(device.translation.owner == .process && kernel.hasFailed)
+      #expect(try !Self.writes(device, IOVA(0x7000_0000), machine))
+      #expect(device.dma.faults.faults.map(\.iova) == [IOVA(0x7000_0000)])
       device.close()
     }
     #expect(machine.isClean)

@@ -147,7 +147,7 @@ extension DMAError {
       error.code = .permission
       error.remedy =
         "Run with CAP_SYSLOG, or set the sysctl kernel.dmesg_restrict to 0 and make /dev/kmsg readable"
-    case .noEntry, .noDevice, .noDeviceOrAddress: error.code = .notSupported
+    case .noEntry, .noDevice, .noSuchAddressOrDevice: error.code = .notSupported
     default: break
     }
     return error

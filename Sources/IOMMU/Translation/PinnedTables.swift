@@ -6,7 +6,7 @@ import Synchronization
 ///
 /// A range of this process's addresses and one of IPAs are reserved once; memory in them is entered into stage 2 as tables are
 /// needed, a piece at a time, and stays. A fork does not get it.
-final class TableMemory: Sendable {
+final class PinnedTables: Sendable {
   let pool: TablePool
   private let descriptor: IOMMUFDDescriptor
   private let reservation: TableReservation
