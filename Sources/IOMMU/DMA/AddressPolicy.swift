@@ -95,15 +95,21 @@ extension AddressPolicy {
 
 extension DMADomain {
   /// The policy in force: ``AddressPolicy/full`` after the trip. Of this device alone, also where several share a domain.
-  public var addressPolicy: AddressPolicy { addressing.policy }
+  /// ``AddressPolicy/sacFirst`` in a fork, which maps nothing.
+  public var addressPolicy: AddressPolicy { ProcessGuard.isOwner ? addressing.policy : .sacFirst }
 
   /// Chooses the policy; the default is ``AddressPolicy/sacFirst``. It says nothing of what is mapped already.
   ///
-  /// The corresponding kernel parameter is `iommu.forcedac`.
-  public func setAddressPolicy(_ policy: AddressPolicy) { addressing.set(policy) }
+  /// The corresponding kernel parameter is `iommu.forcedac`. Without effect in a fork.
+  public func setAddressPolicy(_ policy: AddressPolicy) {
+    // A thread that the fork does not have may hold the lock.
+    if ProcessGuard.isOwner { addressing.set(policy) }
+  }
 
   /// Replaces what is called with a notice; nil for nothing, which is the default.
   ///
-  /// It is called by the thread whose map gave rise to the notice, before that map returns.
-  public func onNotice(_ handler: (@Sendable (DMANotice) -> Void)?) { addressing.onNotice(handler) }
+  /// It is called by the thread whose map gave rise to the notice, before that map returns. Without effect in a fork.
+  public func onNotice(_ handler: (@Sendable (DMANotice) -> Void)?) {
+    if ProcessGuard.isOwner { addressing.onNotice(handler) }
+  }
 }

@@ -148,7 +148,10 @@ extension DomainCore {
       return isAbove
     } catch {
       if let range = unsafe range {
-        if unsafe range.pointee.iova != 0 { unsafe unmapArena(IOVA(range.pointee.iova), memory.byteCount) }
+        if unsafe range.pointee.iova != 0 {
+          unsafe unmapArena(IOVA(range.pointee.iova), memory.byteCount)
+          unsafe standing.lowered(range, by: UInt64(memory.byteCount))
+        }
         unsafe standing.remove(range)
       }
       if isPinned { unpin(memory) }
@@ -172,10 +175,11 @@ extension DomainCore {
     } catch { throw failed(.system(error), operation, byteCount: memory.byteCount) }
   }
 
+  /// Ends that, for memory that is not used after all.
   func unpin(_ memory: Arena.Memory) {
     guard let processOwned, enter() else { return }
     defer { leave() }
-    processOwned.unregister(address: unsafe UInt64(UInt(bitPattern: memory.base)))
+    processOwned.giveUp(address: unsafe UInt64(UInt(bitPattern: memory.base)))
   }
 
   /// Maps memory once for all, in areas of capped size, at addresses that are a mapping's in every respect.

@@ -181,7 +181,7 @@ extension DomainCore {
     // and what was unmapped before that is out of reach after the second.
     if unsafe isMapped(range.pointee.hostRange) { return .inUse }
     if let failure = drain() { return .failed(failure) }
-    processOwned.unregister(address: host)
+    do throws(Errno) { try processOwned.unregister(address: host) } catch { return .failed(.system(error)) }
     return .done
   }
 

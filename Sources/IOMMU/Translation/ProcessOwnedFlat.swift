@@ -92,7 +92,7 @@ extension ProcessOwnedFlat {
     let ipa = try stage2.enter(address, byteCount, access)
     let entry = FlatTable.Entry(iova: iova, byteCount: byteCount, ipa: ipa, access: access, ownsMemory: true)
     guard table.insert(entry) else {
-      stage2.leave(ipa, byteCount, orRetireFor: entry.range)
+      stage2.leave(.init(iova: entry.range, ipa: ipa))
       throw .exists
     }
     counts.implicit.wrappingAdd(1, ordering: .relaxed)
@@ -156,5 +156,7 @@ extension ProcessOwnedFlat {
 
   package func hide(address: UInt64) { memory.hide(address) }
 
-  package func unregister(address: UInt64) { stage2.unregister(address: address) }
+  package func unregister(address: UInt64) throws(Errno) { try stage2.unregister(address: address) }
+
+  package func giveUp(address: UInt64) { stage2.giveUp(address: address) }
 }

@@ -52,14 +52,14 @@ extension ProcessOwnedSMMU {
     counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
     let ipa = try stage2.enter(address, byteCount, access)
     guard memory.own(range, ipa: ipa) else {
-      stage2.leave(ipa, byteCount, orRetireFor: range)
+      stage2.leave(.init(iova: range, ipa: ipa))
       throw .noMemory
     }
     do throws(Errno) {
       try mapAgain(iova, ipa, byteCount, LeafAttributes(access, isOwned: true))
     } catch {
       memory.disown(range)
-      stage2.leave(ipa, byteCount, orRetireFor: range)
+      stage2.leave(.init(iova: range, ipa: ipa))
       throw error
     }
     counts.implicit.wrappingAdd(1, ordering: .relaxed)
@@ -126,5 +126,7 @@ extension ProcessOwnedSMMU {
 
   package func hide(address: UInt64) { memory.hide(address) }
 
-  package func unregister(address: UInt64) { stage2.unregister(address: address) }
+  package func unregister(address: UInt64) throws(Errno) { try stage2.unregister(address: address) }
+
+  package func giveUp(address: UInt64) { stage2.giveUp(address: address) }
 }

@@ -24,8 +24,12 @@ package protocol ProcessOwnedTranslation: Translation {
   ) throws(Errno) -> (areas: Int, fileAreas: Int)
   /// Lets no later map find the registration of the memory that begins at an address; it goes on for those that there are.
   func hide(address: UInt64)
-  /// Ends the registration of the memory that begins at an address. Nothing of it may be mapped, or cached by devices.
-  func unregister(address: UInt64)
+  /// Ends the hidden registration of the memory that begins at an address. Nothing of it may be mapped, or cached by devices.
+  /// When the kernel does not let go of it, it stays pinned, and a later call tries again.
+  func unregister(address: UInt64) throws(Errno)
+  /// Ends a registration of which nothing was ever mapped. When the kernel does not let go of it, it is pinned until the
+  /// translation is closed.
+  func giveUp(address: UInt64)
 
   /// Invalidation commands that this process sent, and waits for their completion: one for each `IOMMU_HWPT_INVALIDATE`.
   var invalidations: UInt64 { get }

@@ -10,6 +10,17 @@ final class RegisteredMemory: Sendable {
   struct Retired {
     let iova: IOVARange
     let ipa: UInt64
+    /// The kernel has refused to let go of it once.
+    var wasRefused = false
+  }
+
+  /// A registration that is found no more.
+  struct Hidden {
+    let address: UInt64
+    let ipa: UInt64
+    let byteCount: UInt64
+    /// The kernel has refused to let go of it once.
+    var wasRefused = false
   }
 
   private let state: Mutex<State>
@@ -23,8 +34,8 @@ final class RegisteredMemory: Sendable {
     var usable = IOVARanges([])
     /// Keyed by host address; the tag is the IPA.
     let registrations: RangeStore
-    /// Registrations that are found no more, by host address.
-    var hidden: [UInt64: (ipa: UInt64, byteCount: UInt64)] = [:]
+    /// Registrations that are found no more.
+    var hidden: [Hidden] = []
     var retired: [Retired] = []
     /// Memory that mappings registered for themselves and still have, where a page table cannot tell: keyed by IOVA, the tag
     /// is the IPA.
@@ -108,18 +119,28 @@ extension RegisteredMemory {
     }
   }
 
-  /// Takes out the registration that begins at an address: its IPA and its length.
-  func remove(_ address: UInt64) -> (ipa: UInt64, byteCount: UInt64)? {
-    hide(address)
-    return state.withLock { $0.hidden.removeValue(forKey: address) }
+  /// Takes out the oldest registration that begins at an address and is found no more.
+  func takeHidden(_ address: UInt64) -> Hidden? {
+    state.withLock { state in
+      state.hidden.firstIndex { $0.address == address }.map { state.hidden.remove(at: $0) }
+    }
   }
+
+  /// Keeps one until it is taken out of stage 2.
+  func keep(_ refused: Hidden) { state.withLock { $0.hidden.append(refused) } }
 
   /// Lets the registration that begins at an address be found no more.
   func hide(_ address: UInt64) {
+    guard let hidden = takeFound(address) else { return }
+    keep(hidden)
+  }
+
+  /// Takes out the registration that begins at an address and is found.
+  func takeFound(_ address: UInt64) -> Hidden? {
     state.withLock { state in
-      guard let node = state.registrations.remove(IOVA(address)) else { return }
+      guard let node = state.registrations.remove(IOVA(address)) else { return nil }
       cache.forget(first: address)
-      state.hidden[address] = (node.tag, node.byteCount)
+      return Hidden(address: address, ipa: node.tag, byteCount: node.byteCount)
     }
   }
 }

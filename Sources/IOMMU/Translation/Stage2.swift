@@ -59,16 +59,31 @@ final class Stage2: Sendable {
       }
       if !memory.add(address, byteCount: byteCount, ipa: ipa) { throw .exists }
     } catch {
-      if done == 0 { memory.free(ipa) } else { leave(ipa, done, orRetireFor: nil) }
+      if done == 0 { memory.free(ipa) } else { try? leave(.init(address: address, ipa: ipa, byteCount: done)) }
       throw error
     }
     return count
   }
 
   /// As ``ProcessOwnedTranslation/unregister(address:)``.
-  func unregister(address: UInt64) {
-    guard let (ipa, byteCount) = memory.remove(address) else { return }
-    leave(ipa, byteCount, orRetireFor: nil)
+  func unregister(address: UInt64) throws(Errno) {
+    guard let hidden = memory.takeHidden(address) else { return }
+    try leave(hidden)
+  }
+
+  /// As ``ProcessOwnedTranslation/giveUp(address:)``.
+  func giveUp(address: UInt64) {
+    guard let registration = memory.takeFound(address) else { return }
+    try? leave(registration)
+  }
+
+  private func leave(_ registration: RegisteredMemory.Hidden) throws(Errno) {
+    do throws(Errno) { try takeOut(registration.ipa, registration.byteCount, again: registration.wasRefused) } catch {
+      var registration = registration
+      registration.wasRefused = true
+      memory.keep(registration)
+      throw error
+    }
   }
 
   /// Registers memory for one mapping, with no more access than it has; where it lies then.
@@ -112,18 +127,28 @@ final class Stage2: Sendable {
       for item in retired { memory.retire(item) }
       throw error
     }
-    for item in retired { leave(item.ipa, item.iova.byteCount, orRetireFor: item.iova) }
+    for item in retired { leave(item) }
     return UInt64(retired.count)
   }
 
-  /// Takes memory out of stage 2. If the kernel will not, it stays pinned, out of reach for want of a stage 1 entry, and its
-  /// IPA is not used again; what was a mapping's own is tried again with the next invalidation.
-  func leave(_ ipa: UInt64, _ byteCount: UInt64, orRetireFor iova: IOVARange?) {
-    let done = try? kernel.ioasUnmap(descriptor.iommufd, ioas: descriptor.ioas, iova: ipa, byteCount: byteCount)
-    if done == byteCount {
-      memory.free(ipa)
-    } else if let iova {
-      memory.retire(.init(iova: iova, ipa: ipa))
+  /// Takes memory of a mapping's own out of stage 2; what the kernel does not let go of, with the next invalidation.
+  func leave(_ item: RegisteredMemory.Retired) {
+    do throws(Errno) { try takeOut(item.ipa, item.iova.byteCount, again: item.wasRefused) } catch {
+      var item = item
+      item.wasRefused = true
+      memory.retire(item)
     }
+  }
+
+  /// Takes memory out of stage 2. If the kernel will not, all or part of it stays pinned, out of reach for want of a stage 1
+  /// entry, and its IPAs are not used again; what of it went at the first attempt is missing at the next.
+  private func takeOut(_ ipa: UInt64, _ byteCount: UInt64, again: Bool) throws(Errno) {
+    do throws(Errno) {
+      let done = try kernel.ioasUnmap(descriptor.iommufd, ioas: descriptor.ioas, iova: ipa, byteCount: byteCount)
+      if done != byteCount && !again { throw .inputOutput }
+    } catch {
+      if error != .noEntry || !again { throw error }
+    }
+    memory.free(ipa)
   }
 }

@@ -54,6 +54,11 @@ extension FaultingKernel {
       let last = byteCount == .max ? UInt64.max : iova &+ (byteCount &- 1)
       let swallowed = plan.withLock { $0.unmaps.swallows() ? $0.unmapped(key, iova: iova, last: last) : nil }
       if let swallowed { return swallowed }
+      if let half = plan.withLock({ $0.takeHalfway(key, iova: iova, last: last) }) {
+        _ = try base.ioasUnmap(iommufd, ioas: ioas, iova: half.iova, byteCount: half.last - half.iova + 1)
+        _ = plan.withLock { $0.unmapped(key, iova: half.iova, last: half.last) }
+        throw half.errno
+      }
       let done = try base.ioasUnmap(iommufd, ioas: ioas, iova: iova, byteCount: byteCount)
       _ = plan.withLock { $0.unmapped(key, iova: iova, last: last) }
       return done

@@ -40,6 +40,9 @@ extension FaultingKernel {
   /// Reports the n-th unmap from now, or every one when `n` is nil, as done in full, and does not do it.
   package func swallowUnmap(_ n: Int? = nil) { plan.withLock { $0.unmaps.left = .some(n ?? 0) } }
 
+  /// Has the next unmap of several areas fail after the first of them.
+  package func failUnmapHalfway(with errno: Errno) { plan.withLock { $0.halfway = errno } }
+
   /// Reports the n-th invalidation that the process sends from now, or every one when `n` is nil, as done, and does not send
   /// it: all the commands of that call.
   package func swallowInvalidation(_ n: Int? = nil) { plan.withLock { $0.invalidations.left = .some(n ?? 0) } }
@@ -145,6 +148,7 @@ struct FaultPlan {
 
   var failure: Failure?
   var unmaps = Swallowing(), invalidations = Swallowing()
+  var halfway: Errno?
   var interjection: (name: String, body: @Sendable () -> Void)?
   var counts: [String: Int] = [:]
   var names: [String] = []
@@ -205,6 +209,15 @@ extension FaultPlan {
   }
 
   /// Forgets the areas inside a range and says how many bytes they had.
+  /// The first area of an unmap that is to fail after it, and the error.
+  mutating func takeHalfway(
+    _ key: MapKey, iova: UInt64, last: UInt64
+  ) -> (iova: UInt64, last: UInt64, errno: Errno)? {
+    guard let errno = halfway, let first = areas[key]?.first(in: iova, through: last), first.last < last else { return nil }
+    halfway = nil
+    return (first.start, first.last, errno)
+  }
+
   mutating func unmapped(_ key: MapKey, iova: UInt64, last: UInt64) -> UInt64 {
     var byteCount: UInt64 = 0
     while let area = areas[key]?.first(in: iova, through: last), area.start >= iova, area.last <= last {

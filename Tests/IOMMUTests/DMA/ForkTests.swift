@@ -80,6 +80,9 @@ import Testing
       return Int32(number + 1)
     }
     if unsafe device.dma.translate(IOVA(0x1000)) != nil || device.dma.statistics != DMAStatistics() { return 50 }
+    device.dma.onNotice { _ in }
+    device.dma.setAddressPolicy(.full)
+    if device.dma.addressPolicy != .sacFirst { return 51 }
     device.close()
     return nil
   }

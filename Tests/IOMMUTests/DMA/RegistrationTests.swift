@@ -290,6 +290,35 @@ import Testing
     rig.device.close()
   }
 
+  /// Where the process owns the tables as well; then the memory can be registered again.
+  @Test(arguments: [SimulatedMachine.vtd, .smmuv3Nested])
+  func anUnpinningThatFails(_ machine: SimulatedMachine) throws {
+    let rig = try StandingRig(.process, machine), dma = rig.dma, pages = Pages(4)
+    let before = rig.machine.kernel.census.pinnedBytes
+    let registration = try unsafe dma.register(unsafe: pages.all)
+    rig.kernel.fail(1, of: "ioasUnmap", with: .inputOutput)
+    do throws(DMAError) {
+      try registration.unregister()
+      Issue.record("unregistered")
+    } catch { #expect(error.errno == .inputOutput && error.operation == "unregister") }
+    #expect(dma.statistics.registrations == 1 && rig.machine.kernel.census.pinnedBytes == before + 16384)
+    // A drain says that it is still there; no map finds it, and what ends then tries again.
+    rig.kernel.fail(1, of: "ioasUnmap", with: .inputOutput)
+    #expect(StandingRig.code { try dma.drain() } == .system)
+    #expect(dma.statistics.registrations == 1 && rig.machine.kernel.census.pinnedBytes == before + 16384)
+    try unsafe dma.map(unsafe: pages.part(0..<4096), .toDevice).unmap()
+    #expect(dma.statistics.implicitRegistrations == 1)
+    try dma.drain()
+    #expect(dma.statistics.registrations == 0 && rig.machine.kernel.census.pinnedBytes == before)
+    let second = try unsafe dma.register(unsafe: pages.all)
+    let mapping = try unsafe dma.map(unsafe: pages.part(4096..<8192), .fromDevice), address = mapping.address
+    #expect(try rig.writes(address) && dma.statistics.implicitRegistrations == 1)
+    try mapping.unmap()
+    try second.unregister()
+    #expect(rig.machine.kernel.census.pinnedBytes == before)
+    rig.device.close()
+  }
+
   /// An invalidation that fails keeps the memory pinned: what is cached may lead there.
   @Test func aFlushThatFailsKeepsIt() throws {
     let patient = Protection.lazy(FlushQueueOptions(.single, timeout: LazyTests.patient))

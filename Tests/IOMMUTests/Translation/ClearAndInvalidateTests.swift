@@ -137,6 +137,61 @@ import Testing
     rig.close()
   }
 
+  /// The kernel refuses an end after it has done nothing, or an area: the next call ends the rest.
+  @Test(arguments: [false, true])
+  func anEndThatIsRefused(_ isHalfDone: Bool) throws {
+    let rig = try Rig(), translation = rig.translation, kernel = rig.kernel
+    for _ in 0..<2 {
+      _ = try translation.register(address: rig.host, byteCount: 40 << 10, file: nil, areaByteCount: 16 << 10)
+      if isHalfDone { kernel.failUnmapHalfway(with: .busy) } else { kernel.fail(1, of: "ioasUnmap", with: .busy) }
+      translation.hide(address: rig.host)
+      #expect(throws: Errno.busy) { try translation.unregister(address: rig.host) }
+      #expect(rig.machine.kernel.census.areas == (isHalfDone ? 2 : 3))
+      kernel.fail(1, of: "ioasUnmap", with: .busy)
+      #expect(throws: Errno.busy) { try translation.unregister(address: rig.host) }
+      try translation.unregister(address: rig.host)
+      try translation.unregister(address: rig.host)  // there is nothing left to end
+      #expect(rig.machine.kernel.census.areas == 0)
+    }
+    rig.close()
+  }
+
+  /// A registration that is not made, and whose undoing is refused: the memory can be registered all the same.
+  @Test func anUndoingThatIsRefused() throws {
+    let rig = try Rig(), translation = rig.translation, kernel = rig.kernel
+    kernel.fail(3, of: "ioasMap", with: .noMemory)
+    kernel.interject(before: "ioasUnmap") { kernel.fail(1, of: "ioasUnmap", with: .busy) }
+    #expect(throws: Errno.noMemory) {
+      try translation.register(address: rig.host, byteCount: 40 << 10, file: nil, areaByteCount: 16 << 10)
+    }
+    #expect(rig.machine.kernel.census.areas == 2, "they are pinned")
+    _ = try translation.register(address: rig.host, byteCount: 40 << 10, file: nil, areaByteCount: 16 << 10)
+    try rig.map(0x10_0000)
+    #expect(try rig.writes(0x10_0000) && translation.implicitRegistrations == 0)
+    _ = try translation.unmap(iova: 0x10_0000, byteCount: 4096)
+    // The memory was not used after all; what the kernel has refused before is another registration.
+    kernel.fail(1, of: "ioasUnmap", with: .busy)
+    translation.giveUp(address: rig.host)
+    #expect(rig.machine.kernel.census.areas == 5)
+    _ = try translation.register(address: rig.host, byteCount: 16 << 10, file: nil, areaByteCount: 16 << 10)
+    translation.giveUp(address: rig.host)
+    #expect(rig.machine.kernel.census.areas == 5)
+    rig.close()
+  }
+
+  /// Memory of a mapping's own is tried again with the next invalidation.
+  @Test func memoryOfAMappingIsTriedAgain() throws {
+    let rig = try Rig(), translation = rig.translation, kernel = rig.kernel
+    try rig.map(0x10_0000, pages: 2)
+    #expect(rig.machine.kernel.census.areas == 1)
+    kernel.fail(1, of: "ioasUnmap", with: .busy)
+    _ = try translation.unmap(iova: 0x10_0000, byteCount: 8192)
+    #expect(rig.machine.kernel.census.areas == 1)
+    try translation.invalidateAll()
+    #expect(rig.machine.kernel.census.areas == 0)
+    rig.close()
+  }
+
   /// A registration is found while it lasts, and no longer: memory may come back at the same address.
   @Test func aRegistrationEnds() throws {
     let rig = try Rig(), translation = rig.translation
@@ -152,7 +207,8 @@ import Testing
     try rig.map(0x20_0000, page: 9, pages: 2)  // half of it is not registered
     #expect(translation.implicitRegistrations == 1)
     #expect(try translation.unmap(iova: 0x10_0000, byteCount: 6 * 4096) == 6 * 4096)
-    translation.unregister(address: rig.host)
+    translation.hide(address: rig.host)
+    try translation.unregister(address: rig.host)
     #expect(rig.machine.kernel.census.areas == 1)
     try rig.map(0x10_0000)
     #expect(translation.implicitRegistrations == 2)

@@ -219,6 +219,26 @@ import Testing
     #expect(machine.isClean)
   }
 
+  /// Which SMMU a device is behind is sysfs's word; where that is missing, the kernel's refusal of the other's vIOMMU.
+  @Test func ofAnUnknownSMMU() throws {
+    for n in 1...8 {
+      let machine = Self.host({ _ in }) { $0[1].iommuUnit = 1 }, kernel = FaultingKernel(machine.kernel)
+      do {
+        let host = Host(kernel: kernel), first = try Device(Self.first, on: host, translation: .process)
+        kernel.fail(n, of: "readLink", with: .noEntry)
+        do {
+          let second = try Device(Self.second, on: host, sharing: first.dma)
+          let mapping = try second.dma.map(try Self.buffer(second), .bidirectional), address = mapping.address
+          #expect(try Self.writes(first, address, machine) && Self.writes(second, address, machine))
+          _ = try mapping.unmap()
+          #expect(try !Self.writes(first, address, machine) && !Self.writes(second, address, machine))
+        } catch { #expect((error as? DMAError)?.errno != .invalidArgument, "\(n): \(error)") }
+        kernel.passAll()
+      }
+      #expect(machine.isClean)
+    }
+  }
+
   /// Devices that come and go at the same time, of one group and of others, behind two SMMUs: each gets its own number, and
   /// nothing is left.
   @Test func comingAndGoingAtOnce() throws {
