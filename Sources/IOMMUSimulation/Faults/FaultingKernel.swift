@@ -40,7 +40,7 @@ extension FaultingKernel {
   /// Reports the n-th unmap from now, or every one when `n` is nil, as done in full, and does not do it.
   package func swallowUnmap(_ n: Int? = nil) { plan.withLock { $0.unmaps.left = .some(n ?? 0) } }
 
-  /// Has the next unmap of several areas fail after the first of them.
+  /// Has the next unmap of something fail after its first area, which is gone then.
   package func failUnmapHalfway(with errno: Errno) { plan.withLock { $0.halfway = errno } }
 
   /// Reports the n-th invalidation that the process sends from now, or every one when `n` is nil, as done, and does not send
@@ -213,7 +213,7 @@ extension FaultPlan {
   mutating func takeHalfway(
     _ key: MapKey, iova: UInt64, last: UInt64
   ) -> (iova: UInt64, last: UInt64, errno: Errno)? {
-    guard let errno = halfway, let first = areas[key]?.first(in: iova, through: last), first.last < last else { return nil }
+    guard let errno = halfway, let first = areas[key]?.first(in: iova, through: last) else { return nil }
     halfway = nil
     return (first.start, first.last, errno)
   }

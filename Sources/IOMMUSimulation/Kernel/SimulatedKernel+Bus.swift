@@ -1,4 +1,4 @@
-import IOMMU
+package import IOMMU
 
 // The devices' side of the kernel: what a ``DeviceBus`` asks for.
 
@@ -12,6 +12,12 @@ extension SimulatedKernel {
         return segments.flatMap { HostMemory.read(state.memory.deviceSide(of: $0.host), byteCount: $0.byteCount) }
       }
     }
+  }
+
+  /// Has a device behind an SMMU look up one address after another, as reads of it would; how many went through. For
+  /// measurements of the caches: a transfer of bytes costs many times a look-up.
+  package func deviceTouches(_ address: PCIAddress, _ addresses: [UInt64]) -> Int {
+    locked { state in state.iommu?.touch(address, addresses) ?? 0 }
   }
 
   func deviceWrites(

@@ -132,8 +132,10 @@ extension SMMU {
       let shift = context.shift(of: level - 1)
       if let slot = walks.find(tag: Self.walkTag(entry.vmid, context.asid, shift), address: address >> shift) {
         counters.walkCache.hits += 1
+        if level == 3 { counters.lastTables.hits += 1 }
         return (level, walks[slot])
       }
+      if level == 3 { counters.lastTables.misses += 1 }
       level -= 1
     }
     counters.walkCache.misses += 1

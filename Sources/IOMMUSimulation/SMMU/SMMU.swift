@@ -158,6 +158,18 @@ extension SMMU {
     return Place(host: found.host + UInt(offset), byteCount: 1 << UInt64(found.shift) - offset)
   }
 
+  /// Translates one address after another, as reads of a device; how many went through. What faults is not recorded.
+  mutating func touch(
+    _ stream: UInt32, _ addresses: [UInt64],
+    over domains: [SimulatedIOMMU.DomainID: SimulatedIOMMU.Domain]
+  ) -> Int {
+    var done = 0
+    for address in addresses {
+      if let place = try? translate(stream, address, .read, over: domains), place.byteCount > 0 { done += 1 }
+    }
+    return done
+  }
+
   /// Stage 2 alone.
   private mutating func bypass(
     _ entry: StreamTableEntry, _ input: UInt64, _ access: SimulatedIOMMU.Permissions,

@@ -44,6 +44,11 @@ public struct SMMUCounters: Hashable, Sendable {
   public internal(set) var iotlb = Lookups()
   /// Pointers to tables, where the IOTLB missed: one look-up a walk, a hit when any level was there.
   public internal(set) var walkCache = Lookups()
+  /// Pointers to tables of pages, the deepest there are: one look-up a walk. A miss is a read of memory that scattered pages cost,
+  /// the `PTcache L3` of the literature.
+  public internal(set) var lastTables = Lookups()
+  /// Bytes that commands of the process's by address name; those that name a whole tag are not among them.
+  public internal(set) var invalidatedBytes: UInt64 = 0
   /// Stage 2 alone, for tables, descriptors and what the IOTLB did not have.
   public internal(set) var stage2Cache = Lookups()
   /// Stream table entries and context descriptors.

@@ -36,6 +36,14 @@ extension SimulatedIOMMU {
   }
 }
 
+extension SimulatedIOMMU {
+  /// Has a device behind an SMMU read one address after another, without the bytes; how many accesses went through.
+  mutating func touch(_ device: PCIAddress, _ addresses: [UInt64]) -> Int {
+    guard let id = domain(of: device), let domain = domains[id], domain.hardware != nil else { return 0 }
+    return smmus[domain.unit].touch(UInt32(device.requesterID), addresses, over: domains)
+  }
+}
+
 // MARK: - What the kernel sends
 
 extension SimulatedIOMMU {

@@ -69,6 +69,26 @@ void raw_close(const struct raw_device *raw) {
   if (raw->space >= 0) close(raw->space);
 }
 
+// `struct map_benchmark` of the kernel.
+struct benchmark {
+  uint64_t map, map_deviation, unmap, unmap_deviation;
+  uint32_t threads, seconds;
+  int32_t node;
+  uint32_t address_bits, direction, transfer_ns, granule;
+  uint8_t mode, unused[75];
+};
+
+int raw_kernel_pairs(const char *file, double *map, double *unmap) {
+  int descriptor = open(file, O_RDWR | O_CLOEXEC);
+  if (descriptor < 0) return error();
+  struct benchmark benchmark = {.threads = 1, .seconds = 1, .node = -1, .address_bits = 64, .granule = 1};
+  int result = ioctl(descriptor, _IOWR('d', 1, struct benchmark), &benchmark) ? error() : 0;
+  close(descriptor);
+  *map = 100 * (double)benchmark.map;
+  *unmap = 100 * (double)benchmark.unmap;
+  return result;
+}
+
 long raw_heap_bytes(void) {
   struct mallinfo2 info = mallinfo2();
   return (long)(info.uordblks + info.hblkhd);

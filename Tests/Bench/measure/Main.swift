@@ -15,6 +15,7 @@ enum Main {
            measure step_1g [virtual]|bounce_choice [table]
            measure alloc_1|alloc_32|alloc_64|alloc_512|fifo_1024|fifo_65536|cross_thread|threads_2|threads_16
            measure translate_warm|translate_100k|lazy_pair
+           measure table_call|table_leaf|sim_hit|sim_miss|list_commands|collateral|l3_misses|owned_native|owned
            measure fail_524k|sac_free|sac_exhausted|held_ratio OPERATIONS|magazine_idle|idle_wakeups
     """
 
@@ -35,6 +36,16 @@ enum Main {
       case ["bounce_choice", "table"]: say("bounce_choice", nil, try BounceChoice.run(isTold: true))
       case ["step_1g"]: say("step_1g", try LongestStep.onTheKernel())
       case ["step_1g", "virtual"]: say("step_1g", "virtual", try LongestStep.onTheVirtualClock())
+      case ["table_call"]: say("table_call", nil, try TableEngine.run(pages: 1))
+      case ["table_leaf"]: say("table_leaf", nil, try TableEngine.run(pages: 256))
+      case ["sim_hit"]: say("sim_hit", nil, try SimulatedCaches.speed(misses: false))
+      case ["sim_miss"]: say("sim_miss", nil, try SimulatedCaches.speed(misses: true))
+      case ["list_commands"]: say("list_commands", nil, try SimulatedCaches.listCommands())
+      case ["collateral"]: say("collateral", nil, try SimulatedCaches.collateral())
+      case ["l3_misses"]: say("l3_misses", nil, try SimulatedCaches.lastTables())
+      case ["owned_native"]: say("owned_native", nil, try OwnedTables.native())
+      case ["owned"]:
+        for (id, result) in try OwnedTables.inGuest() { say(id, nil, result) }
       case ["arena_file"]: say("arena_file", nil, try arenaFile())
       case ["domain_fixed"]: say("domain_fixed", nil, try domainFixed())
       case ["alloc_1"]: say("alloc_1", try AllocatorPairs.locks(0x1000))

@@ -14,8 +14,11 @@ import machines
 TIMED_OUT, MACHINE_FAILED = 124, 125
 # Seconds without a line of output after which a machine hangs: the longest case takes 6 s on a quiet host.
 SILENCE = 120
-# Where `make bench` has its guest rows from.
-MEASURED = ("vtd-scalable", "iommufd")
+# Where `make bench` has its guest rows from: machine, interface and translation, to what measures there and its options.
+MEASURED = {
+    ("vtd-scalable", "iommufd", "kernel"): ("measure", ["--memory", "3072", "--hugepages", "600"]),
+    ("smmuv3-nested", "iommufd", "process"): ("measure-owned", ["--hugepages", "16"]),
+}
 # Where interrupt remapping is switched off.
 WITHOUT_REMAPPING = "vtd-legacy"
 
@@ -126,12 +129,13 @@ class Row:
         self.boot(name, ["--no-interrupt-remapping"], ["sh", "/row", self.machine, self.interface, name], 120)
 
     def measure(self) -> None:
-        """Times for `make bench`, on one machine and over both interfaces in one boot. They gate nothing here."""
-        if (self.machine, self.interface) != MEASURED:
-            self.add("boot/measure", "skip", f"times are measured on {' over '.join(MEASURED)}")
+        """Times for `make bench`, on two machines, over both interfaces in one boot. They gate nothing here."""
+        what, options = MEASURED.get((self.machine, self.interface, self.translation), (None, []))
+        if what is None:
+            places = " and ".join(f"{machine} over {interface}" for machine, interface, _ in MEASURED)
+            self.add("boot/measure", "skip", f"times are measured on {places}")
             return
-        lines = self.boot("measure", ["--memory", "3072", "--hugepages", "600"],
-                          ["sh", "/row", self.machine, self.interface, "measure"], 300)
+        lines = self.boot("measure", options, ["sh", "/row", self.machine, self.interface, what], 300)
         self.measured = [json.loads(line.removeprefix("MEASURE ")) for line in lines if line.startswith("MEASURE ")]
 
     def outputs(self) -> None:

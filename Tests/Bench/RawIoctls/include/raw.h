@@ -20,5 +20,11 @@ int raw_pairs_type1(const struct raw_device *_Nonnull raw, uint64_t memory, uint
 
 void raw_close(const struct raw_device *_Nonnull raw);
 
+/// Runs the kernel's own benchmark for a second: one thread maps and unmaps a page for both directions by its DMA API, for the
+/// device that is bound to it. The averages in nanoseconds, in steps of 100; 0 or -errno.
+///
+/// The source is `include/uapi/linux/map_benchmark.h`.
+int raw_kernel_pairs(const char *_Nonnull file, double *_Nonnull map, double *_Nonnull unmap);
+
 /// What malloc has given out to this process, in bytes.
 long raw_heap_bytes(void);
