@@ -19,6 +19,12 @@ package struct SpinLock: ~Copyable, Sendable {
     if word.exchange(1, ordering: .acquiring) != 0 { wait() }
   }
 
+  /// ``lock()``, in one order with all other such steps.
+  @inlinable @inline(__always)
+  package func lockInOrder() {
+    if word.exchange(1, ordering: .sequentiallyConsistent) != 0 { wait() }
+  }
+
   /// Takes the lock if nobody has it.
   @inlinable
   package func tryLock() -> Bool {

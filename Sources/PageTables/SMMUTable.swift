@@ -48,6 +48,12 @@ extension SMMUTable {
     tree.unmap(iova, byteCount, into: &gather)
   }
 
+  /// Clears pages whose entries lie in one table, without a gather: what a lazy unmap comes to. `nil`, and nothing has changed,
+  /// for any other range.
+  package borrowing func clear(iova: UInt64, byteCount: UInt64) -> ClearedPages? {
+    tree.clearInOneTable(iova, byteCount)
+  }
+
   /// Where an address leads: ``PageTable/translate(_:)``.
   package borrowing func translate(_ iova: UInt64) -> LeafTranslation? { tree.translate(iova) }
 

@@ -9,6 +9,8 @@ import Synchronization
 @safe
 final class DomainCore: @unchecked Sendable {
   let kernel: any Kernel
+  /// Whether that is Linux below, with its clock.
+  let isOnLinux: Bool
   /// ``ProcessGuard``'s word.
   private let owner: UnsafePointer<UInt64>
   let translation: any Translation
@@ -16,6 +18,8 @@ final class DomainCore: @unchecked Sendable {
   let directCalls: DirectCalls?
   /// The translation, where this process writes its tables.
   let processOwned: (any ProcessOwnedTranslation)?
+  /// The same, where a map or an unmap may be a few stores.
+  let hardwareTables: (any HardwareTables)?
   /// System calls that each map and each unmap is: one where the kernel owns the tables, else the translation counts its own.
   let callsEach: UInt64
   /// The smallest page minus one, in bytes.
@@ -72,6 +76,7 @@ final class DomainCore: @unchecked Sendable {
       throw .outOfMemory
     }
     processOwned = translation as? any ProcessOwnedTranslation
+    hardwareTables = translation as? any HardwareTables
     callsEach = processOwned == nil ? 1 : 0
     highAddresses = highest >> 32 == 0 ? 0 : 1 << 32
     let held = options.map { HeldAddresses($0, granule: granule) }
@@ -83,6 +88,7 @@ final class DomainCore: @unchecked Sendable {
     self.records = records
     slots = DomainSlots(processors: processors)
     self.kernel = kernel
+    isOnLinux = kernel is LiveKernel
     self.translation = translation
     directCalls = translation.directCalls
     self.device = device

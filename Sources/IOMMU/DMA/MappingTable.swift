@@ -85,6 +85,24 @@ extension MappingTable {
     return true
   }
 
+  /// As ``enter(_:host:byteCount:)``, where no node has to be made; false where one has.
+  @inline(__always)
+  package func enterHere(_ iova: IOVA, host: UInt64, byteCount: UInt64) -> Bool {
+    let page = iova.rawValue &>> pageShift
+    guard let leaf = unsafe leaf(page) else { return false }
+    let word = host | Record.live | byteCount &>> pageShift
+    unsafe leaf[Int(truncatingIfNeeded: page & 511)].store(word, ordering: .releasing)
+    return true
+  }
+
+  /// Whether a mapping starts at an address. O(1).
+  @inline(__always)
+  package func isLive(_ iova: IOVA) -> Bool {
+    let page = iova.rawValue &>> pageShift
+    guard page <= table.highest, let leaf = unsafe leaf(page) else { return false }
+    return Record(word: unsafe leaf[Int(truncatingIfNeeded: page & 511)].load(ordering: .relaxed)).isLive
+  }
+
   /// Ends the mapping that starts at an address; nil when none does. Only whoever owns the mapping may. O(1).
   @inline(__always)
   package func end(_ iova: IOVA) -> Record? {

@@ -117,9 +117,11 @@ final class FlushQueue: @unchecked Sendable {
   /// Queues an entry at the end of a ring. Its range was unmapped before.
   @inline(__always)
   func append(_ entry: Entry, to ring: UnsafeMutablePointer<Ring>) -> Appended {
-    // What was cleared is visible before the counter is read.
-    atomicMemoryFence(ordering: .sequentiallyConsistent)
-    unsafe ring.pointee.lock.lock()
+    // What was cleared is visible before the counter is read. On x86 the exchange that takes the lock sees to it.
+    #if !arch(x86_64)
+      atomicMemoryFence(ordering: .sequentiallyConsistent)
+    #endif
+    unsafe ring.pointee.lock.lockInOrder()
     defer { unsafe ring.pointee.lock.unlock() }
     guard unsafe ring.pointee.waiting.isOpen else { return .closed }
     guard unsafe ring.pointee.waiting.tail - ring.pointee.waiting.head < ring.pointee.waiting.mask else { return .full }

@@ -18,6 +18,23 @@ extension ProcessOwnedSMMU {
     throw .notTypewriter
   }
 
+  package func mapHere(iova: UInt64, address: UInt64, byteCount: UInt64, access: DMAAccess) -> Bool {
+    guard let ipa = memory.knownIPA(of: address, byteCount: byteCount) else { return false }
+    if case .mapped = table.map(iova: iova, to: ipa, byteCount: byteCount, attributes: LeafAttributes(access)) {
+      return true
+    }
+    return false
+  }
+
+  package func clearHere(iova: UInt64, byteCount: UInt64) -> ClearedHere? {
+    guard let cleared = table.clear(iova: iova, byteCount: byteCount) else { return nil }
+    return ClearedHere(byteCount: cleared.byteCount, owesMemory: cleared.sawOwned)
+  }
+
+  package func retireOwned(iova: UInt64, byteCount: UInt64) {
+    memory.retireOwned(in: IOVARange(start: IOVA(iova), byteCount: byteCount)!)
+  }
+
   /// With more tables, or over what was in the way. The table says each time what is missing, and has mapped nothing.
   @inline(never)
   func mapAgain(_ iova: UInt64, _ ipa: UInt64, _ byteCount: UInt64, _ attributes: LeafAttributes) throws(Errno) {

@@ -7,7 +7,7 @@ import Synchronization
 /// One stage 1 for all physical SMMUs, each with a nest parent, a vIOMMU and a nested HWPT of its own, and a VMID of its own
 /// therefore; invalidations go to each. Devices are attached to nested HWPTs only, never to a parent or the IOAS. The sources
 /// are `drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-iommufd.c` and Arm IHI 0070.
-package final class ProcessOwnedSMMU: ProcessOwnedTranslation {
+package final class ProcessOwnedSMMU: HardwareTables {
   package let interface = Interface.iommufd
   /// Registration knows files; what is mapped is registered memory.
   package let canMapFiles = false

@@ -101,6 +101,10 @@ extension RegisteredMemory {
     cache.ipa(of: address, byteCount: byteCount) ?? find(address, byteCount)
   }
 
+  /// The same, if it was found before: without a lock. nil says nothing.
+  @inline(__always)
+  func knownIPA(of address: UInt64, byteCount: UInt64) -> UInt64? { cache.ipa(of: address, byteCount: byteCount) }
+
   @inline(never)
   private func find(_ address: UInt64, _ byteCount: UInt64) -> UInt64? {
     guard let range = IOVARange(start: IOVA(address), byteCount: byteCount) else { return nil }

@@ -15,6 +15,28 @@ extension TableTree {
     return .unmapped(byteCount: clearPages(table, index(iova, 0), count, iova, into: &gather))
   }
 
+  /// ``SMMUTable/clear(iova:byteCount:)``.
+  @inline(__always)
+  func clearInOneTable(_ iova: UInt64, _ byteCount: UInt64) -> ClearedPages? {
+    check(iova, byteCount)
+    guard isInOneTable(iova, byteCount), let table = find(iova, 0) else { return nil }
+    let count = Int(truncatingIfNeeded: byteCount &>> UInt64(geometry.granule.shift))
+    var index = index(iova, 0), seen: UInt64 = 0, mapped = 0
+    let end = index &+ count
+    while index < end {
+      let entry = table.peek(index)
+      if entry != 0 {
+        table.store(0, at: index)
+        seen |= entry
+        mapped &+= 1
+      }
+      index &+= 1
+    }
+    return ClearedPages(
+      byteCount: UInt64(truncatingIfNeeded: mapped) &<< UInt64(geometry.granule.shift),
+      sawOwned: seen & Format.ownedBit != 0)
+  }
+
   /// Clears pages of one table; returns how many bytes were mapped.
   @inline(__always)
   private func clearPages(

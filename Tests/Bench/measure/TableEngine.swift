@@ -42,7 +42,7 @@ enum TableEngine {
 
   /// Each call in another table of pages than the last, 16 of them in turn.
   private static func address(_ place: UInt64, _ pages: UInt64) -> UInt64 {
-    1 << 32 + place % 16 << 21 + place / 16 * pages << 12
+    1 << 32 + (place % 16) << 21 + (place / 16) * (pages << 12)
   }
 
   /// Nanoseconds a call; nil when one of them said no.
