@@ -2,7 +2,7 @@
 package struct LeafAttributes: OptionSet, Hashable, Sendable {
   package let rawValue: UInt8
 
-  @inline(__always)
+  @inlinable @inline(__always)
   package init(rawValue: UInt8) { self.rawValue = rawValue }
 
   /// The device may read. A format that cannot say "write only" implies it.

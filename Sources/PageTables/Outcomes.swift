@@ -32,14 +32,6 @@ package enum UnmapOutcome: Equatable, Sendable {
   case cuts(iova: UInt64, leaf: PageSize)
 }
 
-/// What was cleared of pages in one table, for whom an invalidation of everything follows anyway.
-package struct ClearedPages: Equatable, Sendable {
-  /// So many bytes were mapped.
-  package var byteCount: UInt64
-  /// As ``Gather/sawOwned``.
-  package var sawOwned: Bool
-}
-
 /// Where an address leads.
 package struct LeafTranslation: Equatable, Sendable {
   /// The translated address, with the offset in the page.

@@ -49,8 +49,10 @@ extension SMMUTable {
   }
 
   /// Clears pages whose entries lie in one table, without a gather: what a lazy unmap comes to. `nil`, and nothing has changed,
-  /// for any other range.
-  package borrowing func clear(iova: UInt64, byteCount: UInt64) -> ClearedPages? {
+  /// for any other range. The answer is how many bytes were mapped.
+  ///
+  /// - Precondition: Nothing in the range has ``LeafAttributes/owned``.
+  package borrowing func clear(iova: UInt64, byteCount: UInt64) -> UInt64? {
     tree.clearInOneTable(iova, byteCount)
   }
 

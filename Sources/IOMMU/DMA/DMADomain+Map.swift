@@ -18,6 +18,11 @@ extension DMADomain {
     {
       return unsafe Mapping(buffer, at: found.iova, .standing(found.range))
     }
+    if core.hardwareTables != nil, core.alternative.load(ordering: .relaxed) == .none, isOurs(buffer) {
+      let access = direction.access
+      let address = unsafe core.mapHere(buffer.base, buffer.byteCount, addressing.limits, access)
+      if address != 0 { return Mapping(buffer, at: IOVA(address), access: access.rawValue) }
+    }
     return try mapElse(buffer, direction)
   }
 

@@ -13,7 +13,6 @@ extension DomainCore {
     let length = padded(byteCount)
     let host = UInt64(UInt(bitPattern: base))
     if length > records.largestByteCount { return mapLarge(host, length, limits, access) }
-    if hardwareTables != nil, !isFlushDue, let iova = mapHere(host, length, limits, access) { return .success(iova) }
     let slot = unsafe slots.lock()
     guard unsafe !slot.pointee.tally.isClosed else {
       unsafe slot.pointee.unlock()
@@ -46,33 +45,6 @@ extension DomainCore {
     } catch { return unsafe undo(slot, iova, host: host, length, error) }
     if unsafe slots.leave(slot, systemCalls: callsEach) { index(iova, host: host, length) }
     return .success(iova)
-  }
-
-  /// A map that is an address from a magazine, a record and a few stores, all under one taking of a slot; nil, and nothing has
-  /// changed, where it is more than that.
-  @inline(__always)
-  private func mapHere(_ host: UInt64, _ length: UInt64, _ limits: AddressLimits, _ access: DMAAccess) -> IOVA? {
-    let slot = unsafe slots.lock()
-    guard unsafe !slot.pointee.tally.isClosed,
-      let iova = space.allocateHere(byteCount: length, limit: limits.first, lowest: lowest(limits))
-    else {
-      unsafe slot.pointee.unlock()
-      return nil
-    }
-    guard records.enterHere(iova, host: host, byteCount: length),
-      hardwareTables!.mapHere(iova: iova.rawValue, address: host, byteCount: length, access: access)
-    else {
-      unsafe slot.pointee.unlock()
-      records.remove(iova)
-      space.free(iova, byteCount: length)
-      return nil
-    }
-    unsafe slot.pointee.tally.counts.maps &+= 1
-    unsafe slot.pointee.tally.counts.liveBytes &+= length
-    let isIndexed = unsafe slot.pointee.tally.isIndexed
-    unsafe slot.pointee.unlock()
-    if isIndexed { index(iova, host: host, length) }
-    return iova
   }
 
   /// What an address from the caches must be at least. A device that gets addresses above 4 GiB gets no others, as long as there

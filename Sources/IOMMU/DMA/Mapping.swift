@@ -1,4 +1,5 @@
 public import AddressSpace
+import Synchronization
 
 /// A buffer that the device owns: its address as the device sees it, until ``unmap()`` gives the buffer back.
 ///
@@ -57,6 +58,18 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
       @inline(__always) func give(_ core: DomainCore) -> Bool { unsafe core.giveStanding(range, byteCount) }
       if unsafe core._withUnsafeGuaranteedRef(give) {
         return unsafe DMABuffer(core: core, base: base, byteCount: byteCount, reachableUntil: earlier)
+      }
+    }
+    if kind.isOwn {
+      @inline(__always) func unmap(_ core: DomainCore) -> Result<UInt64, MapFailure>? {
+        core.hardwareTables != nil && core.lazyMode.load(ordering: .relaxed) != .strict
+          ? core.unmapHere(address, byteCount) : nil
+      }
+      switch unsafe core._withUnsafeGuaranteedRef(unmap) {
+      case .success(let number)?:
+        return unsafe DMABuffer(core: core, base: base, byteCount: byteCount, reachableUntil: max(number, earlier))
+      case .failure(let failure)?: throw unsafe DomainCore.leak(core, failure, "unmap", address, byteCount)
+      case nil: break
       }
     }
     return try unsafe Self.unmapElse(core, base, byteCount, at: address, earlier, access, kind)

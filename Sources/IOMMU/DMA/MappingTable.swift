@@ -1,5 +1,5 @@
 package import AddressSpace
-import Synchronization
+package import Synchronization
 
 /// Which memory lies at which I/O addresses, for mappings of up to 2 MiB at addresses that are naturally aligned: found,
 /// entered and ended by any thread without a lock.
@@ -95,24 +95,28 @@ extension MappingTable {
     return true
   }
 
-  /// Whether a mapping starts at an address. O(1).
+  /// Where the record of the mapping that starts at an address is, and what it says; nil when none does. O(1).
   @inline(__always)
-  package func isLive(_ iova: IOVA) -> Bool {
+  package func live(_ iova: IOVA) -> (place: UnsafeMutablePointer<Atomic<UInt64>>, record: Record)? {
     let page = iova.rawValue &>> pageShift
-    guard page <= table.highest, let leaf = unsafe leaf(page) else { return false }
-    return Record(word: unsafe leaf[Int(truncatingIfNeeded: page & 511)].load(ordering: .relaxed)).isLive
+    guard page <= table.highest, let leaf = unsafe leaf(page) else { return nil }
+    let place = unsafe leaf + Int(truncatingIfNeeded: page & 511)
+    let record = Record(word: unsafe place.pointee.load(ordering: .relaxed))
+    return unsafe record.isLive ? (place, record) : nil
   }
 
   /// Ends the mapping that starts at an address; nil when none does. Only whoever owns the mapping may. O(1).
   @inline(__always)
   package func end(_ iova: IOVA) -> Record? {
-    let page = iova.rawValue &>> pageShift
-    guard page <= table.highest, let leaf = unsafe leaf(page) else { return nil }
-    let place = unsafe leaf + Int(truncatingIfNeeded: page & 511)
-    let record = Record(word: unsafe place.pointee.load(ordering: .relaxed))
-    guard record.isLive else { return nil }
-    unsafe place.pointee.store(record.word & ~Record.live, ordering: .releasing)
+    guard let (place, record) = unsafe live(iova) else { return nil }
+    unsafe Self.end(place, record)
     return record
+  }
+
+  /// Ends a mapping that was found by ``live(_:)``. Only whoever owns it may.
+  @inline(__always)
+  package static func end(_ place: UnsafeMutablePointer<Atomic<UInt64>>, _ record: Record) {
+    unsafe place.pointee.store(record.word & ~Record.live, ordering: .releasing)
   }
 
   /// Takes back what was entered and never was a mapping.

@@ -10,7 +10,6 @@ extension DomainCore {
   /// is under way, is taken out of reach on the spot: the answer is 0, and the memory is the caller's to free.
   @inline(never)
   func unmapLazily(_ iova: IOVA, length: UInt64, memory: UnsafeMutableRawPointer?) -> Result<UInt64, MapFailure> {
-    if hardwareTables != nil, let result = unsafe unmapHere(iova, length, memory) { return result }
     let slot = unsafe slots.lock()
     guard unsafe !slot.pointee.tally.isClosed else {
       unsafe slot.pointee.unlock()
@@ -34,73 +33,6 @@ extension DomainCore {
       locked { $0.retire(iova, byteCount: length) }
     }
     let result = queueOrUnmap(entry, failure)
-    unsafe slots.leave(slot)
-    return result
-  }
-
-  /// An unmap that is a few stores and an entry in a ring, all under one taking of a slot; nil, and nothing has changed, where it
-  /// begins otherwise.
-  @inline(__always)
-  private func unmapHere(
-    _ iova: IOVA, _ length: UInt64, _ memory: UnsafeMutableRawPointer?
-  ) -> Result<UInt64, MapFailure>? {
-    let now = coarseNow()
-    guard length <= records.largestByteCount, !isFlushDue(at: now) else { return nil }
-    let slot = unsafe slots.lock(), mode = lazyMode.load(ordering: .acquiring)
-    guard unsafe !slot.pointee.tally.isClosed, mode != .strict, records.isLive(iova),
-      let cleared = hardwareTables!.clearHere(iova: iova.rawValue, byteCount: length)
-    else {
-      unsafe slot.pointee.unlock()
-      return nil
-    }
-    let record = records.end(iova)!
-    var entry = FlushQueue.Entry(
-      iova: iova.rawValue, byteCount: length, memory: UInt(bitPattern: memory), time: max(now, 1))
-    entry.isRecorded = true
-    unsafe slot.pointee.tally.counts.queuedBytes &+= length
-    let isIndexed = unsafe slot.pointee.tally.countUnmap(length, systemCalls: 0)
-    let ring = unsafe queue.ring(mode)
-    guard !cleared.owesMemory, cleared.byteCount == length,
-      case .queued(let number) = unsafe queue.append(entry, to: ring)
-    else {
-      unsafe slot.pointee.tally.inFlight &+= 1
-      unsafe slot.pointee.unlock()
-      return unsafe unmapRest(slot, entry, record, cleared, isIndexed: isIndexed)
-    }
-    queue.noteQueued(at: entry.time)
-    let isAll = unsafe hasNoMoreToDo(ring)
-    if !isAll { unsafe slot.pointee.tally.inFlight &+= 1 }
-    unsafe slot.pointee.unlock()
-    if isIndexed { unindex(iova, record) }
-    if !isAll { unsafe doMore(slot, ring) }
-    return .success(number)
-  }
-
-  /// Whether an entry that was queued needs neither the timer nor what a flush gave back.
-  @inline(__always)
-  private func hasNoMoreToDo(_ ring: UnsafeMutablePointer<FlushQueue.Ring>) -> Bool {
-    guard queue.isTimerArmed.load(ordering: .relaxed) else { return false }
-    return unsafe ring.pointee.settled.load(ordering: .relaxed) == queue.finished.load(ordering: .relaxed)
-  }
-
-  @inline(never)
-  private func doMore(
-    _ slot: UnsafeMutablePointer<DomainSlots.Slot>, _ ring: UnsafeMutablePointer<FlushQueue.Ring>
-  ) {
-    if !queue.isTimerArmed.load(ordering: .relaxed) { armTimer() }
-    unsafe reclaim(ring, all: false)
-    unsafe slots.leave(slot)
-  }
-
-  /// What of ``unmapHere`` may wait, or go wrong.
-  @inline(never)
-  private func unmapRest(
-    _ slot: UnsafeMutablePointer<DomainSlots.Slot>, _ entry: FlushQueue.Entry, _ record: MappingTable.Record,
-    _ cleared: ClearedHere, isIndexed: Bool
-  ) -> Result<UInt64, MapFailure> {
-    if cleared.owesMemory { hardwareTables!.retireOwned(iova: entry.iova, byteCount: entry.byteCount) }
-    if isIndexed { unindex(IOVA(entry.iova), record) }
-    let result = queueOrUnmap(entry, cleared.byteCount == entry.byteCount ? nil : .mismatch(cleared.byteCount))
     unsafe slots.leave(slot)
     return result
   }
@@ -130,7 +62,7 @@ extension DomainCore {
   }
 
   /// Queues a range that is cleared, or could not be, and retired; unmaps it on the spot where there is no room.
-  private func queueOrUnmap(_ entry: FlushQueue.Entry, _ failure: MapFailure?) -> Result<UInt64, MapFailure> {
+  func queueOrUnmap(_ entry: FlushQueue.Entry, _ failure: MapFailure?) -> Result<UInt64, MapFailure> {
     if let failure { return stuck(failure, entry.byteCount) }
     if let number = enqueue(entry) { return .success(number) }
     return unmapOnTheSpot(entry)
@@ -256,7 +188,7 @@ extension DomainCore {
   var isFlushDue: Bool { queue.oldest.load(ordering: .relaxed) != 0 && isFlushDue(at: coarseNow()) }
 
   @inline(__always)
-  private func isFlushDue(at now: UInt64) -> Bool {
+  func isFlushDue(at now: UInt64) -> Bool {
     let oldest = queue.oldest.load(ordering: .relaxed)
     return oldest != 0 && isOverdue(oldest, at: now)
   }

@@ -26,14 +26,7 @@ extension ProcessOwnedSMMU {
     return false
   }
 
-  package func clearHere(iova: UInt64, byteCount: UInt64) -> ClearedHere? {
-    guard let cleared = table.clear(iova: iova, byteCount: byteCount) else { return nil }
-    return ClearedHere(byteCount: cleared.byteCount, owesMemory: cleared.sawOwned)
-  }
-
-  package func retireOwned(iova: UInt64, byteCount: UInt64) {
-    memory.retireOwned(in: IOVARange(start: IOVA(iova), byteCount: byteCount)!)
-  }
+  package func clearHere(iova: UInt64, byteCount: UInt64) -> UInt64? { table.clear(iova: iova, byteCount: byteCount) }
 
   /// With more tables, or over what was in the way. The table says each time what is missing, and has mapped nothing.
   @inline(never)

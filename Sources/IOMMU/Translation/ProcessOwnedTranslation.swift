@@ -50,19 +50,9 @@ package protocol HardwareTables: ProcessOwnedTranslation {
   /// Maps, if that is all there is to do; else false, and nothing has changed: ``Translation/map(iova:address:byteCount:access:)`` does
   /// it.
   func mapHere(iova: UInt64, address: UInt64, byteCount: UInt64, access: DMAAccess) -> Bool
-  /// Clears whole mappings without an invalidation, as ``ProcessOwnedTranslation/clear(iova:byteCount:)``, if that is all there is to
-  /// do; else nil, and nothing has changed.
-  func clearHere(iova: UInt64, byteCount: UInt64) -> ClearedHere?
-  /// Sees to memory that what was cleared had registered for itself.
-  func retireOwned(iova: UInt64, byteCount: UInt64)
-}
-
-/// What came of ``HardwareTables/clearHere(iova:byteCount:)``.
-package struct ClearedHere: BitwiseCopyable, Sendable {
-  /// So many bytes were mapped.
-  package var byteCount: UInt64
-  /// ``HardwareTables/retireOwned(iova:byteCount:)`` is owed, where something may wait.
-  package var owesMemory: Bool
+  /// Clears whole mappings of registered memory without an invalidation, as ``ProcessOwnedTranslation/clear(iova:byteCount:)``, if
+  /// that is all there is to do: how many bytes were mapped; else nil, and nothing has changed.
+  func clearHere(iova: UInt64, byteCount: UInt64) -> UInt64?
 }
 
 extension ProcessOwnedTranslation {

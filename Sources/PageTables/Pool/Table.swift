@@ -97,7 +97,9 @@ struct TableMemory: BitwiseCopyable, @unchecked Sendable {
     return unsafe Table(entries: start.assumingMemoryBound(to: Atomic<UInt64>.self))
   }
 
-  func table(number: UInt32) -> Table { table(offset: UInt64(number) << UInt64(granule.shift)) }
+  func table(number: UInt32) -> Table { table(number: UInt64(number)) }
+
+  @inline(__always) func table(number: UInt64) -> Table { table(offset: number &<< UInt64(granule.shift)) }
 
   @inline(__always) func address(of table: Table) -> UInt64 { address &+ offset(of: table) }
 

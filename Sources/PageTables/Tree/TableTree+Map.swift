@@ -10,8 +10,13 @@ extension TableTree {
     precondition(address & geometry.granule.mask == 0 && attributes.isPresent, "whole granules, to be reached somehow")
     precondition(address <= Format.lastOutput && byteCount &- 1 <= Format.lastOutput &- address)
     guard isInOneTable(iova, byteCount) else { return mapParts(iova, address, byteCount, attributes) }
-    guard let table = make(iova, 0) else { return obstacle(iova, 0) }
+    guard let table = makeLowest(iova) else { return obstacle(iova, 0) }
     let first = index(iova, 0)
+    if byteCount == geometry.granule.byteCount {
+      guard table.peek(first) == 0 else { return .exists(iova: iova) }
+      table.store(Format.leaf(attributes, isBlock: false) | address, at: first)
+      return .mapped(entryCount: 1)
+    }
     let count = Int(truncatingIfNeeded: byteCount &>> UInt64(geometry.granule.shift))
     guard table.isClear(first, count) else { return occupied(table, first, count, iova) }
     fill(table, first, count, Format.leaf(attributes, isBlock: false) | address, step: geometry.granule.byteCount)

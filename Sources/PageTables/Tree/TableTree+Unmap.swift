@@ -8,7 +8,7 @@ extension TableTree {
   @inline(__always)
   func unmap(_ iova: UInt64, _ byteCount: UInt64, into gather: inout Gather) -> UnmapOutcome {
     check(iova, byteCount)
-    guard isInOneTable(iova, byteCount), let table = find(iova, 0) else {
+    guard isInOneTable(iova, byteCount), let table = findLowest(iova) else {
       return unmapParts(iova, iova &+ byteCount &- 1, into: &gather)
     }
     let count = Int(truncatingIfNeeded: byteCount &>> UInt64(geometry.granule.shift))
@@ -17,24 +17,21 @@ extension TableTree {
 
   /// ``SMMUTable/clear(iova:byteCount:)``.
   @inline(__always)
-  func clearInOneTable(_ iova: UInt64, _ byteCount: UInt64) -> ClearedPages? {
+  func clearInOneTable(_ iova: UInt64, _ byteCount: UInt64) -> UInt64? {
     check(iova, byteCount)
-    guard isInOneTable(iova, byteCount), let table = find(iova, 0) else { return nil }
-    let count = Int(truncatingIfNeeded: byteCount &>> UInt64(geometry.granule.shift))
-    var index = index(iova, 0), seen: UInt64 = 0, mapped = 0
-    let end = index &+ count
-    while index < end {
-      let entry = table.peek(index)
+    guard isInOneTable(iova, byteCount), let table = findLowest(iova) else { return nil }
+    var place = index(iova, 0), mapped: UInt64 = 0, left = byteCount
+    while left > 0 {
+      let entry = table.peek(place)
       if entry != 0 {
-        table.store(0, at: index)
-        seen |= entry
-        mapped &+= 1
+        assert(entry & Format.ownedBit == 0, "memory of the mapping's own")
+        table.store(0, at: place)
+        mapped &+= geometry.granule.byteCount
       }
-      index &+= 1
+      place &+= 1
+      left &-= geometry.granule.byteCount
     }
-    return ClearedPages(
-      byteCount: UInt64(truncatingIfNeeded: mapped) &<< UInt64(geometry.granule.shift),
-      sawOwned: seen & Format.ownedBit != 0)
+    return mapped
   }
 
   /// Clears pages of one table; returns how many bytes were mapped.
@@ -130,6 +127,7 @@ extension TableTree {
     if gather.rangeCount == ranges {
       gather.add(start, geometry.granule.byteCount, leafShift: geometry.granule.shift)
     }
+    if level == 1 { hints.forget(region(start)) }
     gather.add(below, of: memory)
     linked.wrappingSubtract(1, ordering: .relaxed)
     return byteCount

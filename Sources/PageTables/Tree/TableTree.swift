@@ -18,6 +18,7 @@ struct TableTree<Format: TableFormat>: ~Copyable, @unchecked Sendable {
   let root: Table
   let memory: TableMemory
   let pool: TablePool
+  let hints = LeafTableHints()
   /// How many tables are linked.
   let linked = Atomic<Int>(1)
 
@@ -33,6 +34,7 @@ struct TableTree<Format: TableFormat>: ~Copyable, @unchecked Sendable {
     }
     precondition(pageSizes.smallest == pool.granule && last <= geometry.last)
     precondition(pool.address + (pool.byteCount - 1) <= Format.lastOutput, "tables that no entry can lead to")
+    precondition(pool.byteCount >> UInt64(pool.granule.shift) < 1 << LeafTableHints.numberBits - 1)
     guard let root = pool.take() else { return nil }
     self.geometry = geometry
     self.pageSizes = pageSizes
@@ -48,6 +50,7 @@ struct TableTree<Format: TableFormat>: ~Copyable, @unchecked Sendable {
   ///
   /// - Complexity: O(tables).
   deinit {
+    hints.deallocate()
     if pool.isAbandoned { return }
     var list = TableList()
     release(root, topLevel, &list)
@@ -104,6 +107,33 @@ extension TableTree {
 extension TableTree {
   /// The table that an entry leads to.
   @inline(__always) func child(_ entry: UInt64) -> Table { memory.table(at: entry & Format.addressMask) }
+
+  /// What the lowest table covers, as a number.
+  @inline(__always) func region(_ iova: UInt64) -> UInt64 { iova &>> UInt64(geometry.shift(level: 1)) }
+
+  /// The lowest table on the way to an address that the caller owns; `nil` where there is none.
+  @inline(__always) func findLowest(_ iova: UInt64) -> Table? {
+    if let number = hints.find(region(iova)) { return memory.table(number: number) }
+    return findAndNote(iova)
+  }
+
+  @inline(never) private func findAndNote(_ iova: UInt64) -> Table? {
+    guard let table = find(iova, 0) else { return nil }
+    hints.note(region(iova), number: memory.number(of: table))
+    return table
+  }
+
+  /// The same, made where there is none, as ``make(_:_:)``.
+  @inline(__always) func makeLowest(_ iova: UInt64) -> Table? {
+    if let number = hints.find(region(iova)) { return memory.table(number: number) }
+    return makeAndNote(iova)
+  }
+
+  @inline(never) private func makeAndNote(_ iova: UInt64) -> Table? {
+    guard let table = make(iova, 0) else { return nil }
+    hints.note(region(iova), number: memory.number(of: table))
+    return table
+  }
 
   /// The table of a level on the way to an address that the caller owns; `nil` where there is none.
   @inline(__always) func find(_ iova: UInt64, _ level: Level) -> Table? {

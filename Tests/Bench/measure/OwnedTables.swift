@@ -139,11 +139,12 @@ enum OwnedTables {
     let descriptor = unsafe open(path, O_WRONLY | O_CLOEXEC)
     guard descriptor >= 0 else { throw Failure(description: "\(path): errno \(errno)") }
     defer { close(descriptor) }
-    let done = text.utf8CString.withUnsafeBytes { unsafe Glibc.write(descriptor, $0.baseAddress!, $0.count - 1) }
+    let done = unsafe text.utf8CString.withUnsafeBytes { unsafe Glibc.write(descriptor, $0.baseAddress!, $0.count - 1) }
     if done < 0 { throw Failure(description: "\(path), \(text): errno \(errno)") }
   }
 
   /// The ioctls of a C program on an IOAS of its own.
+  @safe
   private struct RawLoop {
     private var raw = raw_device(device: -1, space: -1, group: -1, ioas: 0)
     private let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
@@ -156,7 +157,7 @@ enum OwnedTables {
     }
 
     func pair() throws -> Double {
-      let address = UInt64(UInt(bitPattern: page.baseAddress)), count: Int32 = 1000
+      let address = unsafe UInt64(UInt(bitPattern: page.baseAddress)), count: Int32 = 1000
       let began = nanoseconds()
       let result = unsafe withUnsafePointer(to: raw) { unsafe raw_pairs_iommufd($0, address, 4096, count) }
       if result != 0 { throw Failure(description: "the C program: errno \(-result)") }

@@ -123,6 +123,7 @@ enum SimulatedCaches {
   ///
   /// Page by page, each page comes back when its flow is done with it, so that the ring is an aged one: any of its pages may be the
   /// next. All descriptors share a piece of memory: where that lies is no matter here.
+  @safe
   private struct RingOfPages {
     private static let descriptors = 2048, pages = 64
     let isWhole: Bool

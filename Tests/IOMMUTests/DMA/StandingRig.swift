@@ -13,9 +13,9 @@ struct StandingRig {
   var dma: DMADomain { device.dma }
 
   init(
-    _ tables: LazyTests.Tables, _ machine: SimulatedMachine = .vtd, _ protection: Protection = .strict
+    _ tables: LazyTests.Tables, _ machine: SimulatedMachine? = nil, _ protection: Protection = .strict
   ) throws {
-    self.machine = SimulatedHost(machine, devices: [LazyTests.address: EduModel(addressBits: 64)])
+    self.machine = SimulatedHost(machine ?? tables.machine, devices: [LazyTests.address: EduModel(addressBits: 64)])
     kernel = FaultingKernel(self.machine.kernel)
     device = try Device(
       LazyTests.address, on: Host(kernel: kernel), interface: tables.interface, translation: tables.choice)

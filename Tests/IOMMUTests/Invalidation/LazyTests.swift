@@ -11,18 +11,24 @@ import Testing
   static let patient = Duration.seconds(1000)
 
   /// Whose the page tables are, and how they are reached.
-  enum Tables: CaseIterable {
+  enum Tables {
     case process, ioas, container
+    /// Of the process too, in a hardware's format: the short way is taken there.
+    case smmu
+
+    static let allCases: [Tables] = [.process, .ioas, .container]
+    static let every = allCases + [.smmu]
+    var machine: SimulatedMachine { self == .smmu ? .smmuv3Nested : .vtd }
 
     var interface: Interface { self == .container ? .type1 : .iommufd }
     static let kernelOwned: [Tables] = [.ioas, .container]
-    var choice: TranslationChoice { self == .process ? .process : .kernel }
+    var choice: TranslationChoice { self == .process || self == .smmu ? .process : .kernel }
     /// The call that a map makes of memory that is not registered.
     var mapCall: String { self == .container ? "vfioMap" : "ioasMap" }
     /// The call that a flush makes.
     var flushCall: String {
       switch self {
-      case .process: "hwptInvalidate"
+      case .process, .smmu: "hwptInvalidate"
       case .ioas: "ioasUnmap"
       case .container: "vfioUnmap"
       }
@@ -34,7 +40,7 @@ import Testing
     _ tables: Tables, _ options: FlushQueueOptions?, leaks: Bool = false,
     _ body: (FaultingKernel, DMADomain, SimulatedHost) throws -> Void
   ) throws {
-    let machine = SimulatedHost(devices: [address: EduModel(addressBits: 64)])
+    let machine = SimulatedHost(tables.machine, devices: [address: EduModel(addressBits: 64)])
     let kernel = FaultingKernel(machine.kernel)
     do {
       let device = try Device(
@@ -54,7 +60,7 @@ import Testing
   }
 
   /// An unmap makes no system call, and its address is not given out again before the flush.
-  @Test(arguments: Tables.allCases, FlushQueueOptions.Topology.allCases)
+  @Test(arguments: Tables.every, FlushQueueOptions.Topology.allCases)
   func addressesWaitForTheFlush(_ tables: Tables, _ topology: FlushQueueOptions.Topology) throws {
     try Self.withDomain(tables, FlushQueueOptions(topology, depth: 64, timeout: Self.patient)) {
       kernel, dma, machine in
@@ -84,7 +90,7 @@ import Testing
   }
 
   /// Memory of the caller's stays pinned for the device until the flush.
-  @Test(arguments: Tables.allCases)
+  @Test(arguments: Tables.every)
   func memoryStaysPinnedUntilTheFlush(_ tables: Tables) throws {
     try Self.withDomain(tables, FlushQueueOptions(.perCPU, timeout: Self.patient)) { kernel, dma, machine in
       let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 8192, alignment: 4096)
@@ -97,7 +103,7 @@ import Testing
   }
 
   /// What is unmapped while a flush is under way waits for the next: that flush may have begun before.
-  @Test(arguments: Tables.allCases)
+  @Test(arguments: Tables.every)
   func theNextFlushIsForWhatComesDuringOne(_ tables: Tables) throws {
     try Self.withDomain(tables, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
       _ = try Self.mapAndUnmap(dma)
@@ -180,7 +186,7 @@ import Testing
   }
 
   /// The window is that of the range that waited longest, also where the first flush failed and more was queued meanwhile.
-  @Test(arguments: Tables.allCases)
+  @Test(arguments: Tables.every)
   func theLongestWindowIsTold(_ tables: Tables) throws {
     try Self.withDomain(tables, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
       _ = try Self.mapAndUnmap(dma)
@@ -229,7 +235,7 @@ import Testing
   }
 
   /// Where addresses that wait are all that is in the way, they are flushed: a fixed one, and a space that is full.
-  @Test(arguments: Tables.allCases)
+  @Test(arguments: Tables.every)
   func whatWaitsIsNotInTheWay(_ tables: Tables) throws {
     try Self.withDomain(tables, FlushQueueOptions(.single, timeout: Self.patient)) { kernel, dma, machine in
       let page = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)

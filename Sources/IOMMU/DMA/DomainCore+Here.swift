@@ -1,0 +1,107 @@
+import AddressSpace
+import Synchronization
+
+/// The shortest way: on tables in a hardware's format, of registered memory, a map is an address from a magazine, a record and a
+/// store, and a lazy unmap a store and an entry in a ring. One taking of a slot covers all of it, with no call that can wait.
+///
+/// Whatever is more than that goes the way that all others go, from its beginning.
+extension DomainCore {
+  /// As ``map(_:byteCount:limits:access:)``; the address, or 0, and nothing has changed.
+  @inline(never)
+  func mapHere(_ base: UnsafeRawPointer, _ byteCount: Int, _ limits: AddressLimits, _ access: DMAAccess) -> UInt64 {
+    let length = padded(byteCount), host = UInt64(UInt(bitPattern: base))
+    guard isOwner, length <= records.largestByteCount, !isFlushDue, !cache.isOpen.load(ordering: .relaxed) else {
+      return 0
+    }
+    let slot = unsafe slots.lock()
+    guard unsafe !slot.pointee.tally.isClosed,
+      let iova = space.allocateHere(byteCount: length, limit: limits.first, lowest: lowest(limits))
+    else {
+      unsafe slot.pointee.unlock()
+      return 0
+    }
+    guard records.enterHere(iova, host: host, byteCount: length),
+      hardwareTables!.mapHere(iova: iova.rawValue, address: host, byteCount: length, access: access)
+    else {
+      unsafe slot.pointee.unlock()
+      return giveBack(iova, length)
+    }
+    unsafe slot.pointee.tally.counts.maps &+= 1
+    unsafe slot.pointee.tally.counts.liveBytes &+= length
+    let isIndexed = unsafe slot.pointee.tally.isIndexed
+    unsafe slot.pointee.unlock()
+    if isIndexed { index(iova, host: host, length) }
+    return iova.rawValue
+  }
+
+  @inline(never)
+  private func giveBack(_ iova: IOVA, _ length: UInt64) -> UInt64 {
+    records.remove(iova)
+    space.free(iova, byteCount: length)
+    return 0
+  }
+
+  /// As ``unmapLazily(_:length:memory:)`` of a buffer that the caller goes on to own; nil, and nothing has changed, where it begins
+  /// otherwise.
+  @inline(never)
+  func unmapHere(_ iova: IOVA, _ byteCount: Int) -> Result<UInt64, MapFailure>? {
+    let now = coarseNow(), length = padded(byteCount)
+    guard isOwner, length <= records.largestByteCount, !isFlushDue(at: now), !cache.isOpen.load(ordering: .relaxed) else {
+      return nil
+    }
+    let slot = unsafe slots.lock(), mode = lazyMode.load(ordering: .acquiring)
+    guard unsafe !slot.pointee.tally.isClosed, mode != .strict,
+      let (place, record) = unsafe records.live(iova),
+      let cleared = hardwareTables!.clearHere(iova: iova.rawValue, byteCount: length)
+    else {
+      unsafe slot.pointee.unlock()
+      return nil
+    }
+    unsafe MappingTable.end(place, record)
+    let entry = FlushQueue.Entry(
+      iova: iova.rawValue, byteCount: length, time: max(now, 1), isRecorded: true)
+    unsafe slot.pointee.tally.counts.queuedBytes &+= length
+    let isIndexed = unsafe slot.pointee.tally.countUnmap(length, systemCalls: 0), ring = unsafe queue.ring(mode)
+    guard cleared == length, case .queued(let number) = unsafe queue.append(entry, to: ring)
+    else {
+      unsafe slot.pointee.tally.inFlight &+= 1
+      unsafe slot.pointee.unlock()
+      return unsafe unmapRest(slot, entry, record, isIndexed: isIndexed, cleared)
+    }
+    queue.noteQueued(at: entry.time)
+    let isAll = unsafe hasNoMoreToDo(ring)
+    if !isAll { unsafe slot.pointee.tally.inFlight &+= 1 }
+    unsafe slot.pointee.unlock()
+    if isIndexed { unindex(iova, record) }
+    if !isAll { unsafe doMore(slot, ring) }
+    return .success(number)
+  }
+
+  /// Whether an entry that was queued needs neither the timer nor room that a flush made.
+  @inline(__always)
+  private func hasNoMoreToDo(_ ring: UnsafeMutablePointer<FlushQueue.Ring>) -> Bool {
+    guard queue.isTimerArmed.load(ordering: .relaxed) else { return false }
+    return unsafe ring.pointee.settled.load(ordering: .relaxed) == queue.finished.load(ordering: .relaxed)
+  }
+
+  @inline(never)
+  private func doMore(
+    _ slot: UnsafeMutablePointer<DomainSlots.Slot>, _ ring: UnsafeMutablePointer<FlushQueue.Ring>
+  ) {
+    if !queue.isTimerArmed.load(ordering: .relaxed) { armTimer() }
+    unsafe reclaim(ring, all: false)
+    unsafe slots.leave(slot)
+  }
+
+  /// What of it may wait, or went wrong.
+  @inline(never)
+  private func unmapRest(
+    _ slot: UnsafeMutablePointer<DomainSlots.Slot>, _ entry: FlushQueue.Entry, _ record: MappingTable.Record,
+    isIndexed: Bool, _ cleared: UInt64
+  ) -> Result<UInt64, MapFailure> {
+    if isIndexed { unindex(IOVA(entry.iova), record) }
+    let result = queueOrUnmap(entry, cleared == entry.byteCount ? nil : .mismatch(cleared))
+    unsafe slots.leave(slot)
+    return result
+  }
+}
