@@ -50,7 +50,9 @@ let package = Package(
     .target(name: "RawIoctls", dependencies: ["CIOMMU"], path: "Tests/Bench/RawIoctls"),
     .executableTarget(
       name: "measure",
-      dependencies: ["AddressSpace", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation", "RawIoctls"],
+      dependencies: [
+        "AddressSpace", "CapturedTrees", "CIOMMU", "IOMMU", "IOMMUSimulation", "PageTables", "RawIoctls",
+      ],
       path: "Tests/Bench/measure"),
     .testTarget(name: "CShimsTests", dependencies: ["CIOMMU"]),
     .target(name: "AddressSpaceModels", dependencies: ["AddressSpace"], path: "Tests/AddressSpaceModels"),

@@ -12,7 +12,7 @@ import IOMMU
 enum Main {
   static let usage = """
     usage: measure strict_vs_raw|arena_vs_ioctl|arena_file|domain_fixed [--interface iommufd|type1]
-           measure step_1g [virtual]|bounce_choice [table]
+           measure step_1g [virtual]|bounce_choice [table]|producers_16 virtual
            measure alloc_1|alloc_32|alloc_64|alloc_512|fifo_1024|fifo_65536|cross_thread|threads_2|threads_16
            measure translate_warm|translate_100k|lazy_pair
            measure fail_524k|sac_free|sac_exhausted|held_ratio OPERATIONS|magazine_idle|idle_wakeups
@@ -35,6 +35,7 @@ enum Main {
       case ["bounce_choice", "table"]: say("bounce_choice", nil, try BounceChoice.run(isTold: true))
       case ["step_1g"]: say("step_1g", try LongestStep.onTheKernel())
       case ["step_1g", "virtual"]: say("step_1g", "virtual", try LongestStep.onTheVirtualClock())
+      case ["producers_16", "virtual"]: say("producers_16", nil, Producers.run())
       case ["arena_file"]: say("arena_file", nil, try arenaFile())
       case ["domain_fixed"]: say("domain_fixed", nil, try domainFixed())
       case ["alloc_1"]: say("alloc_1", try AllocatorPairs.locks(0x1000))

@@ -54,6 +54,23 @@ import Testing
     #expect(try Self.run(other).outcome.digest != first.digest)
   }
 
+  /// How many commands an invalidation may have changes which there are, and nothing that a device sees.
+  @Test func budgetsShowTheSame() throws {
+    var machine = SimulatedMachine.smmuv3Nested
+    machine.smmu.hasRangeInvalidation = false
+    let options = StaleAccess.Options(seed: Self.seed, steps: 1000)
+    let runs = try [1, 63, Int.max].map { limit in
+      try Self.run(options, machine) { ($0.dma.processOwned as? ProcessOwnedSMMU)?.budget.hold(at: limit) }
+    }
+    #expect(runs.allSatisfy { $0.outcome.findings == [] && $0.outcome.steps == 1000 })
+    #expect(Set(runs.map(\.outcome.digest)).count == 1 && Set(runs.map(\.outcome.writes)).count == 1)
+    // Else they would be one and the same.
+    let byASID = runs.map { $0.counters.process[.invalidateASID] },
+      byAddress = runs.map { $0.counters.process[.invalidateAddress] }
+    #expect(byASID[0] > byASID[1] * 2 && byASID[1] == byASID[2])
+    #expect(byAddress[1] > byAddress[0] * 2 && byAddress[1] == byAddress[2])
+  }
+
   /// Of a hundred seeds, 95 at least notice each mistake.
   @Test(arguments: InvalidationMutant.allCases) func mistakesAreSeen(_ mutant: InvalidationMutant) throws {
     try seen(mutant, .strict)
