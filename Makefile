@@ -12,10 +12,11 @@ model-check: ## random traces against the naive model; STEPS=… SEED=…
 	@Tests/setup packages
 	@Tests/Soak/check model $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED))
 
-soak: ## the long forms: stress under ThreadSanitizer, 10^7 steps of the model check, 10^7 runs a fuzz target
+soak: ## the long forms: stress under ThreadSanitizer, 10^7 steps of the model check, 10^5 that look for stale access, 10^7 runs a fuzz target
 	@Tests/setup packages
 	@Tests/Stress/check --long
 	@Tests/Soak/check model --steps 10000000
+	@Tests/Soak/check stale --steps 100000
 	@Tests/Soak/check fuzz --runs 10000000
 
 hardware-test: ## the suites in virtual machines with a real kernel; MACHINES="a b"

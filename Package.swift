@@ -39,7 +39,9 @@ let package = Package(
     .target(name: "NVMeDriver", dependencies: ["IOMMU"], path: "Tests/NVMeDriver"),
     .target(
       name: "ConformanceSuite",
-      dependencies: ["AddressSpace", "AddressSpaceModels", "CIOMMU", "IOMMU", "IOMMUSimulation", "NVMeDriver"],
+      dependencies: [
+        "AddressSpace", "AddressSpaceModels", "CIOMMU", "IOMMU", "IOMMUSimulation", "NVMeDriver", "PageTables",
+      ],
       path: "Tests/ConformanceSuite"),
     .executableTarget(
       name: "conformance", dependencies: ["ConformanceSuite", "IOMMU", "IOMMUSimulation"],

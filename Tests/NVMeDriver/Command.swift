@@ -17,7 +17,7 @@ public struct Command: BitwiseCopyable, Sendable {
 
   /// The commands that this driver sends: admin commands, and those of an I/O queue.
   enum Opcode: UInt8 {
-    case deleteSubmissionQueue = 0x00, createSubmissionQueue = 0x01
+    case deleteSubmissionQueue = 0x00, createSubmissionQueue = 0x01, getLogPage = 0x02
     case deleteCompletionQueue = 0x04, createCompletionQueue = 0x05
     case identify = 0x06
     static let flush: UInt8 = 0x00, write: UInt8 = 0x01, read: UInt8 = 0x02

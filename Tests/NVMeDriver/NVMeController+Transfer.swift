@@ -14,6 +14,16 @@ extension NVMeController {
     try transfer(Command.Opcode.write, block, count, address)
   }
 
+  /// Reads the first four bytes of the health log into memory that is mapped at `address`, a multiple of 4: the shortest transfer
+  /// that there is.
+  public func readHealth(into address: IOVA) throws(NVMeError) {
+    var command = Command(.getLogPage, namespace: .max)
+    command.page1 = address.rawValue
+    // Log 2, and the number of words less one above it.
+    command.words.0 = 2
+    _ = try admin.perform(command, timeout: timeout)
+  }
+
   /// Makes what was written durable.
   public func flush() throws(NVMeError) {
     let command = Command(

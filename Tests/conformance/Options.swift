@@ -12,6 +12,8 @@ struct Options {
   /// Where the row goes as JSON; nil prints it after `RESULT `, `-` without.
   var json: String?
   var listsOnly = false
+  /// How long and from which seed random programs run.
+  var steps: Int?, seed: UInt64?
   /// Bind the devices and do nothing else.
   var bindsOnly = false
   /// Give the nodes of the first edu device to the group of users who drive devices.
@@ -20,6 +22,7 @@ struct Options {
   static let usage = """
     usage: conformance --interface iommufd|type1 [--translation kernel|process] [--machine NAME] [--simulated]
                        [--filter TEXT] [--list] [--bind] [--grant]
+                       [--steps N] [--seed N]
                        [--suite conformance|dma|counts|unprivileged|negative|all[,…]] [--json FILE|-]
     """
 
@@ -29,6 +32,13 @@ struct Options {
 
   init(_ arguments: some Sequence<String>) throws {
     var rest = arguments.makeIterator()
+    func number<Number: FixedWidthInteger>(_ option: String) throws -> Number {
+      let text = try value(option)
+      guard let known = Number(text), known > 0 else {
+        throw Wrong(description: "\(option) wants a number, not \(text)")
+      }
+      return known
+    }
     func value(_ option: String) throws -> String {
       guard let text = rest.next() else { throw Wrong(description: "\(option) wants a value\n\(Self.usage)") }
       return text
@@ -49,6 +59,8 @@ struct Options {
       case "--simulated": isSimulated = true
       case "--filter": filter = try value(option)
       case "--suite": suites = try Self.suites(value(option))
+      case "--steps": steps = try number(option)
+      case "--seed": seed = try number(option)
       case "--json": json = try value(option)
       case "--list": listsOnly = true
       case "--bind": bindsOnly = true

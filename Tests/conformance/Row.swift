@@ -16,6 +16,7 @@ struct Row {
       return 0
     }
     var environment = try environment()
+    (environment.steps, environment.seed) = (options.steps, options.seed)
     environment.say = { write($0 + "\n", to: 1) }
     if options.grants { try environment.grant() }
     if options.bindsOnly { return 0 }

@@ -29,6 +29,13 @@ package final class InvalidationBudget: Sendable {
     base.store(max(one > step ? one - step : one, 1), ordering: .relaxed)
   }
 
+  /// Stays at a limit from now on, whatever invalidations take: for tests of what a device sees at each.
+  package func hold(at limit: Int) {
+    each.store(0, ordering: .relaxed)
+    base.store(0, ordering: .relaxed)
+    current.store(limit, ordering: .relaxed)
+  }
+
   /// How many commands cost less than an invalidation of everything, after which the device walks the tables again for what it
   /// still uses; ``most`` where nothing was timed.
   package var worthwhile: Int {

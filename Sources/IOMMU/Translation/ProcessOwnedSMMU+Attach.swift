@@ -129,21 +129,27 @@ extension ProcessOwnedSMMU {
   }
 
   /// Detach leaves the device blocked. With the last of a group those go that nobody asked for. A slice without devices goes at
-  /// once, unless it is the last: the kernel has flushed its tag then.
+  /// once, unless it is the last: the kernel has flushed its tag then. A tag that others go on using is flushed here, once.
   private func leave(_ device: Int32, _ id: UInt32) {
     try? kernel.vfioDetach(device)
-    let (gone, empty): ([SMMUSlice.Member], SMMUSlice?) = state.withLock { state in
+    let (gone, empty, shared): ([SMMUSlice.Member], SMMUSlice?, UInt32?) = state.withLock { state in
       guard let index = state.slices.firstIndex(where: { $0.members.contains { $0.device == id } }) else {
-        return ([], nil)
+        return ([], nil, nil)
       }
       let members = state.slices[index].members, group = members.first { $0.device == id }!.group
       let isLast = !members.contains { $0.device != id && $0.group == group && $0.companion == nil }
       let gone = members.filter { $0.device == id || (isLast && $0.group == group) }
       state.slices[index].members.removeAll { member in gone.contains { $0.device == member.device } }
-      let isEmpty = state.slices[index].members.isEmpty && state.slices.count > 1
-      return (gone, isEmpty ? state.slices[index] : nil)
+      guard state.slices[index].members.isEmpty else { return (gone, nil, state.slices[index].viommu) }
+      return (gone, state.slices.count > 1 ? state.slices[index] : nil, nil)
     }
     for member in gone { descriptor.release(member) }
+    if let shared {
+      var plan = SMMUPlan(shape)
+      plan.makeEverything()
+      // What it would leave behind is what others see anyway.
+      try? send(plan, to: shared)
+    }
     guard let empty else { return }
     remove(empty)
     destroy(empty)

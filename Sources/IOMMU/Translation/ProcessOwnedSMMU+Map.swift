@@ -108,8 +108,20 @@ extension ProcessOwnedSMMU {
     counts.ranges.wrappingAdd(UInt64(gather.rangeCount), ordering: .relaxed)
     var plan = SMMUPlan(shape)
     plan.make(for: gather, budget: commandLimit)
-    let removed = gather.takeTables()
-    do throws(Errno) { try settle(IOVARange(start: IOVA(iova), byteCount: byteCount)!, plan) } catch {
+    let range = IOVARange(start: IOVA(iova), byteCount: byteCount)!
+    if gather.isLeafOnly { return try settle(range, plan) }
+    try settle(range, plan, removing: gather.takeTables())
+  }
+
+  /// The same where tables went, which may be used again once it is done.
+  @inline(never)
+  private func settle(_ range: IOVARange, _ plan: borrowing SMMUPlan, removing unlinked: TableList) throws(Errno) {
+    var removed = unlinked
+    if reusesTablesEarly {
+      tables.pool.give(back: removed)
+      removed = TableList()
+    }
+    do throws(Errno) { try settle(range, plan) } catch {
       deferred.add(removed, in: tables.pool)
       throw error
     }

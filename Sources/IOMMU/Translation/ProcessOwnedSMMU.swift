@@ -1,5 +1,5 @@
 package import AddressSpace
-import PageTables
+package import PageTables
 import Synchronization
 
 /// Page tables that this process owns on an SMMUv3: stage 1 in its memory, over a stage 2 that the kernel owns.
@@ -17,12 +17,13 @@ package final class ProcessOwnedSMMU: HardwareTables {
   let stage2: Stage2
   let memory: RegisteredMemory
   let tables: PinnedTables
-  let table: SMMUTable
+  package let table: SMMUTable
   /// Where the context descriptor is.
   private let contextTable: Table
   let shape: SMMUPlan.Shape
-  let budget = InvalidationBudget(most: SMMUPlan.roundLength)
+  package let budget = InvalidationBudget(most: SMMUPlan.roundLength)
   let deferred = DeferredTables()
+  private let isCareless = Atomic<Bool>(false)
   let state: Mutex<State>
   /// Held while event queues are read.
   let reading = Mutex<Void>(())
@@ -94,6 +95,12 @@ package final class ProcessOwnedSMMU: HardwareTables {
 
   var kernel: any Kernel { descriptor.kernel }
 
+  /// A mistake that a test has this make, to see that it would notice: tables are used again while hardware may walk them.
+  package var reusesTablesEarly: Bool {
+    get { isCareless.load(ordering: .relaxed) }
+    set { isCareless.store(newValue, ordering: .relaxed) }
+  }
+
   /// The granule: no smaller than a page of either stage.
   package func pageSizes() throws(Errno) -> PageSizes {
     let second = try kernel.ioasRanges(descriptor.iommufd, ioas: descriptor.ioas).alignment
@@ -130,7 +137,7 @@ extension ProcessOwnedSMMU {
     }
   }
 
-  private func send(_ plan: borrowing SMMUPlan, to viommu: UInt32) throws(Errno) {
+  func send(_ plan: borrowing SMMUPlan, to viommu: UInt32) throws(Errno) {
     let count = plan.count, began = kernel.costClock()
     for index in 0..<count { assert(plan[index].isValid(asid: Self.asid, hasRanges: shape.hasRanges)) }
     counts.systemCalls.wrappingAdd(1, ordering: .relaxed)

@@ -86,8 +86,11 @@ extension FaultingKernel {
   ) throws(Errno) -> Int {
     try pass { () throws(Errno) in
       if plan.withLock({ $0.invalidations.swallows() }) { return byteCount > 0 ? entries.count / byteCount : 0 }
-      return try unsafe base.hwptInvalidate(
-        iommufd, pageTable: pageTable, type: type, entries: entries, byteCount: byteCount)
+      guard let hook = plan.withLock({ $0.invalidationHook }) else {
+        return try unsafe base.hwptInvalidate(
+          iommufd, pageTable: pageTable, type: type, entries: entries, byteCount: byteCount)
+      }
+      return try unsafe invalidate(iommufd, pageTable, type: type, entries, byteCount: byteCount, around: hook)
     }
   }
 
@@ -125,6 +128,8 @@ extension FaultingKernel {
   package var nests: Bool { base.nests }
 
   package func hardwareInfo(_ iommufd: Int32, device: UInt32) throws(Errno) -> HardwareInfo {
-    try pass { () throws(Errno) in try base.hardwareInfo(iommufd, device: device) }
+    var info = try pass { () throws(Errno) in try base.hardwareInfo(iommufd, device: device) }
+    plan.withLock { $0.hardwareChange }?(&info)
+    return info
   }
 }

@@ -64,7 +64,7 @@ extension FaultingKernel {
     plan.withLock {
       $0.failure = nil
       ($0.unmaps.left, $0.invalidations.left) = (nil, nil)
-      $0.interjection = nil
+      ($0.interjection, $0.invalidationHook) = (nil, nil)
     }
   }
 
@@ -150,6 +150,8 @@ struct FaultPlan {
   var unmaps = Swallowing(), invalidations = Swallowing()
   var halfway: Errno?
   var interjection: (name: String, body: @Sendable () -> Void)?
+  var invalidationHook: InvalidationHook?
+  var hardwareChange: (@Sendable (inout HardwareInfo) -> Void)?
   var counts: [String: Int] = [:]
   var names: [String] = []
   var clock: (@Sendable () -> UInt64)?

@@ -20,6 +20,8 @@ package struct CommandQueue<Command> {
   package var freeCount: Int { capacity - count }
   package var isFull: Bool { count == capacity }
   package var isEmpty: Bool { count == 0 }
+  /// The one that waits longest.
+  package var first: Command? { isEmpty ? nil : waiting[taken] }
   /// Where the next command goes in, with its wrap bit, as the register of the producer reads.
   package var producer: UInt32 { index(total) }
   /// Where the next command is taken from.

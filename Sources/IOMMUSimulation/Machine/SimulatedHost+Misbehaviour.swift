@@ -23,6 +23,17 @@ extension SimulatedHost {
     withUnit(unit) { $0.misbehaviour.stall = nanoseconds }
   }
 
+  /// Has others use the command queue as fast as it goes, such as another domain that unmaps without end: whoever in this process
+  /// invalidates waits for what they have put in before, on the machine's clock. What they invalidate is nothing of this process's.
+  ///
+  /// - Parameters:
+  ///   - batches: How many of theirs come before each of the process's; 0 ends it.
+  ///   - commands: How many commands each has, beside its sync.
+  ///   - unit: Which of the machine's SMMUs.
+  public func crowdCommandQueue(_ batches: Int, of commands: Int = 63, unit: Int = 0) {
+    withUnit(unit) { $0.misbehaviour.crowd = batches > 0 ? (batches, commands) : nil }
+  }
+
   /// Lets the event queue overflow: the next events find it full and are lost, and the kernel's log tells of it without saying
   /// how many.
   public func overflowEventQueue(losing count: Int, unit: Int = 0) {

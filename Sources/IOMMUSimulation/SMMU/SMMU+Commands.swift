@@ -10,6 +10,9 @@ extension SMMU {
   /// still in it.
   @discardableResult
   mutating func issue(_ batch: [SMMUCommand], from sender: SMMUCounters.Sender) -> Bool {
+    if sender == .process, let (batches, commands) = misbehaviour.crowd {
+      time += UInt64(batches) * (UInt64(commands) * costs.invalidation + costs.sync)
+    }
     for command in batch + [.sync] {
       if commands.isFull {
         // A producer waits for room however long it takes.

@@ -57,6 +57,8 @@ struct SMMU {
     var lostInvalidation: (left: Int, sender: SMMUCounters.Sender?)?
     /// How long nothing is taken from the command queue.
     var stall: UInt64 = 0
+    /// Batches of others that stand before each of the process's, and how many commands each has beside its sync.
+    var crowd: (batches: Int, commands: Int)?
     /// How many events will find the queue full.
     var lostEvents = 0
     /// Events stay in the queue: the kernel's thread does not get to run.

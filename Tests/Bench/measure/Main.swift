@@ -12,7 +12,7 @@ import IOMMU
 enum Main {
   static let usage = """
     usage: measure strict_vs_raw|arena_vs_ioctl|arena_file|domain_fixed [--interface iommufd|type1]
-           measure step_1g [virtual]|bounce_choice [table]
+           measure step_1g [virtual]|bounce_choice [table]|producers_16 virtual
            measure alloc_1|alloc_32|alloc_64|alloc_512|fifo_1024|fifo_65536|cross_thread|threads_2|threads_16
            measure translate_warm|translate_100k|lazy_pair
            measure table_call|table_leaf|sim_hit|sim_miss|list_commands|collateral|l3_misses|owned_native|owned
@@ -46,6 +46,7 @@ enum Main {
       case ["owned_native"]: say("owned_native", nil, try OwnedTables.native())
       case ["owned"]:
         for (id, result) in try OwnedTables.inGuest() { say(id, nil, result) }
+      case ["producers_16", "virtual"]: say("producers_16", nil, Producers.run())
       case ["arena_file"]: say("arena_file", nil, try arenaFile())
       case ["domain_fixed"]: say("domain_fixed", nil, try domainFixed())
       case ["alloc_1"]: say("alloc_1", try AllocatorPairs.locks(0x1000))

@@ -1,10 +1,12 @@
 import AddressSpace
 import IOMMU
+import IOMMUSimulation
 
 /// Operations between marks, each alone, so that the commands of the IOMMU can be counted in QEMU's trace.
 ///
 /// `PHASE name n` says that what lies between `mark n` and the next `mark 0` belongs to that operation, and `SENT name tlbi sync`
-/// what of it the process sent itself.
+/// what of it the process sent itself. On tables of the process `EXPECT name tlbi sync kernel` says what is right: invalidations and
+/// syncs of the process, and invalidations that the kernel adds. The simulated SMMUv3 is held to the same figures right here.
 extension Cases {
   static let counts: [ConformanceCase] = [
     ConformanceCase(.counts, "count/unmap_1") { try count("unmap_1", 1, $0, pages: 1) },
@@ -52,13 +54,41 @@ extension Cases {
     _ name: String, _ number: UInt8, _ environment: Environment, _ dma: DMADomain, _ body: () throws -> Void
   ) throws {
     environment.say("PHASE \(name) \(number)")
-    let before = dma.statistics
+    let before = dma.statistics, counters = environment.simulated?.smmuCounters()
     try environment.mark(number)
     try body()
     try environment.mark(0)
     let after = dma.statistics
     environment.say("SENT \(name) \(after.invalidations - before.invalidations) \(after.syncs - before.syncs)")
+    guard environment.translation == .process, let expected = expected[name] else { return }
+    environment.say("EXPECT \(name) \(expected.tlbi) \(expected.sync) \(expected.kernel)")
+    guard environment.nestsOnSMMU, let counters, let machine = environment.simulated else { return }
+    let now = machine.smmuCounters()
+    try expectEqual(
+      now.process.tlbInvalidations - counters.process.tlbInvalidations, expected.tlbi, "invalidations of the process")
+    try expectEqual(now.process.syncs - counters.process.syncs, expected.sync, "syncs of the process")
+    try expectEqual(
+      now.kernel.tlbInvalidations - counters.kernel.tlbInvalidations, expected.kernel, "invalidations of the kernel")
   }
+
+  /// On tables of the process, on an SMMUv3.
+  private static let expected: [String: (tlbi: Int, sync: Int, kernel: Int)] = [
+    // One range command whatever the pages, where tables went as well.
+    "unmap_1": (1, 1, 0), "unmap_64": (1, 1, 0), "unmap_512": (1, 1, 0), "unmap_1024": (1, 1, 0),
+    "unmap_list_64": (1, 1, 0),
+    // The memory is the caller's and is pinned map by map; nothing is cached of what was not there.
+    "map_64": (0, 0, 0),
+    // Nothing from the process, and the whole tag once by the kernel at the last detach.
+    "close_64": (0, 0, 1), "close_100000": (0, 0, 1),
+    // The tag stays in use.
+    "close_shared": (1, 1, 0),
+    // 255 entries a flush.
+    "lazy_10000": (40, 40, 0),
+    // For each area what is cached of stage 2, and all of stage 1 after it.
+    "register_64": (0, 0, 128),
+    // Without commands for ranges one a block, as long as a round has room.
+    "blocks_63": (63, 1, 0), "blocks_64": (1, 1, 0),
+  ]
 
   private final class UnsafeBox {
     let mapping: UnsafeMapping

@@ -42,7 +42,7 @@ public enum Suite: String, Sendable, CaseIterable {
     switch self {
     case .conformance: Cases.conformance
     case .dma: Cases.dma
-    case .counts: Cases.counts + Cases.recurring
+    case .counts: Cases.counts + Cases.nestedCounts + Cases.recurring
     case .unprivileged: Cases.unprivileged
     case .negative: Cases.negative
     }
@@ -58,7 +58,7 @@ enum Cases {
   // and look for none come last.
   static let dma =
     outOfReach + edu + nvme + outOfReachNVMe + linked + lazyModes + automatic + standing + bounced + debugReach
-    + nestedTranslation + afterUnmap
+    + nestedTranslation + staleAccess + afterUnmap
 }
 
 /// A case's verdict.

@@ -17,6 +17,8 @@ public struct Environment: Sendable {
   public let devices: Devices
   /// Debug mode for the devices that cases open; nil for none.
   public var debug: DebugOptions?
+  /// How long and from which seed random programs run, where that was said.
+  public var steps: Int?, seed: UInt64?
   /// The domains of the devices that cases have open, for what only they know of faults.
   let domains = OpenDomains()
   /// Prints a line between those of the cases.
@@ -68,7 +70,7 @@ public struct Environment: Sendable {
       host: Host(kernel: kernel), interface: interface, translation: translation, machine: machine,
       simulated: simulated, devices: devices)
     copy.say = say
-    copy.debug = debug
+    (copy.debug, copy.steps, copy.seed) = (debug, steps, seed)
     return copy
   }
 

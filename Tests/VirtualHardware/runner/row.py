@@ -113,8 +113,10 @@ class Row:
         lines = self.boot("counts", options, ["sh", "/row", self.machine, self.interface, "counts"], 300)
         phases = {int(words[2]): words[1] for words in map(str.split, lines) if words[:1] == ["PHASE"]}
         sent = {words[1]: (int(words[2]), int(words[3])) for words in map(str.split, lines) if words[:1] == ["SENT"]}
+        expected = {words[1]: ((int(words[2]), int(words[3])), int(words[4]))
+                    for words in map(str.split, lines) if words[:1] == ["EXPECT"]}
         self.counts = commands.count(self.machine, trace if pattern else None, phases, sent)
-        for name, verdict, reason in commands.verdicts(self.machine, self.translation, self.counts):
+        for name, verdict, reason in commands.verdicts(self.machine, self.translation, self.counts, expected):
             self.add(name, verdict, reason)
 
     def without_remapping(self) -> None:

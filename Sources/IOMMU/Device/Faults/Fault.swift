@@ -88,7 +88,7 @@ public struct FaultReport: Hashable, Sendable {
   public var count = 0
   /// Messages of an IOMMU that the kernel counted and did not log, of any device.
   public var suppressed: UInt64 = 0
-  /// Whether the log was overwritten before it was read.
+  /// Whether the log was overwritten before it was read, or events were lost that an IOMMU's queue had no room for.
   public var hasGap = false
   /// Why the log could not be read the last time; nil when it was.
   public var unreadable: DMAError?

@@ -102,6 +102,7 @@ package final class FaultLog: Sendable {
     case .suppressed(let count):
       let (sum, overflow) = report.suppressed.addingReportingOverflow(count)
       report.suppressed = overflow ? .max : sum
+    case .lost: report.hasGap = true
     case .fault(var fault):
       guard isOurs(fault) else { return }
       fault.mapping = fault.iova.flatMap(mapping)

@@ -13,6 +13,8 @@ struct FaultParser: Sendable {
     case more(Fault)
     /// So many messages of an IOMMU were left out of the log.
     case suppressed(UInt64)
+    /// An IOMMU's queue was full: events were lost, nobody knows how many.
+    case lost
   }
 
   private var smmu = SMMUFaults()
@@ -25,7 +27,7 @@ struct FaultParser: Sendable {
     if text.has("AMD-Vi:") { return AMDFaults.read(text, line) }
     if text.has("callbacks suppressed") { return Self.suppressed(text) }
     if text.has("virtio_iommu") { return VirtioFaults.read(text, line) }
-    if text.has("smmu") { return smmu.read(text, line) }
+    if text.has("smmu") { return text.has("EVTQ overflow detected") ? .lost : smmu.read(text, line) }
     return .nothing
   }
 

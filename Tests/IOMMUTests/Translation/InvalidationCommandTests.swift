@@ -1,0 +1,183 @@
+import AddressSpace
+import IOMMU
+import IOMMUSimulation
+import Synchronization
+import Testing
+
+/// Which commands an SMMUv3 gets, from the process and from the kernel, counted by the simulated one.
+@Suite struct InvalidationCommandTests {
+  private static let first = "0000:00:02.0", second = "0000:00:03.0"
+
+  private static func host(_ change: (inout SimulatedMachine) -> Void = { _ in }) -> SimulatedHost {
+    var machine = SimulatedMachine.smmuv3Nested
+    change(&machine)
+    return SimulatedHost(machine, devices: [first: ScratchModel(), second: ScratchModel()])
+  }
+
+  /// 4 MiB that begin on a boundary of 2 MiB, for as long as a test runs.
+  private static func withMemory(_ body: (UnsafeRawBufferPointer) throws -> Void) rethrows {
+    let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 4 << 20, alignment: 2 << 20)
+    defer { unsafe memory.deallocate() }
+    try unsafe body(UnsafeRawBufferPointer(memory))
+  }
+
+  private final class Box {
+    private var mapping: UnsafeMapping?
+    let address: IOVA
+    init(_ mapping: consuming UnsafeMapping) {
+      address = mapping.address
+      self.mapping = consume mapping
+    }
+    func unmap() throws { if let mapping = mapping.take() { try mapping.unmap() } }
+  }
+
+  /// Leaves of several sizes, far apart: in a lazy mode nobody keeps track of them.
+  @Test func lazyUnmapsTrackNothing() throws {
+    let machine = Self.host(), device = try Device(Self.first, on: machine.host, translation: .process)
+    let dma = device.dma
+    try unsafe Self.withMemory { memory in
+      let registration = try unsafe dma.register(unsafe: memory)
+      try dma.switchProtection(to: .lazy(FlushQueueOptions(.single, timeout: .seconds(1000))))
+      let maps = try (0..<200).map { index in
+        let part = unsafe UnsafeRawBufferPointer(rebasing: memory[..<[4096, 65_536, 2 << 20, 4 << 20][index % 4]])
+        return Box(try unsafe dma.map(unsafe: part, .bidirectional))
+      }
+      let before = machine.smmuCounters(), calls = dma.statistics.systemCalls
+      for map in maps { try map.unmap() }
+      var after = machine.smmuCounters()
+      #expect(after.process == before.process && after.kernel == before.kernel)
+      #expect(dma.statistics.gatheredRanges == 0 && dma.statistics.invalidations == 0)
+      #expect(dma.statistics.systemCalls == calls && dma.statistics.queuedBytes == 50 * (4096 + 65_536 + 6 << 20))
+      try dma.drain()
+      after = machine.smmuCounters()
+      #expect(after.process[.invalidateASID] == before.process[.invalidateASID] + 1)
+      #expect(after.process.syncs == before.process.syncs + 1 && dma.statistics.gatheredRanges == 0)
+      // In strict mode they are kept track of.
+      try dma.switchProtection(to: .strict)
+      try unsafe dma.map(unsafe: memory, .bidirectional).unmap()
+      #expect(dma.statistics.gatheredRanges > 0)
+      try registration.unregister()
+    }
+    device.close()
+  }
+
+  /// While another thread goes to and fro between the modes, an unmap is invalidated or waits for a flush, whichever it takes
+  /// it for: what a device still reaches afterwards is gone with the next drain.
+  @Test func theModeIsReadOnce() throws {
+    let machine = Self.host(), device = try Device(Self.first, on: machine.host, translation: .process)
+    let dma = device.dma, isDone = Atomic<Bool>(false), roles = Atomic<Int>(0)
+    let reached = Mutex<(lazily: Int, still: Int, failures: [String])>((0, 0, []))
+    @Sendable func isReached(_ address: IOVA) -> Bool { machine.storm(1, from: Self.first, at: address.rawValue) == 0 }
+    @Sendable func toggle() throws {
+      while !isDone.load(ordering: .acquiring) {
+        try dma.switchProtection(to: .lazy(FlushQueueOptions(.perCPU, timeout: .seconds(1000))))
+        try dma.switchProtection(to: .strict)
+      }
+    }
+    @Sendable func unmap() throws {
+      defer { isDone.store(true, ordering: .releasing) }
+      for _ in 0..<2000 {
+        let mapping = try dma.map(try dma.buffer(byteCount: 4096), .bidirectional), address = mapping.address
+        guard isReached(address) else {
+          reached.withLock { $0.failures.append("\(address) is mapped and not reached") }
+          return
+        }
+        _ = try mapping.unmap()
+        guard isReached(address) else { continue }
+        try dma.drain()
+        let isStale = isReached(address)
+        reached.withLock { ($0.lazily, $0.still) = ($0.lazily + 1, $0.still + (isStale ? 1 : 0)) }
+      }
+    }
+    WorkerThreads.run(2) {
+      do {
+        if roles.wrappingAdd(1, ordering: .relaxed).oldValue == 0 { try unmap() } else { try toggle() }
+      } catch { reached.withLock { $0.failures.append("\(error)") } }
+    }
+    let (lazily, still, failures) = reached.withLock { $0 }
+    #expect(failures == [] && still == 0)
+    #expect(lazily > 0, "no unmap waited")
+    try dma.drain()
+    #expect(dma.statistics.queuedBytes == 0 && dma.statistics.unmaps == 2000 && dma.statistics.leakedBytes == 0)
+    device.close()
+  }
+
+  /// Without range commands one a block, and everything where a round has no room; never one a page.
+  @Test(arguments: [(63, 63, 0), (64, 0, 1)] as [(UInt64, Int, Int)], [false, true])
+  func blocks(_ counts: (blocks: UInt64, byAddress: Int, byASID: Int), isHidden: Bool) throws {
+    let machine = Self.host { $0.smmu.hasRangeInvalidation = isHidden }, kernel = FaultingKernel(machine.kernel)
+    if isHidden { kernel.hideRangeInvalidation() }
+    let device = try Device(Self.first, on: Host(kernel: kernel), translation: .process), dma = device.dma
+    try unsafe Self.withMemory { memory in
+      let registration = try unsafe dma.register(unsafe: memory), tables = dma.processOwned!
+      let host = UInt64(UInt(bitPattern: memory.baseAddress!)), start: UInt64 = 0x4000_0000
+      for index in 0..<counts.blocks {
+        try tables.map(iova: start + index << 21, address: host, byteCount: 2 << 20, access: .readWrite)
+      }
+      #expect(machine.storm(1, from: Self.first, at: start + (counts.blocks - 1) << 21) == 0)
+      let before = machine.smmuCounters()
+      #expect(try tables.unmap(iova: start, byteCount: counts.blocks << 21) == counts.blocks << 21)
+      let after = machine.smmuCounters()
+      #expect(after.process[.invalidateAddress] - before.process[.invalidateAddress] == counts.byAddress)
+      #expect(after.process[.invalidateASID] - before.process[.invalidateASID] == counts.byASID)
+      #expect(after.process.syncs - before.process.syncs == 1)
+      #expect(machine.storm(1, from: Self.first, at: start + (counts.blocks - 1) << 21) == 1)
+      try registration.unregister()
+    }
+    device.close()
+  }
+
+  /// Closing costs the process nothing however much is mapped; the kernel flushes the tag when the last device leaves. A tag that
+  /// another device goes on using is flushed once by the process.
+  @Test(arguments: [(false, 100_000), (true, 1000)]) func closing(isShared: Bool, _ count: Int) throws {
+    let machine = Self.host()
+    do {
+      let first = try Device(Self.first, on: machine.host, translation: .process)
+      let second = isShared ? try Device(Self.second, on: machine.host, sharing: first.dma) : nil, dma = first.dma
+      try unsafe Self.withMemory { memory in
+        let registration = try unsafe dma.register(unsafe: memory)
+        let page = unsafe UnsafeRawBufferPointer(rebasing: memory[..<4096])
+        var maps = try (0..<count).map { _ in Box(try unsafe dma.map(unsafe: page, .bidirectional)) }
+        let before = machine.smmuCounters()
+        first.close()
+        let after = machine.smmuCounters()
+        #expect(after.process.tlbInvalidations - before.process.tlbInvalidations == (isShared ? 1 : 0))
+        #expect(after.process[.invalidateASID] - before.process[.invalidateASID] == (isShared ? 1 : 0))
+        #expect(after.process.syncs - before.process.syncs == (isShared ? 1 : 0))
+        #expect(after.kernel[.invalidateVMID] - before.kernel[.invalidateVMID] == (isShared ? 0 : 1))
+        #expect(after.kernel.tlbInvalidations - before.kernel.tlbInvalidations == (isShared ? 0 : 1))
+        if let second {
+          #expect(machine.storm(1, from: Self.second, at: maps.last!.address.rawValue) == 0, "the other goes on")
+          second.close()
+        }
+        maps.removeAll()
+        _ = consume registration
+        let last = machine.smmuCounters()
+        #expect(last.kernel.tlbInvalidations - before.kernel.tlbInvalidations == 1, "and nothing after it")
+        #expect(last.process.tlbInvalidations == after.process.tlbInvalidations)
+      }
+    }
+    #expect(machine.isClean)
+  }
+
+  /// What registering costs while a device is attached is the kernel's: for each area that goes, what is cached of stage 2 there
+  /// and all of stage 1. Neighbours that are registered as one area are one.
+  @Test(arguments: [(64, 1), (1, 64)]) func registrations(_ count: Int, _ pages: Int) throws {
+    let machine = Self.host(), device = try Device(Self.first, on: machine.host, translation: .process)
+    try unsafe Self.withMemory { memory in
+      let before = machine.smmuCounters()
+      for index in 0..<count {
+        let start = index * 8192
+        let part = unsafe UnsafeRawBufferPointer(rebasing: memory[start..<start + pages * 4096])
+        try unsafe device.dma.register(unsafe: part).unregister()
+      }
+      let after = machine.smmuCounters()
+      #expect(after.kernel[.invalidateStage2] - before.kernel[.invalidateStage2] == count)
+      #expect(after.kernel[.invalidateAll] - before.kernel[.invalidateAll] == count)
+      #expect(after.kernel.tlbInvalidations - before.kernel.tlbInvalidations == 2 * count)
+      #expect(after.kernel.syncs - before.kernel.syncs == 2 * count)
+      #expect(after.process == before.process)
+    }
+    device.close()
+  }
+}
