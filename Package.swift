@@ -82,8 +82,9 @@ if Context.environment["SWIFT_IOMMU_SOAK"] != nil {
       dependencies: ["AddressSpace", "AddressSpaceModels", "CIOMMU", "IOMMU", "IOMMUSimulation", "StressRuntime"],
       path: "Tests/Stress/stress"),
     .executableTarget(name: "model", dependencies: ["AddressSpaceModels"], path: "Tests/Soak/model"),
-    // With the sources of the trace files' parser, since a program cannot import another.
-    .executableTarget(name: "fuzz", dependencies: ["AddressSpaceModels"], path: "Tests/Soak/fuzz"),
+    // With the sources of the trace files' parser and of the tests' table reader, since a program cannot import another.
+    .executableTarget(
+      name: "fuzz", dependencies: ["AddressSpace", "AddressSpaceModels", "IOMMU"], path: "Tests/Soak/fuzz"),
   ]
 }
 
@@ -96,7 +97,6 @@ where target.type != .system && !["CIOMMU", "RawIoctls", "StressRuntime"].contai
     .enableUpcomingFeature("MemberImportVisibility"),  // SE-0444
     .enableExperimentalFeature("Lifetimes"),  // span properties
   ]
-  if target.name == "fuzz" { target.swiftSettings!.append(.define("FUZZ")) }
   // Warnings are errors in CI; not for those who depend on this package.
   if Context.environment["CI"] != nil { target.swiftSettings! += [.treatAllWarnings(as: .error)] }
 }

@@ -31,6 +31,13 @@ extension RangeStore {
     return nil
   }
 
+  /// The highest node that lies below an address as a whole: to walk the nodes downwards while the store changes between the steps.
+  ///
+  /// - Complexity: O(log n + u) with u the unusable ranges on the way.
+  package func previous(below address: IOVA) -> Node? {
+    unsafe tiles.pointee.value(below: unit(address)).flatMap { node($0) }
+  }
+
   /// The lowest node that ends behind a granule.
   private func first(endingAbove unit: UInt64) -> Node? {
     unsafe tiles.pointee.value(from: unit).flatMap { node($0) }

@@ -188,4 +188,19 @@ extension TileMap {
       (leaf, slot) = next
     }
   }
+
+  /// The highest occupied and usable range that ends at a granule or below.
+  ///
+  /// - Complexity: O(log n + u) with u the unusable ranges on the way.
+  mutating func value(below unit: UInt64) -> Tile.Value? {
+    var unit = min(unit, top)
+    // A tile begins where the one below ends, so the key leads down.
+    while unit > base {
+      let (leaf, slot) = tree.lookUp(unit - 1)
+      let value = leaf.value(slot)
+      if value.kind != nil && value.end <= unit { return value }
+      unit = value.end <= unit ? value.start : leaf.key(slot)
+    }
+    return nil
+  }
 }

@@ -62,6 +62,32 @@ struct RangeStoreQueryTests {
     #expect(store.next(from: IOVA(address)) == expected.map { Self.nodes[$0] })
   }
 
+  @Test(
+    arguments: [
+      (0, nil), (0x1000, nil), (0x1fff, nil), (0x2000, 0), (0x5fff, 0), (0x6000, 1), (0xffff, 1), (0x1_0000, 2),
+      (0x2_0fff, 2), (0x2_1000, 3), (.max - 0xfff, 3), (.max, 3),
+    ] as [(UInt64, Int?)])
+  func findsThePrevious(_ address: UInt64, _ expected: Int?) throws {
+    let store = try Self.makeFilled()
+    #expect(store.previous(below: IOVA(address)) == expected.map { Self.nodes[$0] })
+  }
+
+  /// Over many nodes and levels: downwards are the same as upwards.
+  @Test func walksDown() throws {
+    let store = try makeStore(range(0x1000, 0xff_ffff), range(0x200_0000, 0x2ff_ffff))
+    for index in 0..<1000 as Range<UInt64> {
+      try store.insert(Node(range: range(0x2000 + index * 0x3000, 0x2fff + index * 0x3000), kind: .allocation))
+    }
+    var up: [Node] = [], down: [Node] = []
+    store.forEach { up.append($0) }
+    var from = IOVA(.max)
+    while let node = store.previous(below: from) {
+      down.append(node)
+      from = node.start
+    }
+    #expect(down.count == 1000 && down == up.reversed())
+  }
+
   @Test func walksInOrder() throws {
     let store = try Self.makeFilled()
     var walked: [Node] = []

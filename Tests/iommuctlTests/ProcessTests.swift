@@ -57,6 +57,17 @@ import Testing
     #expect(refused.err == "iommuctl: /dev/null, line 1: swift-iommu-trace is missing\n")
   }
 
+  /// People read the story below the fault; in debug mode it says who made the mapping.
+  @Test(arguments: [false, true]) func storiesAreTold(_ isDebugged: Bool) throws {
+    let environment = ["SWIFT_IOMMU_DEBUG": isDebugged ? "1" : "0"]
+    let result = try run(["--simulated", "selftest", "0:2.0"], environment)
+    #expect(result.status == 0, "\(result.err)")
+    let lines = result.out.split(separator: "\n")
+    let stories = lines.filter { $0.hasPrefix("  a write to 0x") || $0.hasPrefix("  a read of 0x") }
+    #expect(stories.count == 3 && stories.count { $0.contains(", which was unmapped") } == 2, "\(result.out)")
+    #expect(stories.allSatisfy { $0.contains("It was mapped by thread ") == isDebugged })
+  }
+
   /// Figures of debug mode are said to be such, and whose mistakes are told: what demo and selftest do on purpose.
   @Test func debugModeIsNamed() throws {
     let line = "debug mode is on (SWIFT_IOMMU_DEBUG): "

@@ -63,7 +63,15 @@ import iommuctl
       let address = try #require(fault["iova"].address)
       let start = try #require(fault["mapping"]["start"].address)
       #expect(address >= start && address <= fault["mapping"]["end"].address ?? 0)
+      let story = fault["story"]
+      #expect(story.keys.isSuperset(of: ["text", "place", "mapping", "offset_bytes", "neighbour", "distance_bytes"]))
+      #expect(story["place"].text == (fault["mapping"]["state"].text == "live" ? "live" : "ended"))
+      #expect(story["text"].text?.hasPrefix(fault["access"].text == "write" ? "a write to 0x" : "a read of 0x") == true)
+      #expect(story["mapping"]["start"].address == start && story["offset_bytes"].number == Int(address - start))
+      #expect(story["mapping"]["state"].text == (fault["mapping"]["state"].text == "live" ? "live" : "unmapped"))
+      #expect(fault["source"].text == "kernel-log" && fault["kind"].text != nil)
     }
+    #expect(document["faults_missing"].isNull)
   }
 
   /// Any device can be tested; what only edu can do is skipped, under the same names.

@@ -2,7 +2,8 @@ import AddressSpace
 
 extension DMADomain {
   /// What the IOMMU refused the device since it was opened, as the kernel's log tells it, and where the process owns the page
-  /// tables an event queue of its own; each fault with the mapping that its address lay in when it was read.
+  /// tables an event queue of its own; each fault with what its address had to do with the domain's mappings when it was read
+  /// (``Fault/story``).
   ///
   /// The log is read anew each time, which takes a system call a line. It limits how many faults it has, and may not be
   /// readable at all: ``FaultReport/mayBeIncomplete`` tells. The corresponding file is `/dev/kmsg`, and the kernel call behind
@@ -13,18 +14,21 @@ extension DMADomain {
       report.unreadable = core.failed(.forked, "faults").on(deviceName)
       return report
     }
-    return core.collectFaults(faultLog, of: deviceName)
+    return core.collectFaults(faultLog)
   }
 }
 
 extension DomainCore {
   /// Reads what is new of a device's faults, which debug mode looks at.
-  func collectFaults(_ log: FaultLog, of device: String) -> FaultReport {
-    let mapping = { (address: IOVA) in self.locked { $0.mapping(at: address) } }
-    let events = translation.takeFaults(of: log.device)
-    log.add(events.faults, isIncomplete: events.isIncomplete, mapping: mapping)
-    let report = log.collect(mapping: mapping)
-    debug?.look(at: report.faults, of: device)
+  func collectFaults(_ log: FaultLog) -> FaultReport {
+    let tell = { (fault: inout Fault) in
+      guard let address = fault.iova else { return }
+      fault.mapping = self.locked { $0.mapping(at: address) }
+      fault.story = self.story(of: fault)
+    }
+    log.add(translation.takeFaults(of: log.device), telling: tell)
+    let report = log.collect(telling: tell)
+    debug?.look(at: log.takeUnseen())
     return report
   }
 }

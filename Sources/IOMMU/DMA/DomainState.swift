@@ -13,7 +13,7 @@ struct DomainState: ~Copyable {
   /// The most that was ever told of ``DMAStatistics/maps``.
   private var mapsTold: UInt64 = 0
   /// Mappings that the store knew. The others leave their names in ``records``.
-  private var ended = EndedMappings()
+  private(set) var ended = EndedMappings()
   /// ``DomainCore/callsEach``.
   let callsEach: UInt64
   /// In debug mode: addresses that wait, and the gaps behind mappings.
@@ -60,7 +60,7 @@ struct DomainState: ~Copyable {
   }
 
   /// What is mapped at the addresses of a node; nil for what is cached, waits for a flush, or is no mapping's.
-  private func mapping(_ node: RangeStore.Node) -> IOVARange? {
+  func mapping(_ node: RangeStore.Node) -> IOVARange? {
     node.isMapping ? node.range : records.range(containing: node.start, isLive: true)
   }
 

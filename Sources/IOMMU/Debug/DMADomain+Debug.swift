@@ -48,7 +48,7 @@ extension DomainCore {
   /// Ends the records of parts that are about to be unmapped.
   func endRecords(_ parts: some Sequence<MemoryPart>) {
     guard let debug, isOwner else { return }
-    for part in parts where part.record != 0 { _ = debug.end(part.record) }
+    for part in parts where part.record != 0 { _ = debug.end(part.record, lazily: isLazy) }
   }
 }
 

@@ -20,6 +20,10 @@ struct DebugRecord: @unchecked Sendable {
   var thread: Int32 = 0
   var mappedAt = DebugBacktrace()
   var unmappedAt = DebugBacktrace()
+  /// Nanoseconds of the kernel's clock; 0 while it is mapped.
+  var mappedTime: UInt64 = 0, unmappedTime: UInt64 = 0
+  /// Whether it ended in a lazy mode.
+  var endsLazily = false
   /// What the memory held when the device got it, where the device only reads it; nil while the CPU has it for a `sync`.
   var contents: [UInt8]?
   /// Its pages when it was pinned.

@@ -53,16 +53,9 @@ extension DebugTracker {
     }
   }
 
-  /// Tells of faults that were not looked at before which mistakes they are.
-  func look(at faults: [Fault], of device: String) {
-    // One without an address may still get it, with the kernel's next line.
-    for fault in faults where fault.iova != nil {
-      let isNew = locked { state -> Bool in
-        defer { state.lastFault[device] = max(state.lastFault[device] ?? 0, fault.sequence + 1) }
-        return fault.sequence >= state.lastFault[device] ?? 0
-      }
-      if isNew, let iova = fault.iova { look(at: fault, iova) }
-    }
+  /// Tells of new faults which mistakes they are.
+  func look(at faults: [Fault]) {
+    for fault in faults { if let iova = fault.iova { look(at: fault, iova) } }
   }
 
   private func look(at fault: Fault, _ iova: IOVA) {

@@ -31,8 +31,6 @@ final class DebugTracker: Sendable {
     var registrations: [UInt64: DebugRegistration] = [:]
     var reports: [DebugReport] = []
     var reportCount: UInt64 = 0
-    /// The number of the last fault that was looked at, by device.
-    var lastFault: [String: UInt64] = [:]
     var isClosed = false
   }
 
@@ -52,7 +50,7 @@ extension DebugTracker {
   func begin(_ record: DebugRecord) -> UInt64 {
     var record = record
     record.mappedAt = DebugBacktrace(capturing: options.frameCount)
-    record.thread = ci_gettid()
+    (record.thread, record.mappedTime) = (ci_gettid(), kernel.now())
     if !record.isOurs, !record.isBounced, record.byteCount <= Limits.debugPagesByteCount {
       record.pages = PageSnapshot(
         kernel, host: record.memory, byteCount: record.byteCount, comparesFrames: record.access.canWrite)
@@ -69,12 +67,13 @@ extension DebugTracker {
   }
 
   /// Something is about to be unmapped: its record, and the memory is the CPU's; nil, and a report, when it is mapped no more.
-  func end(_ id: UInt64) -> DebugRecord? {
-    let here = DebugBacktrace(capturing: options.frameCount)
+  func end(_ id: UInt64, lazily: Bool) -> DebugRecord? {
+    let here = DebugBacktrace(capturing: options.frameCount), now = max(kernel.now(), 1)
     let found = locked { state -> DebugRecord? in
       guard var record = state.live.removeValue(forKey: id) else { return nil }
       let kept = record
       (record.contents, record.pages, record.unmappedAt) = (nil, nil, here)
+      (record.unmappedTime, record.endsLazily) = (now, lazily)
       state.keep(id, record)
       return kept
     }

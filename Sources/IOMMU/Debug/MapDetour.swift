@@ -57,7 +57,7 @@ extension DebugTracker: MapDetour {
   func unmap(
     _ id: UInt64, byteCount: Int, copies: Bool, freeing memory: UnsafeMutableRawPointer?, in core: DomainCore
   ) -> Result<UInt64, MapFailure> {
-    guard let record = end(id) else { return .failure(.notMapped) }
+    guard let record = end(id, lazily: core.isLazy) else { return .failure(.notMapped) }
     guard record.kind.isOwn else {
       return unsafe core.unmapOtherwise(record.kind, byteCount: byteCount, copies: copies)
     }
@@ -81,9 +81,12 @@ extension DomainCore {
   func endRecord(of kind: MappingKind) -> Result<MappingKind, MapFailure> {
     // In a fork nothing is looked up: what comes next fails.
     guard isOwner, case .recorded(let id) = kind else { return .success(kind) }
-    guard let record = debug?.end(id) else { return .failure(.notMapped) }
+    guard let record = debug?.end(id, lazily: isLazy) else { return .failure(.notMapped) }
     return .success(record.kind)
   }
+
+  /// Whether what is unmapped now waits for a flush.
+  var isLazy: Bool { lazyMode.load(ordering: .relaxed) != .strict }
 
   /// What maps are made by: ``alternative``, or in debug mode what stands behind it.
   var way: Alternative {

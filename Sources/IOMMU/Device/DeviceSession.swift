@@ -87,7 +87,7 @@ final class DeviceSession: Sendable {
     for registers in bars.withLock({ $0.values.compactMap(\.value) }) { registers.close() }
     handle.close()
     // The device does nothing any more, and what it was given is still known: the last look at what it was refused.
-    if core.debug != nil { _ = core.collectFaults(faultLog, of: handle.name) }
+    if core.debug != nil { _ = core.collectFaults(faultLog) }
     core.deviceLeaves(attachment)
   }
 }

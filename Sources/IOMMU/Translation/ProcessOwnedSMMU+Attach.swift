@@ -117,6 +117,7 @@ extension ProcessOwnedSMMU {
   private func remove(_ slice: SMMUSlice) {
     state.withLock { state in
       state.slices.removeAll { $0.viommu == slice.viommu }
+      state.nextEvent[slice.viommu] = nil
       _ = tags.set(state.slices.map(\.viommu))
     }
   }

@@ -6,7 +6,7 @@ import Synchronization
 /// The queue has stage-1 events of all devices of a slice; those of stage 2 are in the kernel's log. An event is kept until the
 /// faults of its device are asked for, a bounded number of them.
 extension ProcessOwnedSMMU {
-  package func takeFaults(of device: PCIAddress) -> (faults: [Fault], isIncomplete: Bool) {
+  package func takeFaults(of device: PCIAddress) -> UnreadFaults {
     // A queue's descriptor is not closed while it is read. The read never sleeps.
     reading.withLock { _ in
       for slice in state.withLock({ $0.slices }) {
@@ -14,10 +14,7 @@ extension ProcessOwnedSMMU {
         if !events.isEmpty { state.withLock { keep(events, of: slice, in: &$0) } }
       }
     }
-    return state.withLock { state in
-      guard let known = state.faults.removeValue(forKey: device) else { return ([], false) }
-      return (known.faults, known.isIncomplete)
-    }
+    return state.withLock { $0.faults.removeValue(forKey: device) ?? UnreadFaults() }
   }
 
   /// Destroys a slice, whose queue is closed when nobody reads it.
@@ -43,12 +40,15 @@ extension ProcessOwnedSMMU {
 
   private func keep(_ events: [SMMUEvent], of slice: SMMUSlice, in state: inout State) {
     for event in events {
-      // Without a record it is not known whose were lost: all may have.
-      let members = slice.members.filter { event.words == nil || $0.number == event.stream }
-      for member in members {
+      let lost = event.lost(next: &state.nextEvent[slice.viommu, default: 0])
+      for member in slice.members {
         guard let device = member.address else { continue }
+        let words = member.number == event.stream ? event.words : nil
+        // Nobody knows whose were lost: any device's.
+        if words == nil, lost == 0 { continue }
         var known = state.faults[device] ?? .init()
-        if let words = event.words { known.add(words, at: kernel.now()) } else { known.isIncomplete = true }
+        known.lost += lost
+        if let words { known.add(words, at: kernel.now()) }
         state.faults[device] = known
       }
     }
@@ -71,6 +71,15 @@ package struct SMMUEvent: Hashable, Sendable {
     words.map { SMMUFaults.fault($0, KernelLogLine(sequence: 0, time: 0, text: "")).reason } ?? "lost events"
   }
 
+  /// How many events are missing up to this one, and what number the next should have: numbers count lost events too, go up to 2³¹ − 1
+  /// and begin anew. Where this says itself that events were lost, its number is the last one's.
+  package func lost(next: inout UInt32) -> UInt64 {
+    let gap = (sequence &- next) & Self.sequenceMask
+    next = (sequence &+ 1) & Self.sequenceMask
+    return UInt64(gap) + (words == nil ? 1 : 0)
+  }
+
+  private static let sequenceMask: UInt32 = 0x7fff_ffff
   private static let headerLength = 8, recordLength = 32
 
   /// Takes records apart. A record that is cut off at the end is not one: the kernel writes whole ones.
@@ -103,17 +112,20 @@ package struct SMMUEvent: Hashable, Sendable {
 }
 
 /// The faults of a device that nobody has asked for yet.
-struct UnreadFaults {
-  var faults: [Fault] = []
-  var isIncomplete = false
-  /// Behind all numbers of the kernel's log.
-  private static let firstSequence: UInt64 = 1 << 63
+package struct UnreadFaults: Sendable {
+  /// The latest, a bounded number of them, oldest first.
+  package private(set) var faults: [Fault] = []
+  /// How many came before those.
+  package private(set) var olderCount = 0
+  /// Events that were lost, of any device.
+  package var lost: UInt64 = 0
+
+  package init() {}
 
   /// An emulated SMMU reports each word of a transfer: what repeats the last fault in the same page is the same fault.
-  mutating func add(_ words: [UInt64], at time: UInt64) {
+  package mutating func add(_ words: [UInt64], at time: UInt64) {
     let text = "SMMU event " + words.map { "0x" + String($0, radix: 16) }.joined(separator: " ")
-    let sequence = Self.firstSequence + UInt64(clamping: time)
-    var fault = SMMUFaults.fault(words, KernelLogLine(sequence: sequence, time: time, text: text))
+    var fault = SMMUFaults.fault(words, KernelLogLine(sequence: 0, time: time, text: text))
     fault.requesterID = nil
     if let last = faults.last, last.kind == fault.kind, last.access == fault.access, last.reason == fault.reason,
       last.iova.map({ $0.rawValue >> 12 }) == fault.iova.map({ $0.rawValue >> 12 })
@@ -122,7 +134,7 @@ struct UnreadFaults {
     }
     if faults.count == Limits.faults {
       faults.removeFirst()
-      isIncomplete = true
+      olderCount += 1
     }
     faults.append(fault)
   }

@@ -37,6 +37,8 @@ package final class ProcessOwnedSMMU: HardwareTables {
     var first: Attachment?
     /// Faults that nobody has asked for yet, by device.
     var faults: [PCIAddress: UnreadFaults] = [:]
+    /// The number that the next event of a vIOMMU's queue should have.
+    var nextEvent: [UInt32: UInt32] = [:]
     var isClosed = false
   }
   struct Counts: ~Copyable {

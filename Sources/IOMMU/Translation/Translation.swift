@@ -32,13 +32,13 @@ package protocol Translation: AnyObject, Sendable {
   var directCalls: DirectCalls? { get }
   /// Faults of a device that the process has from the hardware's own queue, since the last call, oldest first; none where they
   /// are in the kernel's log only.
-  func takeFaults(of device: PCIAddress) -> (faults: [Fault], isIncomplete: Bool)
+  func takeFaults(of device: PCIAddress) -> UnreadFaults
   /// Unmaps all, once no device is attached, and gives everything back to the kernel. The second call does nothing.
   func close()
 }
 
 extension Translation {
-  package func takeFaults(of device: PCIAddress) -> (faults: [Fault], isIncomplete: Bool) { ([], false) }
+  package func takeFaults(of device: PCIAddress) -> UnreadFaults { UnreadFaults() }
 }
 
 /// What a device may do with mapped memory.

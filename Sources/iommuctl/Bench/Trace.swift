@@ -1,6 +1,4 @@
-#if !FUZZ  // It has this file and DMADirection's, so that the library need not be built for it.
-  package import IOMMU
-#endif
+package import IOMMU
 
 /// What a driver maps and unmaps, on which thread and in which order: a workload's, or one read from a file.
 ///

@@ -1,6 +1,4 @@
-#if !FUZZ  // It has this file and DMADirection's, so that the library need not be built for it.
-  import IOMMU
-#endif
+import IOMMU
 
 /// Makes traces in which each slot is mapped and unmapped by turns.
 struct TraceBuilder {

@@ -1,6 +1,4 @@
-#if !FUZZ  // It has this file and DMADirection's, so that the library need not be built for it.
-  import IOMMU
-#endif
+import IOMMU
 
 extension TraceText {
   /// The trace of a text: of one that ``text(of:)`` wrote, the same. O(bytes).

@@ -49,7 +49,7 @@ struct FaultWatch {
     }
     if faults.isEmpty {
       try require(!kernel.isSimulated, "The device's faults show none")
-      return "the kernel's log shows no fault: it limits how many it writes"
+      return "the kernel's log shows no fault: it limits how many it writes\(report.missing.map { "; \($0)" } ?? "")"
     }
     return "the IOMMU refused it: the device has \(faults.count) more \(faults.count == 1 ? "fault" : "faults")"
   }

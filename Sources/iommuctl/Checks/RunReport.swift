@@ -9,6 +9,8 @@ struct RunReport {
   /// Whether the device was opened in debug mode.
   let isDebugged: Bool
   var faults: [Hit] = []
+  /// What is missing among the device's faults, in words; nil when nothing is known to be.
+  var missing: String?
   var counters: [(String, JSON)] = []
 
   /// A fault, and the mapping that lies or lay where it hit.
@@ -28,6 +30,7 @@ struct RunReport {
 
   /// Counts up to now; what the hardware did is known of the simulated one, and of what this process told it.
   mutating func count(_ domain: DMADomain, _ machine: Machine) {
+    missing = domain.faults.missing
     let statistics = domain.statistics, hardware = machine.simulated?.counters
     let own = domain.translation.owner == .process ? statistics : nil
     // Each of the kernel's invalidations has a wait of its own on the simulated hardware.
@@ -60,10 +63,11 @@ struct RunReport {
             })
         ),
         ("bytes_verified", JSON(recorder.bytesVerified)), ("faults", .array(faults.map { .object($0.keys) })),
-        ("counters", .object(counters)),
+        ("faults_missing", JSON(missing)), ("counters", .object(counters)),
       ])
     } else {
       for fault in faults { context.say("fault: \(fault.line)") }
+      if let missing { context.say("faults may be missing: \(missing)") }
       context.say(counters.map { "\($0.0) \($0.1 == .null ? "unknown" : $0.1.text)" }.joined(separator: ", "))
       context.say(
         "\(recorder.bytesVerified) bytes verified; \(passed) passed, \(recorder.failures) failed, \(skipped) skipped"
@@ -97,12 +101,14 @@ extension RunReport.Hit {
     return [
       ("iova", JSON(hex: fault.iova?.rawValue)),
       ("access", fault.access == .unknown ? .null : .string(fault.access.rawValue)), ("mapping", mapping),
-      ("reason", .string(fault.reason)),
+      ("reason", .string(fault.reason)), ("kind", .string(fault.kind.rawValue)),
+      ("source", .string(fault.source.rawValue)), ("stage", JSON(fault.stage)),
+      ("story", fault.story.map { .object($0.keys) } ?? .null),
     ]
   }
 
   fileprivate var line: String {
     let place = mapping.map { ", in \($0), which is \(isLive ? "mapped" : "unmapped")" } ?? ""
-    return "\(fault)\(place)"
+    return "\(fault)\(place)" + (fault.story.map { "\n  \($0)" } ?? "")
   }
 }

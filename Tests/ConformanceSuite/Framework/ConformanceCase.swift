@@ -58,7 +58,7 @@ enum Cases {
   // and look for none come last.
   static let dma =
     outOfReach + edu + nvme + outOfReachNVMe + linked + lazyModes + automatic + standing + bounced + debugReach
-    + nestedTranslation + staleAccess + afterUnmap
+    + nestedTranslation + stories + staleAccess + afterUnmap
 }
 
 /// A case's verdict.

@@ -110,11 +110,6 @@ struct FaultLogTests {
     #expect(report.mayBeIncomplete)
   }
 
-  @Test func eventsThatAQueueHadNoRoomForAreTold() {
-    #expect(FaultParserTests.report(["arm-smmu-v3 arm-smmu-v3.0.auto: EVTQ overflow detected -- events lost"]).hasGap)
-    #expect(!FaultParserTests.report(["arm-smmu-v3 arm-smmu-v3.0.auto: CMD_SYNC timeout at 0x5"]).hasGap)
-  }
-
   @Test func countsDoNotOverflow() {
     let line = "dmar_fault: \(UInt64.max) callbacks suppressed"
     #expect(FaultParserTests.report([line, line]).suppressed == .max)

@@ -266,6 +266,26 @@ struct FaultParserTests {
     #expect(fault.requesterID == 8)
   }
 
+  /// Which stage refused it, where the message says so.
+  @Test func stages() throws {
+    let meaning = Self.meaning.map { $0.replacing(" s1 ", with: " s2 ") }
+    #expect(Self.report(Self.record + Self.meaning).faults.map(\.stage) == [1])
+    #expect(Self.report(Self.record + meaning).faults.map(\.stage) == [2])
+    let event = Self.record.map { $0.replacing(Self.record[2].suffix(16), with: "0000008000000000") }
+    #expect(Self.report(event).faults.map(\.stage) == [2])
+    let line = "DMAR: [DMA Read NO_PASID] Request device [00:01.0] fault addr 0x1000 [fault reason 0x"
+    #expect(try fault(line + "71] SM: Present bit in first-level paging entry is clear").stage == 1)
+    #expect(try fault(line + "79] SM: Read/Write permission error in second-level paging entry").stage == 2)
+    #expect(try fault(line + "06] PTE Read access is not set").stage == nil)
+  }
+
+  /// The hardware's queue was full, which no number tells of.
+  @Test func overflow() {
+    let report = Self.report(["arm-smmu-v3 9050000.smmuv3: EVTQ overflow detected -- events lost"])
+    #expect(report.hasOverflow && report.count == 0 && report.mayBeIncomplete)
+    #expect(Self.report(["some-driver: EVTQ overflow detected -- events lost"]).missing == nil)
+  }
+
   @Test func virtioWithoutAnAddress() throws {
     let fault = try fault("virtio_iommu virtio0: unknown fault from EP 8 [W]")
     #expect((fault.iova, fault.access) == (nil, .write))

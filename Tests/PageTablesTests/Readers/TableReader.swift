@@ -16,10 +16,10 @@ struct Access: OptionSet, Hashable {
 }
 
 /// A level's part of an address, and how the manual reads its entries.
-struct ReaderLevel {
+struct ReaderLevel: Sendable {
   /// The bits of the address that choose the entry, highest and lowest.
   let high: Int, low: Int
-  let meaning: (UInt64) -> EntryMeaning
+  let meaning: @Sendable (UInt64) -> EntryMeaning
 }
 
 /// A leaf as the hardware would use it.
@@ -46,6 +46,7 @@ struct TableReader {
   struct Contents {
     var leaves: [ReadLeaf] = []
     var tables: [UInt64] = []
+    fileprivate var seen: Set<UInt64> = []
   }
 
   private func word(_ table: UInt64, _ index: UInt64) throws -> UInt64 {
@@ -85,9 +86,6 @@ struct TableReader {
   func contents(root: UInt64) throws -> Contents {
     var contents = Contents()
     try visit(root, 0, 0, .all, &contents)
-    guard Set(contents.tables).count == contents.tables.count else {
-      throw Failure(description: "a table that is linked twice")
-    }
     return contents
   }
 
@@ -95,6 +93,8 @@ struct TableReader {
     throws
   {
     guard depth < levels.count else { throw Failure(description: "a table below the last level") }
+    // At once: one that leads to itself has no end.
+    guard contents.seen.insert(table).inserted else { throw Failure(description: "a table that is linked twice") }
     contents.tables.append(table)
     let level = levels[depth]
     let size: UInt64 = 1 << UInt64(level.low)

@@ -1,6 +1,6 @@
 public import AddressSpace
 
-/// A request of a device that the IOMMU refused, as the kernel's log tells it.
+/// A request of a device that the IOMMU refused, as the kernel's log or an event queue tells it.
 ///
 /// The format differs with the IOMMU and the kernel's version; what a message does not say is nil or unknown.
 public struct Fault: Hashable, Sendable, CustomStringConvertible {
@@ -39,25 +39,40 @@ public struct Fault: Hashable, Sendable, CustomStringConvertible {
     case other
   }
 
+  /// Where a fault is told.
+  public enum Source: String, Hashable, Sendable, CaseIterable {
+    /// In the kernel's log.
+    case kernelLog = "kernel-log"
+    /// In an event queue of the hardware that this process reads, where it owns the page tables.
+    case eventQueue = "event-queue"
+  }
+
   /// The address that the device used; nil where the message has none.
   public var iova: IOVA?
   /// The mapping that the address lies in or lay in, where ``DMADomain/faults`` knows one.
   public var mapping: Mapping?
+  /// What that address has to do with the domain's mappings, where ``DMADomain/faults`` tells of an address.
+  public var story: Story?
   /// What the device tried.
   public var access: Access
   /// Why it was refused.
   public var kind: Kind
+  /// The stage of translation that refused it: 1, whose tables are the process's where it owns any, or 2; nil where the message does
+  /// not say.
+  public var stage: Int?
   /// The device's PCI address as the message writes it, such as `0000:00:01.0` or, by VT-d, `00:01.0`.
   public var device: String?
   /// The number by which the IOMMU knows the device: requester id, stream id (SMMUv3) or endpoint (virtio-iommu).
   public var requesterID: UInt32?
   /// The IOMMU's own words.
   public var reason: String
-  /// When the kernel logged it, since boot.
+  /// When the kernel logged it, or it was taken from the event queue, since boot.
   public var time: Duration
-  /// The first line of the message.
+  /// The first line of the message; the words of an event.
   public var line: String
-  /// The first line's number in the log; tells faults apart.
+  /// Where it was told.
+  public package(set) var source = Source.kernelLog
+  /// The first line's number in the log, or above 2⁶³ the event's in the order in which they were taken; tells faults apart.
   package var sequence: UInt64
 
   /// A fault that a line of the log begins to tell.
@@ -80,7 +95,7 @@ public struct Fault: Hashable, Sendable, CustomStringConvertible {
   }
 }
 
-/// The faults of a device that were found in the kernel's log, and what is missing.
+/// The faults of a device that were found in the kernel's log and in event queues, and what is missing.
 public struct FaultReport: Hashable, Sendable {
   /// The latest faults since the device was opened, oldest first, a bounded number.
   public var faults: [Fault] = []
@@ -88,13 +103,28 @@ public struct FaultReport: Hashable, Sendable {
   public var count = 0
   /// Messages of an IOMMU that the kernel counted and did not log, of any device.
   public var suppressed: UInt64 = 0
-  /// Whether the log was overwritten before it was read, or events were lost that an IOMMU's queue had no room for.
+  /// Events that a full event queue of the process's has lost, of any device behind the same IOMMU: it says so, or its numbers do.
+  public var lostEvents: UInt64 = 0
+  /// Whether an event queue of the hardware's own was full; how many it has lost nobody knows.
+  public var hasOverflow = false
+  /// Whether the log was overwritten before it was read.
   public var hasGap = false
   /// Why the log could not be read the last time; nil when it was.
   public var unreadable: DMAError?
 
   /// Whether there may have been faults that are not counted here.
-  public var mayBeIncomplete: Bool { suppressed > 0 || hasGap || unreadable != nil }
+  public var mayBeIncomplete: Bool { missing != nil }
+
+  /// What is missing, or may be, in words; nil where nothing is known to be.
+  public var missing: String? {
+    var parts: [String] = []
+    if suppressed > 0 { parts.append("the kernel has held back \(suppressed) messages") }
+    if lostEvents > 0 { parts.append("a full event queue has lost \(lostEvents) events") }
+    if hasOverflow { parts.append("an event queue of the IOMMU has overflowed") }
+    if hasGap { parts.append("the kernel's log was overwritten before it was read") }
+    if let unreadable { parts.append("the kernel's log cannot be read: \(unreadable)") }
+    return parts.isEmpty ? nil : parts.joined(separator: "; ")
+  }
 
   package init() {}
 }

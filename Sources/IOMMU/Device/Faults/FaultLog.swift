@@ -20,6 +20,10 @@ package final class FaultLog: Sendable {
     var hasLine = false
     var parser = FaultParser()
     var report = FaultReport()
+    /// Events that were added: they have numbers behind all of the log's.
+    var eventCount: UInt64 = 0
+    /// Numbers of faults that debug mode has seen.
+    var seen: Set<UInt64> = []
 
     /// Passes over what is in the log.
     mutating func begin(_ lines: [KernelLogLine]) {
@@ -45,15 +49,15 @@ package final class FaultLog: Sendable {
 
   /// Reads what was logged since the last time, and tells all that was found.
   ///
-  /// Never fails: a log that may not be read is in ``FaultReport/unreadable``. `mapping` is asked once for each fault with
-  /// an address. The corresponding file is `/dev/kmsg`.
-  package func collect(mapping: (IOVA) -> Fault.Mapping? = { _ in nil }) -> FaultReport {
+  /// Never fails: a log that may not be read is in ``FaultReport/unreadable``. `tell` gets each fault with an address once, and
+  /// adds what is known of that. The corresponding file is `/dev/kmsg`.
+  package func collect(telling tell: (inout Fault) -> Void = { _ in }) -> FaultReport {
     let from = state.withLock { $0.next }
     do throws(Errno) {
       // Not under the lock: it sleeps.
       let lines = try kernel.kernelLog(from: from)
       return state.withLock { state in
-        read(lines, &state, mapping)
+        read(lines, &state, tell)
         return state.report
       }
     } catch {
@@ -64,22 +68,34 @@ package final class FaultLog: Sendable {
     }
   }
 
-  /// Adds faults that the process has by another way than the log, oldest first.
-  ///
-  /// - Parameter isIncomplete: Whether some were lost.
-  package func add(_ faults: [Fault], isIncomplete: Bool, mapping: (IOVA) -> Fault.Mapping? = { _ in nil }) {
-    if faults.isEmpty, !isIncomplete { return }
+  /// Adds faults that the process has by another way than the log; `tell` as for ``collect(telling:)``.
+  package func add(_ events: UnreadFaults, telling tell: (inout Fault) -> Void = { _ in }) {
+    if events.faults.isEmpty, events.lost == 0 { return }
     state.withLock { state in
-      if isIncomplete { state.report.hasGap = true }
-      for var fault in faults {
-        fault.mapping = fault.iova.flatMap(mapping)
-        fault.device = device.description
+      state.report.lostEvents = state.report.lostEvents.addingClamped(events.lost)
+      state.report.count += events.olderCount
+      for var fault in events.faults {
+        (fault.device, fault.source) = (device.description, .eventQueue)
+        fault.sequence = 1 << 63 + state.eventCount
+        state.eventCount += 1
+        tell(&fault)
         add(fault, &state.report)
       }
     }
   }
 
-  private func read(_ lines: [KernelLogLine], _ state: inout State, _ mapping: (IOVA) -> Fault.Mapping?) {
+  /// Faults with an address that it has not told before, for debug mode, which looks at each once. One without may still get it, with
+  /// the kernel's next line.
+  package func takeUnseen() -> [Fault] {
+    state.withLock { state in
+      let placed = state.report.faults.filter { $0.iova != nil }, seen = state.seen
+      // Of those that have left the report none comes back.
+      state.seen = Set(placed.map(\.sequence))
+      return placed.filter { !seen.contains($0.sequence) }
+    }
+  }
+
+  private func read(_ lines: [KernelLogLine], _ state: inout State, _ tell: (inout Fault) -> Void) {
     state.report.unreadable = nil
     guard state.hasBegun else {
       // The first time that the log can be read: what is in it may be older than the device.
@@ -90,26 +106,29 @@ package final class FaultLog: Sendable {
     if state.hasLine, let first = lines.first, first.sequence > state.next { state.report.hasGap = true }
     for line in lines where line.sequence >= state.next {
       (state.next, state.hasLine) = (line.sequence &+ 1, true)
-      take(state.parser.read(line), &state.report, mapping)
+      take(state.parser.read(line), &state.report, tell)
     }
   }
 
   private func take(
-    _ outcome: FaultParser.Outcome, _ report: inout FaultReport, _ mapping: (IOVA) -> Fault.Mapping?
+    _ outcome: FaultParser.Outcome, _ report: inout FaultReport, _ tell: (inout Fault) -> Void
   ) {
     switch outcome {
     case .nothing: break
     case .suppressed(let count):
-      let (sum, overflow) = report.suppressed.addingReportingOverflow(count)
-      report.suppressed = overflow ? .max : sum
-    case .lost: report.hasGap = true
+      report.suppressed = report.suppressed.addingClamped(count)
+    case .overflow: report.hasOverflow = true
     case .fault(var fault):
       guard isOurs(fault) else { return }
-      fault.mapping = fault.iova.flatMap(mapping)
+      tell(&fault)
       add(fault, &report)
     case .more(var fault):
       let known = report.faults.last { $0.sequence == fault.sequence }
-      fault.mapping = known?.mapping ?? fault.iova.flatMap(mapping)
+      if let known, let story = known.story {
+        (fault.mapping, fault.story) = (known.mapping, story.retold(fault))
+      } else {
+        tell(&fault)
+      }
       if let index = report.faults.lastIndex(where: { $0.sequence == fault.sequence }) {
         // What it says now may be that it is another device's.
         if isOurs(fault) { report.faults[index] = fault } else { _ = report.faults.remove(at: index) }
@@ -132,6 +151,13 @@ package final class FaultLog: Sendable {
       return isWhole ? address == device : address.requesterID == device.requesterID
     }
     return fault.requesterID.map(requesterIDs.contains) ?? false
+  }
+}
+
+extension UInt64 {
+  fileprivate func addingClamped(_ other: UInt64) -> UInt64 {
+    let (sum, overflow) = addingReportingOverflow(other)
+    return overflow ? .max : sum
   }
 }
 

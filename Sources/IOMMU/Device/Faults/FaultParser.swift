@@ -4,8 +4,8 @@ import AddressSpace
 ///
 /// A message may have several lines, which need not follow one another: a fault is told with its first line, as far as
 /// it is known then, and told again with each further line.
-struct FaultParser: Sendable {
-  enum Outcome: Hashable, Sendable {
+package struct FaultParser: Sendable {
+  package enum Outcome: Hashable, Sendable {
     /// The line is of no interest, or of no use yet.
     case nothing
     case fault(Fault)
@@ -13,21 +13,23 @@ struct FaultParser: Sendable {
     case more(Fault)
     /// So many messages of an IOMMU were left out of the log.
     case suppressed(UInt64)
-    /// An IOMMU's queue was full: events were lost, nobody knows how many.
-    case lost
+    /// An IOMMU's own queue was full, and it has lost events.
+    case overflow
   }
 
   private var smmu = SMMUFaults()
   private var vtd = VTdFaults()
 
+  package init() {}
+
   /// Reads the next line.
-  mutating func read(_ line: KernelLogLine) -> Outcome {
+  package mutating func read(_ line: KernelLogLine) -> Outcome {
     let text = LineScanner(line.text)
     if text.has("DMAR:") { return vtd.read(text, line) }
     if text.has("AMD-Vi:") { return AMDFaults.read(text, line) }
     if text.has("callbacks suppressed") { return Self.suppressed(text) }
     if text.has("virtio_iommu") { return VirtioFaults.read(text, line) }
-    if text.has("smmu") { return text.has("EVTQ overflow detected") ? .lost : smmu.read(text, line) }
+    if text.has("smmu") { return smmu.read(text, line) }
     return .nothing
   }
 

@@ -7,6 +7,7 @@ import AddressSpace
 /// arm-smmu-v3 9050000.smmuv3:     0x0000000800000010        (four times; a tab, which the log may write as \x09)
 /// arm-smmu-v3 9050000.smmuv3: event: F_TRANSLATION client: 0000:00:01.0 sid: 0x8 ssid: 0x0 iova: 0x100000 ipa: 0x0
 /// arm-smmu-v3 9050000.smmuv3: unpriv data write s1 "Input address caused fault" stag: 0x0
+/// arm-smmu-v3 9050000.smmuv3: EVTQ overflow detected -- events lost
 /// ```
 struct SMMUFaults: Sendable {
   /// The message that an SMMU, known by what its lines begin with, is in the middle of.
@@ -24,6 +25,7 @@ struct SMMUFaults: Sendable {
     var text = text
     // The name is "arm-smmu-v3 9050000.smmuv3".
     guard let name = text.upTo(": "), name.contains("smmu") else { return .nothing }
+    if text.has("EVTQ overflow detected") { return .overflow }
     // No machine has so many; a garbled log may.
     if messages.count >= 16, messages[name] == nil { messages = [:] }
     if text.has("event 0x"), text.has("received:") {
@@ -82,6 +84,7 @@ struct SMMUFaults: Sendable {
     else { return nil }
     var fault = fault
     fault.access = Fault.Access(rawValue: access) ?? fault.access
+    fault.stage = stage == "s1" ? 1 : stage == "s2" ? 2 : fault.stage
     if text.skip(past: "\""), let cause = text.upTo("\"") {
       fault.reason += " (\(cause), stage \(stage.dropFirst()))"
     }
@@ -108,6 +111,7 @@ extension SMMUFaults {
     if hasAddress.contains(id) {
       fault.iova = IOVA(words[2])
       fault.access = words[1] >> 35 & 1 == 1 ? .read : .write
+      fault.stage = words[1] >> 39 & 1 == 1 ? 2 : 1
     }
     return fault
   }

@@ -60,6 +60,9 @@ struct VTdFaults: Sendable {
       (self.number, text) = (number, scanner.remainder)
     }
 
+    /// As far as the kernel's words tell.
+    var stage: Int? { text.contains("first-level") ? 1 : text.contains("second-level") ? 2 : nil }
+
     /// By number where the first versions of the specification fixed it, else by what the kernel calls it.
     var kind: Fault.Kind {
       switch number {
@@ -83,7 +86,7 @@ extension Fault {
   fileprivate func refused(_ reason: VTdFaults.Reason) -> Fault {
     var fault = self
     fault.reason = reason.text.isEmpty ? "fault reason \(reason.number)" : reason.text
-    if fault.kind != .interruptRemapping { fault.kind = reason.kind }
+    if fault.kind != .interruptRemapping { (fault.kind, fault.stage) = (reason.kind, reason.stage) }
     return fault
   }
 }

@@ -1,1 +1,0 @@
-../../../Sources/IOMMU/DMA/DMADirection.swift
