@@ -34,7 +34,16 @@ extension DomainCore {
     }
     let result = queueOrUnmap(entry, failure)
     unsafe slots.leave(slot)
+    tellOfTimer()
+    if case .failure(.closed) = result { return endClosed() }
     return result
+  }
+
+  /// Of a range that was taken apart already; the kernel unmaps everything by itself.
+  @inline(never)
+  private func endClosed() -> Result<UInt64, MapFailure> {
+    waitUntilEmptied()
+    return .success(0)
   }
 
   /// As ``unmapLazily(_:length:memory:)``, for a range with several parts, of an area's worth at most: it waits as one,
@@ -72,15 +81,18 @@ extension DomainCore {
   /// for them.
   @inline(never)
   private func unmapOnTheSpot(_ entry: FlushQueue.Entry) -> Result<UInt64, MapFailure> {
-    do throws(Errno) {
-      if let processOwned {
-        try processOwned.invalidate(iova: entry.iova, byteCount: entry.byteCount)
-      } else {
-        let done = try translation.unmap(iova: entry.iova, byteCount: entry.byteCount)
-        if done != entry.byteCount - entry.gapByteCount { return stuck(.mismatch(done), entry.byteCount) }
+    if let processOwned {
+      do throws(Errno) { try processOwned.invalidate(iova: entry.iova, byteCount: entry.byteCount) } catch {
+        return stuck(.system(error), entry.byteCount)
       }
-    } catch { return stuck(.system(error), entry.byteCount) }
-    locked { $0.statistics.systemCalls += callsEach }
+    } else {
+      let mapped = entry.byteCount - entry.gapByteCount
+      let (failure, _, calls) = unmapWaiting(entry.iova, entry.byteCount, mapped: mapped)
+      // ``leaked(_:_:_:_:)`` counts the one that failed.
+      let isCounted = failure.map(\.isClosed) ?? true
+      locked { $0.statistics.systemCalls += isCounted ? calls : calls - 1 }
+      if let failure { return stuck(failure, entry.byteCount) }
+    }
     let released = releaseAddresses(of: entry)
     slots.count { $0.queuedBytes &-= released }
     return .success(0)
@@ -113,7 +125,9 @@ extension DomainCore {
       switch unsafe queue.append(entry, to: ring) {
       case .queued(let number):
         queue.noteQueued(at: entry.time)
-        if !queue.isTimerArmed.load(ordering: .relaxed) { armTimer() }
+        if !queue.isTimerArmed.load(ordering: .relaxed) {
+          armOrFlush(after: queue.timeout.load(ordering: .relaxed))
+        }
         if unsafe ring.pointee.settled.load(ordering: .relaxed) != queue.finished.load(ordering: .relaxed) {
           unsafe reclaim(ring, all: false)
         }
@@ -232,6 +246,7 @@ extension DomainCore {
       switch flush() {
       case .done: break
       case .busy: kernel.sleep(.microseconds(20))
+      case .failed(.closed): break
       case .failed: return locked { $0.statistics.leakedBytes += padded(byteCount) }
       }
     }
