@@ -17,11 +17,15 @@ public enum AddressPolicy: String, Hashable, Sendable, CaseIterable {
 public enum DMANotice: Hashable, Sendable, CustomStringConvertible {
   /// No room was left below 4 GiB: from now on the device gets addresses of this many bits.
   case addressPolicyTripped(device: String, addressBits: Int)
+  /// The timer of a lazy or automatic protection cannot be had, for want of a descriptor or a thread: as long as that is so, each
+  /// unmap is flushed at once, and no map is kept. ``DMAStatistics/timerFailures`` counts on. All devices of the domain are told.
+  case timerMissing(device: String, errno: Errno)
 
   /// One sentence, as the kernel's log would have it.
   public var description: String {
     switch self {
     case .addressPolicyTripped(let device, let bits): "\(device): using \(bits)-bit DMA addresses"
+    case .timerMissing(let device, let errno): "\(device): no timer (\(errno.name)): lazy unmaps are flushed at once"
     }
   }
 }
@@ -68,6 +72,8 @@ final class DeviceAddressing: Sendable {
 
   func onNotice(_ new: (@Sendable (DMANotice) -> Void)?) { state.withLock { $0.handler = new } }
 
+  func tell(_ notice: DMANotice) { state.withLock { $0.handler }?(notice) }
+
   /// The first try has failed: the policy gets out of the way. Whether it was this call that did it.
   @inline(never)
   func trip(_ device: String) -> Bool {
@@ -108,7 +114,8 @@ extension DMADomain {
 
   /// Replaces what is called with a notice; nil for nothing, which is the default.
   ///
-  /// It is called by the thread whose map gave rise to the notice, before that map returns. Without effect in a fork.
+  /// It is called by the thread whose call gave rise to the notice, before that call returns, with nothing held: it may use the
+  /// device as any code may, and close it too. Without effect in a fork.
   public func onNotice(_ handler: (@Sendable (DMANotice) -> Void)?) {
     if ProcessGuard.isOwner { addressing.onNotice(handler) }
   }

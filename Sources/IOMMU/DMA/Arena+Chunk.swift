@@ -1,4 +1,5 @@
 import AddressSpace
+import Synchronization
 
 /// Making a chunk: memory file, mapping, node, pages, and for the coherent arena the IOMMU mapping in capped areas.
 extension Arena {
@@ -123,7 +124,7 @@ extension DomainCore {
       }
       return IOVARange(start: start, byteCount: UInt64(memory.byteCount))!
     } catch {
-      if let mapped { unmapArena(mapped, memory.byteCount) }
+      if let mapped { unmapArena(memory, at: mapped, memory.byteCount) }
       if isPinned { unpin(memory) }
       unsafe coherent.release(memory.base, memory.byteCount, memory.file)
       throw error
@@ -149,7 +150,7 @@ extension DomainCore {
     } catch {
       if let range = unsafe range {
         if unsafe range.pointee.iova != 0 {
-          unsafe unmapArena(IOVA(range.pointee.iova), memory.byteCount)
+          unsafe unmapArena(memory, at: IOVA(range.pointee.iova), memory.byteCount)
           unsafe standing.lowered(range, by: UInt64(memory.byteCount))
         }
         unsafe standing.remove(range)
@@ -198,16 +199,18 @@ extension DomainCore {
           try state.take(request, limits, kind: .fixed, tag: host)
         }
       }
-    } catch { throw failed(.space(error), operation, byteCount: memory.byteCount) }
+    } catch { throw failed(spaceFailure(error), operation, byteCount: memory.byteCount) }
     let area = memory.areaByteCount
     var offset = 0
     while offset < memory.byteCount {
       let part = min(area, memory.byteCount - offset)
-      do throws(Errno) {
-        try mapArea(memory, iova, offset, part)
+      do throws(MapFailure) {
+        // Whoever closes the domain waits for this call.
+        if isClosed.load(ordering: .relaxed) { throw .closed }
+        do throws(Errno) { try mapArea(memory, iova, offset, part) } catch { throw .system(error) }
       } catch {
-        unmapArena(iova, offset)
-        throw failed(.system(error), operation, iova, byteCount: part)
+        unmapArena(memory, at: iova, offset)
+        throw failed(error, operation, iova, byteCount: part)
       }
       offset += part
     }
@@ -236,19 +239,22 @@ extension DomainCore {
     if memory.file >= 0 { locked { $0.statistics.arenaAreas += 1 } }
   }
 
-  /// Takes a half-made chunk back out. If the kernel will not, its IOVA stays taken, though no memory of ours is there;
-  /// what the device reaches there is the kernel's, which keeps it pinned.
-  func unmapArena(_ iova: IOVA, _ byteCount: Int) {
-    var done: UInt64? = UInt64(byteCount)
-    if byteCount > 0, enter() {
+  /// Takes the first bytes of a half-made chunk back out, an area at a time. If the kernel will not, its IOVA stays taken,
+  /// though no memory of ours is there; what the device reaches there is the kernel's, which keeps it pinned.
+  func unmapArena(_ memory: Arena.Memory, at iova: IOVA, _ byteCount: Int) {
+    var done = 0, isRefused = false
+    // Closed: the kernel unmaps everything by itself.
+    while done < byteCount, !isRefused, enter() {
       defer { leave() }
-      done = try? translation.unmap(iova: iova.rawValue, byteCount: UInt64(byteCount))
+      let length = UInt64(min(memory.areaByteCount, byteCount - done))
+      let unmapped = try? translation.unmap(iova: iova.rawValue + UInt64(done), byteCount: length)
+      if unmapped == length { done += Int(length) } else { isRefused = true }
     }
     locked { state in
       guard let node = state.store.find(containing: iova) else { return }
       state.forget(iova)
-      if done == UInt64(byteCount) { return }
-      state.statistics.leakedBytes += UInt64(byteCount)
+      if !isRefused { return }
+      state.statistics.leakedBytes += UInt64(byteCount - done)
       try? state.store.insert(RangeStore.Node(range: node.range, kind: .guard))
     }
   }

@@ -12,7 +12,8 @@ public struct DMABuffer: ~Copyable, @unchecked Sendable {
   @usableFromInline let base: UnsafeMutableRawPointer
   /// The length asked for, in bytes.
   public let byteCount: Int
-  /// The memory is within a device's reach until ``FlushQueue/finished`` has reached this number.
+  /// The memory is within a device's reach until ``FlushQueue/finished`` has reached this number; for good with the highest,
+  /// which is counted as leaked already.
   var reachableUntil: UInt64
 
   /// Takes over a reference to `core` and the memory.

@@ -94,6 +94,8 @@ extension DomainCore {
   static func freeBuffer(
     _ core: Unmanaged<DomainCore>, _ base: UnsafeMutableRawPointer, _ byteCount: Int, after number: UInt64
   ) {
+    // Neither the memory nor the core, as with ``leak(_:_:_:_:_:)``.
+    if number == .max { return }
     if ProcessGuard.isOwner {
       unsafe core._withUnsafeGuaranteedRef { unsafe $0.free(base, byteCount: byteCount, after: number) }
     }
@@ -111,16 +113,17 @@ extension DomainCore {
     _ core: Unmanaged<DomainCore>, _ kind: MappingKind, _ base: UnsafeMutableRawPointer, _ byteCount: Int,
     at address: IOVA, after earlier: UInt64
   ) {
+    let memory = unsafe earlier == .max ? nil : base
     let result = unsafe core._withUnsafeGuaranteedRef { core in
       // Nobody will read what the device has written.
       unsafe kind.isOwn
-        ? core.unmap(address, byteCount: byteCount, freeing: base)
-        : core.unmapOtherwise(kind, byteCount: byteCount, copies: false, freeing: base)
+        ? core.unmap(address, byteCount: byteCount, freeing: memory)
+        : core.unmapOtherwise(kind, byteCount: byteCount, copies: false, freeing: memory)
     }
     switch result {
+    case .success(let number) where unsafe number != 0 && memory != nil: unsafe core.release()
     // Unmapped on the spot: then the memory waits only for what was unmapped of it before.
-    case .success(0): unsafe freeBuffer(core, base, byteCount, after: earlier)
-    case .success: unsafe core.release()
+    case .success: unsafe freeBuffer(core, base, byteCount, after: earlier)
     case .failure(let failure): _ = unsafe leak(core, failure, "unmap", address, byteCount)
     }
   }

@@ -18,10 +18,12 @@ extension DMADomain {
   ///   - widening: Whether the device may reach the rest of the first and the last page.
   ///   - threads: How many threads map, this one included; the others end before the call returns. More than one pay
   ///     where the kernel has to find the pages, as it does for each in turn.
-  ///   - isCancelled: Asked before each area, on any of the threads. When it says so, what is mapped by then comes back:
-  ///     the mapping's ``UnsafeMapping/byteCount`` is less than the memory's.
+  ///   - isCancelled: Asked before each area, on any of the threads, on several of them at once. When it says so, what is
+  ///     mapped by then comes back: the mapping's ``UnsafeMapping/byteCount`` is less than the memory's. It may use the device as
+  ///     any code may, and close it too.
   /// - Returns: The mapping; nil when it was stopped before anything was mapped.
-  /// - Throws: As ``map(unsafe:_:at:widening:)``; what was mapped until then is taken back.
+  /// - Throws: As ``map(unsafe:_:at:widening:)``; what was mapped until then is taken back. `.closed` when the domain is closed
+  ///   meanwhile, which waits for the areas under way and not for the rest; all is out of reach when this returns.
   public func mapBulk(
     unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA? = nil, widening: Bool = false,
     threads: Int = 1, isCancelled: @escaping @Sendable () -> Bool = { false }
@@ -58,6 +60,7 @@ extension DMADomain {
         byteCount: min(memory.count, Int(done.byteCount) - pages.offset))
     case .failure(let failure):
       if address == nil { noteFailure(failure, limits) }
+      waitIfClosed(failure)
       throw core.failed(
         failure, "map(unsafe:)", address, host: pages.host, byteCount: pages.byteCount, limit: limits.last
       )
@@ -75,7 +78,8 @@ extension UnsafeMapping {
   ///
   /// - Parameters:
   ///   - threads: How many threads unmap, this one included; the others end before the call returns.
-  ///   - isCancelled: Asked before each area, on any of the threads.
+  ///   - isCancelled: Asked before each area, on any of the threads, on several of them at once. It may use the device as any
+  ///     code may, and close it too: then nothing is left to unmap.
   /// - Returns: nil when all is unmapped; when it was stopped, what is still mapped: the end of the memory.
   /// - Throws: As ``unmap()``.
   public consuming func unmapBulk(
@@ -119,28 +123,32 @@ extension DomainCore {
   }
 
   /// Maps whole pages, at an address of the store's choice or at `fixed`; nil when nothing was mapped until it was stopped.
+  ///
+  /// - Precondition: The caller has not entered.
   func map(_ bulk: Bulk, at fixed: IOVA?, _ limits: AddressLimits, access: DMAAccess) -> Result<IOVARange?, MapFailure>
   {
     guard isOwner else { return .failure(.forked) }
     guard enter() else { return .failure(.closed) }
-    defer { leave() }
     let iova: IOVA
     do throws(RangeStoreFailure) {
+      defer { leave() }
       iova = try afterDrain { () throws(RangeStoreFailure) in try place(bulk, fixed, limits) }
     } catch {
       _ = noSpace(error)
-      return .failure(.space(error))
+      return .failure(spaceFailure(error))
     }
     let host = bulk.host
     let work = BulkWork(byteCount: bulk.byteCount, threads: bulk.threads, isCancelled: bulk.isCancelled) {
       [self] offset, length in
+      guard enter() else { return .closed }
+      defer { leave() }
       do throws(Errno) {
         try mapMakingRoom(
           iova: iova.rawValue + offset, address: host + offset, byteCount: length, access: access)
         return nil
       } catch { return .system(error) }
     }
-    if let failure = work.failed.first?.failure { return .failure(undo(iova, bulk.byteCount, work, failure)) }
+    if let failure = work.failure { return .failure(undo(iova, bulk.byteCount, work, failure)) }
     return locked { state in
       state.statistics.systemCalls &+= callsEach &* work.calls
       if work.tried < bulk.byteCount { state.keep(iova, from: 0, to: work.tried) }
@@ -163,10 +171,16 @@ extension DomainCore {
     return fixed
   }
 
-  /// Not all areas could be mapped: unmaps those that were. If that fails, the range keeps its addresses.
+  /// Not all areas could be mapped: unmaps those that were. If that fails, the range keeps its addresses. The close of the domain
+  /// does it by itself.
   private func undo(_ iova: IOVA, _ byteCount: UInt64, _ work: BulkWork, _ failure: MapFailure) -> MapFailure {
-    var calls = work.calls, stuck: UInt64 = 0
-    for area in work.done {
+    var failure = failure, calls = work.calls, stuck: UInt64 = 0
+    for area in work.done where !failure.isClosed {
+      guard enter() else {
+        (failure, stuck) = (.closed, 0)
+        break
+      }
+      defer { leave() }
       calls += 1
       let done = try? translation.unmap(iova: iova.rawValue + area.offset, byteCount: area.byteCount)
       if done != area.byteCount { stuck += area.byteCount }
@@ -211,29 +225,31 @@ extension DomainCore {
     var left: UInt64
   }
 
+  /// - Precondition: The caller has not entered.
   private func unmap(
     _ iova: IOVA, _ byteCount: UInt64, _ threads: Int, _ isCancelled: @escaping @Sendable () -> Bool
   ) -> Result<Int, Remainder> {
     guard isOwner else { return .failure(Remainder(reason: .forked, left: byteCount)) }
-    var done = byteCount, calls: UInt64 = 0
-    if enter() {
+    let work = BulkWork(byteCount: byteCount, threads: threads, isCancelled: isCancelled) { [self] offset, length in
+      guard enter() else { return .closed }
       defer { leave() }
-      let translation = translation
-      let work = BulkWork(byteCount: byteCount, threads: threads, isCancelled: isCancelled) { offset, length in
-        do throws(Errno) {
-          let done = try translation.unmap(iova: iova.rawValue + offset, byteCount: length)
-          return done == length ? nil : .mismatch(done)
-        } catch { return .system(error) }
-      }
-      (done, calls) = (work.tried, work.calls)
-      if let failure = work.failed.first?.failure {
-        // ``leaked(_:_:_:_:)`` counts one.
-        locked { $0.statistics.systemCalls &+= callsEach &* (calls - 1) }
-        return .failure(Remainder(reason: failure, left: byteCount - work.doneByteCount))
-      }
-    } else {
-      // Closed: the kernel unmaps everything by itself.
+      do throws(Errno) {
+        let done = try translation.unmap(iova: iova.rawValue + offset, byteCount: length)
+        return done == length ? nil : .mismatch(done)
+      } catch { return .system(error) }
+    }
+    var done = work.tried
+    let calls = work.calls
+    switch work.failure {
+    case nil: break
+    case .closed?:
+      // The kernel unmaps everything by itself.
       waitUntilEmptied()
+      done = byteCount
+    case let reason?:
+      // ``leaked(_:_:_:_:)`` counts one.
+      locked { $0.statistics.systemCalls &+= callsEach &* (calls - 1) }
+      return .failure(Remainder(reason: reason, left: byteCount - work.doneByteCount))
     }
     if done == byteCount, let record = records.end(iova) {
       // A mapping of one area, which was not made by ``map(_:at:_:access:)``.

@@ -37,6 +37,7 @@ extension DMADomain {
     switch core.map(list, request, limits, access: direction.access) {
     case .failure(let failure):
       noteFailure(failure, limits)
+      waitIfClosed(failure)
       // What the device may still reach must not be used again.
       if case .stuck = failure { _ = list.take() }
       throw core.failed(failure, "map(list)", byteCount: Int(layout.end), limit: limits.last).on(deviceName)

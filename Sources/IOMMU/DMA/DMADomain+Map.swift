@@ -4,8 +4,10 @@ import Synchronization
 extension DMADomain {
   /// Gives a buffer to the device: on return the device can reach it, and the CPU cannot touch it.
   ///
-  /// The kernel call behind it is one `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA`, which pins the pages; none under
+  /// The kernel call behind it is one `IOMMU_IOAS_MAP` or `VFIO_IOMMU_MAP_DMA` for each 32 MiB, which pins the pages; none under
   /// ``Protection/persistent`` and ``Protection/bounce``. If it throws, the buffer is freed; ``tryMap(_:_:)`` gives it back instead.
+  /// What was mapped before a call failed is taken back; where the kernel refuses that too, the memory is never used again, and
+  /// counted in ``DMAStatistics/leakedBytes``.
   /// Up to 2 MiB O(1) but for the kernel, and without a lock that processors share, when one of this length was unmapped
   /// here before; else O(log n) in the number of mappings.
   ///
@@ -45,7 +47,8 @@ extension DMADomain {
     }
   }
 
-  /// As ``map(_:_:)-(DMABuffer,_)``, but a buffer that cannot be mapped comes back with the error.
+  /// As ``map(_:_:)-(DMABuffer,_)``, but a buffer that cannot be mapped comes back with the error. Memory that
+  /// ``DMAStatistics/leakedBytes`` has counted by then comes back as well, and the device may reach it: drop it.
   public func tryMap(_ buffer: consuming DMABuffer, _ direction: DMADirection) -> MapResult {
     guard isOurs(buffer) else { return giveBack(buffer) }
     let limits = addressing.limits
@@ -85,7 +88,9 @@ extension DMADomain {
   /// of a map that succeeds stays free of both.
   @inline(never)
   private func refuse(_ buffer: consuming DMABuffer, _ failure: MapFailure, _ limits: AddressLimits) -> DMAError {
-    error("map", failure, limits, byteCount: buffer.byteCount)
+    let error = error("map", failure, limits, byteCount: buffer.byteCount)
+    if case .stuck = failure { buffer.reachableUntil = .max }
+    return error
   }
 
   @inline(never)
@@ -94,6 +99,7 @@ extension DMADomain {
   @inline(never)
   private func giveBack(_ buffer: consuming DMABuffer, _ failure: MapFailure, _ limits: AddressLimits) -> MapResult {
     let error = error("tryMap", failure, limits, byteCount: buffer.byteCount)
+    if case .stuck = failure { buffer.reachableUntil = .max }
     return .failed(buffer, error)
   }
 
@@ -104,8 +110,13 @@ extension DMADomain {
     _ operation: String, _ failure: MapFailure, _ limits: AddressLimits, byteCount: Int
   ) -> DMAError {
     noteFailure(failure, limits)
+    waitIfClosed(failure)
     return core.failed(failure, operation, byteCount: byteCount, limit: limits.last).on(deviceName)
   }
+
+  /// A map that the close of the domain has overtaken may have mapped a part: returns when that is out of reach. Whoever calls
+  /// this has left.
+  func waitIfClosed(_ failure: MapFailure) { if case .closed = failure { core.waitUntilEmptied() } }
 
   func foreignBuffer(_ operation: String) -> DMAError {
     DMAError(
@@ -245,7 +256,7 @@ extension DomainCore {
     } catch { return noSpace(error) }
     do throws(Errno) {
       try mapMakingRoom(iova: iova.rawValue, address: host, byteCount: UInt64(byteCount), access: access)
-    } catch { return undo(iova, byteCount: UInt64(byteCount), error) }
+    } catch { return undo(iova, byteCount: UInt64(byteCount), .system(error)) }
     return .success(iova)
   }
 

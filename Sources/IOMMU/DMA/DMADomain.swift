@@ -29,6 +29,10 @@ public final class DMADomain: Sendable {
     self.faultLog = faultLog
     self.owner = owner
     self.deviceName = deviceName
+    core.listeners.withLock { [addressing] listeners in
+      listeners.removeAll { $0.addressing == nil }
+      listeners.append(.init(addressing: addressing))
+    }
   }
 
   /// Says how many address bits the device drives: no address given to it will have others.

@@ -39,6 +39,9 @@ public struct DMAStatistics: Hashable, Sendable {
   public var cacheHits: UInt64 = 0, cacheMisses: UInt64 = 0
   /// Bytes of IOVA that are kept like that now: within a device's reach, though no mapping has them.
   public var cachedBytes: UInt64 = 0
+  /// How often the timer of the lazy modes and of the kept maps could not be had: each time all that waited was flushed at once.
+  /// See ``DMANotice/timerMissing(device:errno:)``.
+  public var timerFailures: UInt64 = 0
   /// The longest time that an unmapped range stayed within reach, in nanoseconds, from when it was queued to the end of
   /// the flush; a few milliseconds exact.
   public var longestWindowNanoseconds: UInt64 = 0

@@ -77,20 +77,13 @@ extension DomainCore {
     return .success(number)
   }
 
-  /// Whether an entry that was queued needs neither the timer nor room that a flush made.
-  @inline(__always)
-  private func hasNoMoreToDo(_ ring: UnsafeMutablePointer<FlushQueue.Ring>) -> Bool {
-    guard queue.isTimerArmed.load(ordering: .relaxed) else { return false }
-    return unsafe ring.pointee.settled.load(ordering: .relaxed) == queue.finished.load(ordering: .relaxed)
-  }
-
   @inline(never)
   private func doMore(
     _ slot: UnsafeMutablePointer<DomainSlots.Slot>, _ ring: UnsafeMutablePointer<FlushQueue.Ring>
   ) {
-    if !queue.isTimerArmed.load(ordering: .relaxed) { armTimer() }
-    unsafe reclaim(ring, all: false)
+    unsafe doMore(ring)
     unsafe slots.leave(slot)
+    tellOfTimer()
   }
 
   /// What of it may wait, or went wrong.
@@ -100,8 +93,6 @@ extension DomainCore {
     isIndexed: Bool, _ cleared: UInt64
   ) -> Result<UInt64, MapFailure> {
     if isIndexed { unindex(IOVA(entry.iova), record) }
-    let result = queueOrUnmap(entry, cleared == entry.byteCount ? nil : .mismatch(cleared))
-    unsafe slots.leave(slot)
-    return result
+    return unsafe queueAndLeave(slot, entry, cleared == entry.byteCount ? nil : .mismatch(cleared))
   }
 }

@@ -29,7 +29,7 @@ extension DomainCore {
       iova = address
     } else {
       do throws(RangeStoreFailure) { iova = try place(length, limits) } catch {
-        return unsafe undo(slot, length, systemCalls: 0, .space(error))
+        return unsafe undo(slot, length, systemCalls: 0, spaceFailure(error))
       }
     }
     guard records.enter(iova, host: host, byteCount: length) else {
@@ -75,7 +75,7 @@ extension DomainCore {
       byteCount: length, limit: last.last, lowest: lowest(last), mayEmptyCaches: true)
   }
 
-  /// ``map(_:byteCount:limits:access:)`` of more than 2 MiB.
+  /// ``map(_:byteCount:limits:access:)`` of more than 2 MiB. What is longer than an area takes a call for each.
   @inline(never)
   private func mapLarge(_ host: UInt64, _ length: UInt64, _ limits: AddressLimits, _ access: DMAAccess) -> Result<
     IOVA, MapFailure
@@ -94,9 +94,9 @@ extension DomainCore {
         }
       }
     } catch { return noSpace(error) }
-    do throws(Errno) {
-      try translation.map(iova: iova.rawValue, address: host, byteCount: length, access: access)
-    } catch { return undo(iova, byteCount: length, error) }
+    let (failure, calls) = mapInAreas(iova.rawValue, host: host, length, access)
+    if let failure { return undo(iova, byteCount: length, failure, calls: calls) }
+    if calls > 1 { locked { $0.statistics.systemCalls &+= callsEach &* (calls - 1) } }
     return .success(iova)
   }
 
@@ -131,20 +131,29 @@ extension DomainCore {
   @inline(never)
   func noSpace(_ reason: RangeStoreFailure) -> Result<IOVA, MapFailure> {
     locked { $0.statistics.failedMaps += 1 }
-    return .failure(.space(reason))
+    return .failure(spaceFailure(reason))
   }
 
-  /// A map that the store knows failed.
+  /// Why there are no addresses. What waits is not flushed any more when the domain ends, so that this says nothing of them then.
+  func spaceFailure(_ reason: RangeStoreFailure) -> MapFailure {
+    isClosed.load(ordering: .relaxed) ? .closed : .space(reason)
+  }
+
+  /// A map that the store knows failed, after so many calls. What could not be taken back keeps its addresses.
   @inline(never)
-  func undo(_ iova: IOVA, byteCount: UInt64, _ error: Errno) -> Result<IOVA, MapFailure> {
+  func undo(
+    _ iova: IOVA, byteCount: UInt64, _ failure: MapFailure, calls: UInt64 = 1
+  ) -> Result<IOVA, MapFailure> {
     locked { state in
-      state.forget(iova)
+      if case .stuck = failure { state.statistics.leakedBytes += byteCount } else { state.forget(iova) }
       state.statistics.failedMaps += 1
       state.statistics.maps -= 1
+      // One was counted with the mapping.
+      state.statistics.systemCalls &+= callsEach &* (calls &- 1)
       state.statistics.liveMappings -= 1
       state.statistics.liveBytes -= byteCount
     }
-    return .failure(.system(error))
+    return .failure(failure)
   }
 
   /// The kernel refused what has its address and its record.

@@ -6,7 +6,10 @@ extension DomainCore {
   /// Maps parts at their places in a range whose nodes are there, in as few kernel calls as there can be.
   ///
   /// If one fails, those before it are taken back and the parts' addresses are free again, or `reserved` ones once more.
-  /// If that fails too, what is mapped keeps its addresses.
+  /// If that fails too, what is mapped keeps its addresses. When the domain is closed meanwhile this stops, and what is mapped
+  /// is out of reach when the domain is emptied.
+  ///
+  /// - Precondition: The caller has entered.
   func mapParts(
     _ parts: UnsafePointer<MemoryPart>, count: Int, at iova: IOVA, access: DMAAccess, reserved: IOVARange? = nil
   ) -> MapFailure? {
@@ -14,20 +17,28 @@ extension DomainCore {
     var walk = unsafe AreaWalk(parts, count: count, granuleMask: granuleMask)
     var done = 0, mapped: UInt64 = 0
     while let area = walk.next() {
+      var failure: MapFailure?, calls: UInt64 = 0, stuck: Range<UInt64> = 0..<0
       do throws(Errno) {
-        try mapMakingRoom(
-          iova: iova.rawValue + area.placement, address: area.host, byteCount: area.byteCount, access: access)
+        if mapped > 0, isClosed.load(ordering: .relaxed) {
+          failure = .closed
+        } else {
+          try mapMakingRoom(
+            iova: iova.rawValue + area.placement, address: area.host, byteCount: area.byteCount, access: access)
+        }
       } catch {
-        let (failure, unmapped, calls) = unsafe unmapAreas(
-          parts, count: count, from: iova, mapped: mapped, acrossGaps: reserved == nil)
+        let back = unsafe unmapAreas(parts, count: count, from: iova, mapped: mapped, acrossGaps: reserved == nil)
+        calls = 1 + back.calls
+        failure = Self.failure(error, takenBack: back.failure)
+        if case .stuck? = failure { stuck = back.unmapped..<mapped }
+      }
+      if let failure {
         locked { state in
           state.statistics.failedMaps += 1
-          state.statistics.systemCalls += callsEach &* (1 + calls)
-          let stuck = failure == nil ? 0..<0 : unmapped..<mapped
+          state.statistics.systemCalls += callsEach &* calls
           unsafe state.takeBack(
             parts, count: count, at: iova, granuleMask: granuleMask, counted: done, stuck: stuck, reserved: reserved)
         }
-        return failure == nil ? .system(error) : .stuck(error)
+        return failure
       }
       mapped += area.byteCount
       locked { state in
@@ -48,8 +59,10 @@ extension DomainCore {
   /// - Returns: As ``unmapParts(_:count:from:reserved:)``.
   func unmap(_ list: ScatterList.Parts, from iova: IOVA, byteCount: UInt64) -> (failure: MapFailure?, done: Int) {
     if lazyMode.load(ordering: .relaxed) != .strict, isOwner, isOneArea(list), enter() {
-      defer { leave() }
-      switch unsafe unmapLazily(list.base, count: list.count, from: iova, byteCount: byteCount) {
+      let result = unsafe unmapLazily(list.base, count: list.count, from: iova, byteCount: byteCount)
+      leave()
+      tellOfTimer()
+      switch result {
       case .failure(let failure): return (failure, 0)
       case .success(let number):
         list.keep(until: number)
@@ -73,13 +86,16 @@ extension DomainCore {
     _ parts: UnsafePointer<MemoryPart>, count: Int, from iova: IOVA, reserved: IOVARange? = nil
   ) -> (failure: MapFailure?, done: Int) {
     guard ProcessGuard.isOwner else { return (.forked, 0) }
-    var failure: MapFailure?, unmapped = UInt64.max, calls: UInt64 = 0
+    var failure: MapFailure? = .closed, unmapped = UInt64.max, calls: UInt64 = 0
     if enter() {
-      defer { leave() }
       (failure, unmapped, calls) = unsafe unmapAreas(
         parts, count: count, from: iova, mapped: .max, acrossGaps: reserved == nil)
-    } else {
+      leave()
+    }
+    if let reason = failure, reason.isClosed {
+      // The kernel unmaps everything by itself.
       waitUntilEmptied()
+      (failure, unmapped) = (nil, .max)
     }
     var next: UInt64 = 0, at: UInt64 = 0, done = 0
     while done < count {
@@ -103,7 +119,8 @@ extension DomainCore {
   /// Unmaps the first `mapped` bytes of some parts, an area's worth at a time.
   ///
   /// - Parameter acrossGaps: Whether nobody can have mapped anything between two parts.
-  /// - Returns: Why not, how many bytes were unmapped, and how many calls it took.
+  /// - Returns: Why not, how many bytes were unmapped, and how many calls it took. ``MapFailure/closed`` when the domain was
+  ///   closed meanwhile.
   private func unmapAreas(
     _ parts: UnsafePointer<MemoryPart>, count: Int, from iova: IOVA, mapped: UInt64, acrossGaps: Bool
   ) -> (failure: MapFailure?, unmapped: UInt64, calls: UInt64) {
@@ -111,6 +128,7 @@ extension DomainCore {
     var unmapped: UInt64 = 0, calls: UInt64 = 0
     var area = mapped > 0 ? walk.next() : nil
     while let first = area {
+      if unmapped > 0, isClosed.load(ordering: .relaxed) { return (.closed, unmapped, calls) }
       var end = first.end, byteCount = first.byteCount
       area = unmapped + byteCount < mapped ? walk.next() : nil
       while let next = area, acrossGaps || next.placement == end,

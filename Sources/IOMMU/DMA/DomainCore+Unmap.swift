@@ -18,6 +18,7 @@ extension DomainCore {
 
   @inline(__always)
   private func unmapNow(_ iova: IOVA, _ length: UInt64) -> Result<UInt64, MapFailure> {
+    if length > UInt64(Limits.areaByteCount), callsEach != 0 { return unmapLarge(iova, length) }
     let slot = unsafe slots.lock()
     guard unsafe !slot.pointee.tally.isClosed else {
       unsafe slot.pointee.unlock()

@@ -60,6 +60,12 @@ final class DomainCore: @unchecked Sendable {
   /// Maps that are kept after their unmap, by ``Protection/automatic(_:)``.
   let cache = MapCache()
   let protection = Mutex(ProtectionState())
+  /// Whether the timer could not be had once, and why, until that is told.
+  let isTimerMissed = Atomic<Bool>(false), untoldErrno = Atomic<Int32>(0)
+  /// Those who are told what concerns the domain as a whole: one a device.
+  let listeners = Mutex<[Listener]>([])
+
+  struct Listener { weak var addressing: DeviceAddressing? }
 
   init(
     kernel: any Kernel, translation: any Translation, usable: IOVARanges, granule: PageSize, node: Int?, device: String,
@@ -162,7 +168,8 @@ final class DomainCore: @unchecked Sendable {
     guard ProcessGuard.isOwner else { return }
     slots.close()
     withoutHits { _ in }
-    // A call under way is an ioctl, which ends by itself. In one order with ``enter()``'s two steps.
+    // A call under way is an ioctl, which ends by itself; what takes several looks whether to go on before each. In one order
+    // with ``enter()``'s two steps.
     while inFlight.load(ordering: .sequentiallyConsistent) != 0 || slots.isAnyInFlight {
       kernel.sleep(.microseconds(20))
     }
@@ -225,10 +232,13 @@ enum MapFailure: Error {
   case space(RangeStoreFailure)
   /// The kernel unmapped this many bytes instead of what was asked.
   case mismatch(UInt64)
-  /// A part of a list could not be mapped, and those before it could not be unmapped.
+  /// A part of a list, or an area, could not be mapped, and those before it could not be unmapped.
   case stuck(Errno)
   case closed
   case forked
   /// Debug mode has no record of the mapping: it has ended before.
   case notMapped
+
+  /// Whether the domain was closed: before the call, or under it.
+  var isClosed: Bool { if case .closed = self { true } else { false } }
 }

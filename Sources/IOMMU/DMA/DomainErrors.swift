@@ -32,7 +32,7 @@ extension DomainCore {
     case .stuck(let errno):
       error.errno = errno
       describe(errno, &error)
-      let rest = "The parts mapped before could not be unmapped: the list's memory is kept out of use"
+      let rest = "What was mapped before could not be unmapped: the memory is kept out of use"
       error.detail = [error.detail, rest].compactMap(\.self).joined(separator: ". ")
       error.remedy = error.remedy ?? Self.stuckRemedy
     }

@@ -44,7 +44,7 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   /// under ``Protection/persistent`` it stays within reach, with ``Protection/bounce`` it never was, and has now what the device
   /// has written to its copy.
   ///
-  /// The kernel call behind it is one `IOMMU_IOAS_UNMAP` or `VFIO_IOMMU_UNMAP_DMA`, none under those two. If that fails, or
+  /// The kernel call behind it is one `IOMMU_IOAS_UNMAP` or `VFIO_IOMMU_UNMAP_DMA` for each 32 MiB, none under those two. If one fails, or
   /// unmaps another number of bytes, the memory may still be within the device's reach: it is leaked, counted in
   /// ``DMAStatistics/leakedBytes``, and never reused.
   ///

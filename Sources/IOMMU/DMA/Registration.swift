@@ -98,7 +98,11 @@ extension DMADomain {
           isHuge: false), addressing.limits)
       if isAbove { tripped() }
       return unsafe Registration(core: .passRetained(core), range: range, byteCount: memory.count)
-    } catch { throw error.on(deviceName) }
+    } catch {
+      // Areas that were mapped by then stay so until the domain is closed.
+      if error.code == .closed { core.waitUntilEmptied() }
+      throw error.on(deviceName)
+    }
   }
 }
 

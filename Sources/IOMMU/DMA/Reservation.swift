@@ -169,6 +169,6 @@ extension DomainCore {
         try afterDrain { () throws(RangeStoreFailure) in
           try locked { state throws(RangeStoreFailure) in try state.take(request, limits, kind: .guard) }
         })
-    } catch { return .failure(.space(error)) }
+    } catch { return .failure(spaceFailure(error)) }
   }
 }

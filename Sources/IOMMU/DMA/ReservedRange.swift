@@ -54,6 +54,7 @@ final class ReservedRange: @unchecked Sendable {
       }
       return links.insert(part, at: index)
     }
+    if failure.isClosed { core.waitUntilEmptied() }
     let byteCount = part.byteCount, address = IOVA(range.start.rawValue + UInt64(offset))
     if case .stuck = failure { keepCore() } else { part.free() }
     throw core.failed(failure, "link", address, byteCount: byteCount).on(deviceName)

@@ -37,7 +37,7 @@ extension DebugTracker: MapDetour {
     in domain: DMADomain
   ) -> DMADomain.Otherwise {
     let core = domain.core
-    var address = IOVA(0), kind = MappingKind.own, granted: UInt8 = 0
+    var address = IOVA(0), kind = MappingKind.own, granted: UInt8 = 0, isAbove = false
     switch unsafe domain.mapOtherwise(by: core.way, base, byteCount, limits, access) {
     case .failed(let failure): return .failed(failure)
     case .mapped(let iova, let other): (address, kind) = (iova, other)
@@ -45,12 +45,13 @@ extension DebugTracker: MapDetour {
       switch unsafe core.mapOwned(base, byteCount: byteCount, limits: limits, access: access) {
       case .failure(let failure): return .failed(failure)
       case .success(let placed):
-        if placed.iova.rawValue > limits.first { domain.tripped() }
+        isAbove = placed.iova.rawValue > limits.first
         (address, granted) = (placed.iova, placed.access)
       }
     }
     let memory = UInt64(UInt(bitPattern: base))
     let id = begin(DebugRecord(.buffer, address, memory, byteCount, isOurs: true, access, granted: granted, kind))
+    if isAbove { domain.tripped() }
     return .mapped(address, .recorded(id))
   }
 

@@ -80,6 +80,7 @@ public final class Device: Sendable {
   ///
   /// Bus mastering off, wait for transactions under way (at most 200 ms), reset where the device can, interrupts off,
   /// detach; after the domain's last device everything is unmapped at once, which costs one invalidation however much is
-  /// mapped. Mappings that are alive then give their buffers back as ever. The second call does nothing.
+  /// mapped. Mappings that are alive then give their buffers back as ever. The second call does nothing. It waits for the kernel
+  /// calls that other threads have under way, and not for what they meant to call after that: see <doc:GuaranteesAndDuties>.
   public func close() { session.close() }
 }

@@ -25,16 +25,17 @@ extension DMADomain {
   public func switchProtection(to protection: Protection) throws(DMAError) {
     guard ProcessGuard.isOwner else { throw core.failed(.forked, "switchProtection").on(deviceName) }
     guard core.enter() else { throw core.failed(.closed, "switchProtection").on(deviceName) }
-    defer { core.leave() }
+    let isAbove: Bool, limits = addressing.limits
     do throws(DMAError) {
-      guard let ownership = core.debug?.ownership else {
-        if try core.switchProtection(to: protection, addressing.limits) { tripped() }
-        return
+      defer { core.leave() }
+      if let ownership = core.debug?.ownership {
+        isAbove = try ownership.lifted { () throws(DMAError) in try core.switchProtection(to: protection, limits) }
+      } else {
+        isAbove = try core.switchProtection(to: protection, limits)
       }
-      let limits = addressing.limits
-      let isAbove = try ownership.lifted { () throws(DMAError) in try core.switchProtection(to: protection, limits) }
-      if isAbove { tripped() }
     } catch { throw error.on(deviceName) }
+    // Not before: the handler may close the device.
+    if isAbove { tripped() }
   }
 
   /// On return, nothing that was unmapped before this call is in a device's reach, and all of it may be used again; but
@@ -49,8 +50,11 @@ extension DMADomain {
     guard ProcessGuard.isOwner else { throw core.failed(.forked, "drain").on(deviceName) }
     // A closed domain is out of reach as a whole, or soon: an unmap on it waits for that.
     guard core.enter() else { return core.waitUntilEmptied() }
-    defer { core.leave() }
-    if let failure = core.drain() ?? core.settle() { throw core.failed(failure, "drain").on(deviceName) }
+    let failure = core.drain() ?? core.settle()
+    core.leave()
+    guard let failure else { return }
+    if isClosed { return core.waitUntilEmptied() }
+    throw core.failed(failure, "drain").on(deviceName)
   }
 }
 
@@ -82,18 +86,24 @@ extension DomainCore {
       queue.waitForReleases(kernel)
       return nil
     }
+    if let failure = flushAll() { return failure }
+    reclaimAll()
+    queue.waitForReleases(kernel)
+    if queue.count == 0 { disarmTimer() }
+    return nil
+  }
+
+  /// On success, a flush that started after this call has finished.
+  func flushAll() -> MapFailure? {
     let number = queue.started.load(ordering: .sequentiallyConsistent) + 1
     while queue.finished.load(ordering: .acquiring) < number {
       switch flush() {
       case .done: break
-      // A flush is a few ioctls, which end by themselves.
+      // A flush is ioctls of a millisecond at most, which end by themselves.
       case .busy: kernel.sleep(.microseconds(20))
       case .failed(let failure): return failure
       }
     }
-    reclaimAll()
-    queue.waitForReleases(kernel)
-    if queue.count == 0 { disarmTimer() }
     return nil
   }
 

@@ -32,9 +32,25 @@ extension DomainCore {
     } else {
       locked { $0.retire(iova, byteCount: length) }
     }
+    return unsafe queueAndLeave(slot, entry, failure)
+  }
+
+  /// ``queueOrUnmap(_:_:)``, and the end of a call that a slot counts.
+  func queueAndLeave(
+    _ slot: UnsafeMutablePointer<DomainSlots.Slot>, _ entry: FlushQueue.Entry, _ failure: MapFailure?
+  ) -> Result<UInt64, MapFailure> {
     let result = queueOrUnmap(entry, failure)
     unsafe slots.leave(slot)
+    tellOfTimer()
+    if case .failure(.closed) = result { return endClosed() }
     return result
+  }
+
+  /// Of a range that was taken apart already; the kernel unmaps everything by itself.
+  @inline(never)
+  private func endClosed() -> Result<UInt64, MapFailure> {
+    waitUntilEmptied()
+    return .success(0)
   }
 
   /// As ``unmapLazily(_:length:memory:)``, for a range with several parts, of an area's worth at most: it waits as one,
@@ -62,7 +78,7 @@ extension DomainCore {
   }
 
   /// Queues a range that is cleared, or could not be, and retired; unmaps it on the spot where there is no room.
-  func queueOrUnmap(_ entry: FlushQueue.Entry, _ failure: MapFailure?) -> Result<UInt64, MapFailure> {
+  private func queueOrUnmap(_ entry: FlushQueue.Entry, _ failure: MapFailure?) -> Result<UInt64, MapFailure> {
     if let failure { return stuck(failure, entry.byteCount) }
     if let number = enqueue(entry) { return .success(number) }
     return unmapOnTheSpot(entry)
@@ -72,15 +88,18 @@ extension DomainCore {
   /// for them.
   @inline(never)
   private func unmapOnTheSpot(_ entry: FlushQueue.Entry) -> Result<UInt64, MapFailure> {
-    do throws(Errno) {
-      if let processOwned {
-        try processOwned.invalidate(iova: entry.iova, byteCount: entry.byteCount)
-      } else {
-        let done = try translation.unmap(iova: entry.iova, byteCount: entry.byteCount)
-        if done != entry.byteCount - entry.gapByteCount { return stuck(.mismatch(done), entry.byteCount) }
+    if let processOwned {
+      do throws(Errno) { try processOwned.invalidate(iova: entry.iova, byteCount: entry.byteCount) } catch {
+        return stuck(.system(error), entry.byteCount)
       }
-    } catch { return stuck(.system(error), entry.byteCount) }
-    locked { $0.statistics.systemCalls += callsEach }
+    } else {
+      let mapped = entry.byteCount - entry.gapByteCount
+      let (failure, _, calls) = unmapWaiting(entry.iova, entry.byteCount, mapped: mapped)
+      // ``leaked(_:_:_:_:)`` counts the one that failed.
+      let isCounted = failure.map(\.isClosed) ?? true
+      locked { $0.statistics.systemCalls += isCounted ? calls : calls - 1 }
+      if let failure { return stuck(failure, entry.byteCount) }
+    }
     let released = releaseAddresses(of: entry)
     slots.count { $0.queuedBytes &-= released }
     return .success(0)
@@ -113,10 +132,7 @@ extension DomainCore {
       switch unsafe queue.append(entry, to: ring) {
       case .queued(let number):
         queue.noteQueued(at: entry.time)
-        if !queue.isTimerArmed.load(ordering: .relaxed) { armTimer() }
-        if unsafe ring.pointee.settled.load(ordering: .relaxed) != queue.finished.load(ordering: .relaxed) {
-          unsafe reclaim(ring, all: false)
-        }
+        if unsafe !hasNoMoreToDo(ring) { unsafe doMore(ring) }
         return number
       case .full:
         unsafe reclaim(ring, all: true)
@@ -132,6 +148,19 @@ extension DomainCore {
         if lazyMode.load(ordering: .acquiring) == mode { return nil }
       }
     }
+  }
+
+  /// Whether an entry that was queued needs neither the timer nor the room that a flush made.
+  @inline(__always)
+  func hasNoMoreToDo(_ ring: UnsafeMutablePointer<FlushQueue.Ring>) -> Bool {
+    guard queue.isTimerArmed.load(ordering: .relaxed) else { return false }
+    return unsafe ring.pointee.settled.load(ordering: .relaxed) == queue.finished.load(ordering: .relaxed)
+  }
+
+  @inline(never)
+  func doMore(_ ring: UnsafeMutablePointer<FlushQueue.Ring>) {
+    if !queue.isTimerArmed.load(ordering: .relaxed) { armOrFlush(after: queue.timeout.load(ordering: .relaxed)) }
+    unsafe reclaim(ring, all: false)
   }
 
   /// Frees what may go of one ring: a few entries, or as long as there are any.
@@ -240,6 +269,7 @@ extension DomainCore {
       switch flush() {
       case .done: break
       case .busy: kernel.sleep(.microseconds(20))
+      case .failed(.closed): break
       case .failed: return locked { $0.statistics.leakedBytes += padded(byteCount) }
       }
     }

@@ -26,6 +26,8 @@ final class FlushQueue: @unchecked Sendable {
     var time: UInt64 = 0
     /// On tables that the kernel owns: the flush under way has unmapped it.
     var isUnmapped = false
+    /// And where that failed half way, of a range of several areas: how many were unmapped.
+    var unmappedAreas: UInt32 = 0
     /// The range came from ``DomainCore/space`` as it is, and goes back there; else the store has a node for it, or several.
     var isRecorded = false
   }

@@ -1,19 +1,29 @@
 import Synchronization
 
-/// The one thread of a kernel that flushes what has waited long enough.
+/// The timer of a kernel's domains: it flushes what has waited long enough.
 ///
 /// It starts when a queue gets its first entry and ends a while after the last was flushed: an idle process has no timer
-/// and no such thread.
+/// and no such thread. One thread *watches*, that is, sleeps until the first domain is due. It flushes that domain itself, which
+/// may take long: many calls, or one that the kernel is slow with. So while others wait meanwhile, another thread is
+/// *appointed* to watch: one that has flushed before and is *spare*, or a new one. There are as many threads as domains
+/// are being flushed, and one more.
 package final class FlushTimer: Sendable {
   private static let timers = Mutex<[ObjectIdentifier: FlushTimer]>([:])
 
   private let kernel: any Kernel
-  private let wakeUp: EventCounter
+  /// Wakes who watches, and who is spare.
+  private let wakeUp: EventCounter, appointment: EventCounter
   private let state = Mutex(State())
 
   private struct State {
     var due: [Due] = []
-    /// The thread ends, or has ended.
+    /// Whether a thread watches, or is about to.
+    var isWatched = true
+    /// Threads that flush, and those that wait to be appointed.
+    var flushing = 0, spare = 0
+    /// One of the spare threads is appointed, and has not noticed yet.
+    var isAppointed = false
+    /// The thread that watches ends, or has ended: nobody flushes any more.
     var isRetired = false
   }
 
@@ -21,30 +31,35 @@ package final class FlushTimer: Sendable {
     var time: UInt64
     var id: ObjectIdentifier
     weak var core: DomainCore?
+
+    init(_ core: DomainCore, after nanoseconds: UInt64, _ kernel: any Kernel) {
+      let (sum, overflow) = kernel.now().addingReportingOverflow(nanoseconds)
+      time = overflow ? .max : sum
+      (id, self.core) = (ObjectIdentifier(core), core)
+    }
   }
 
-  private init(_ kernel: any Kernel) throws(Errno) {
+  private init(_ kernel: any Kernel, _ first: Due) throws(Errno) {
     self.kernel = kernel
     wakeUp = try EventCounter(kernel)
+    appointment = try EventCounter(kernel)
+    state.withLock { $0.due.append(first) }
   }
 
-  /// Has a domain's ``DomainCore/timerFired()`` called after a time; false when no thread could be started.
-  static func arm(_ core: DomainCore, after nanoseconds: UInt64) -> Bool {
-    let kernel = core.kernel
-    let (sum, overflow) = kernel.now().addingReportingOverflow(nanoseconds)
-    let time = overflow ? UInt64.max : sum
-    if let running = timers.withLock({ $0[ObjectIdentifier(kernel)] }), running.add(core, time) { return true }
+  /// Has a domain's ``DomainCore/timerFired()`` called after a time; why not, where no thread can be had.
+  static func arm(_ core: DomainCore, after nanoseconds: UInt64) -> Errno? {
+    let kernel = core.kernel, due = Due(core, after: nanoseconds, kernel)
     do throws(Errno) {
-      let fresh = try FlushTimer(kernel)
-      _ = fresh.add(core, time)
+      if let running = timers.withLock({ $0[ObjectIdentifier(kernel)] }), try running.add(due) { return nil }
+      let fresh = try FlushTimer(kernel, due)
       try DetachedThread.start { fresh.run() }
       timers.withLock { timers in
         // Another thread may have been as quick: then there are two for a while, and each ends by itself. This one may have
         // done so by now, and would be kept for nothing.
         if !fresh.state.withLock({ $0.isRetired }) { timers[ObjectIdentifier(kernel)] = fresh }
       }
-      return true
-    } catch { return false }
+      return nil
+    } catch { return error }
   }
 
   /// Has it not called after all; a call that is under way goes on.
@@ -60,30 +75,112 @@ package final class FlushTimer: Sendable {
     timers.withLock { $0[ObjectIdentifier(kernel)].map { !$0.state.withLock(\.isRetired) } ?? false }
   }
 
-  private func add(_ core: DomainCore, _ time: UInt64) -> Bool {
-    let added = state.withLock { state in
-      if state.isRetired { return false }
-      state.due.append(Due(time: time, id: ObjectIdentifier(core), core: core))
-      return true
-    }
-    if added { wakeUp.signal() }
-    return added
+  /// How many threads a kernel's timer has. For tests.
+  package static func threadCount(of kernel: any Kernel) -> Int {
+    let timer = timers.withLock { $0[ObjectIdentifier(kernel)] }
+    return timer?.state.withLock { ($0.isWatched && !$0.isAppointed ? 1 : 0) + $0.flushing + $0.spare } ?? 0
   }
 
+  /// False when the timer has ended.
+  private func add(_ due: Due) throws(Errno) -> Bool {
+    let isAdded = state.withLock { state in
+      if !state.isRetired { state.due.append(due) }
+      return !state.isRetired
+    }
+    guard isAdded else { return false }
+    do throws(Errno) { try appoint() } catch {
+      // Those that flush come to it, but nobody knows when.
+      state.withLock { $0.due.removeAll { $0.id == due.id } }
+      throw error
+    }
+    wakeUp.signal()
+    return true
+  }
+}
+
+// MARK: - Threads
+
+extension FlushTimer {
   private func run() {
+    while let due = nextDue() {
+      // Where no other thread can be had, this one comes to the others when it is done.
+      if state.withLock({ !$0.due.isEmpty }) { try? appoint() }
+      // Without the lock: a reference taken here may turn out to be the last, and a domain that ends disarms its timer.
+      let again = due.core.flatMap { core in core.timerFired().map { Due(core, after: $0, kernel) } }
+      guard watchesAgain(again) || isAppointed() else { return }
+    }
+  }
+
+  /// Watches until a domain is due, and then no more; nil when nothing came for a while, and the timer ends.
+  private func nextDue() -> Due? {
     while true {
       let now = kernel.now()
-      let (ready, next) = state.withLock { state -> ([Due], UInt64?) in
-        let ready = state.due.filter { $0.time <= now }
-        state.due.removeAll { $0.time <= now }
-        return (ready, state.due.map(\.time).min())
+      let (ready, next) = state.withLock { state -> (Due?, UInt64?) in
+        guard let first = state.due.indices.min(by: { state.due[$0].time < state.due[$1].time }) else {
+          return (nil, nil)
+        }
+        guard state.due[first].time <= now else { return (nil, state.due[first].time) }
+        state.isWatched = false
+        state.flushing += 1
+        return (state.due.remove(at: first), nil)
       }
-      // Without the lock: a reference taken here may turn out to be the last, and a domain that ends disarms its timer.
-      for due in ready { due.core?.timerFired() }
-      if !ready.isEmpty { continue }
+      if let ready { return ready }
       let wait = next.map { $0 &- now } ?? Limits.timerLinger
-      let isWoken = (try? kernel.waitReadable([wakeUp.descriptor], timeout: .nanoseconds(Int64(clamping: wait)))) ?? nil
-      if isWoken != nil { _ = try? wakeUp.take() } else if next == nil, retire() { return }
+      if isWoken(wakeUp, wait) { _ = try? wakeUp.take() } else if next == nil, retire() { return nil }
+    }
+  }
+
+  private func isWoken(_ event: EventCounter, _ nanoseconds: UInt64) -> Bool {
+    let timeout = Duration.nanoseconds(Int64(clamping: nanoseconds))
+    return ((try? kernel.waitReadable([event.descriptor], timeout: timeout)) ?? nil) != nil
+  }
+
+  /// Sees to it that a thread watches.
+  private func appoint() throws(Errno) {
+    let isSpareAppointed = state.withLock { state -> Bool? in
+      if state.isWatched { return nil }
+      state.isWatched = true
+      state.isAppointed = state.spare > 0
+      return state.isAppointed
+    }
+    guard let isSpareAppointed else { return }
+    if isSpareAppointed { return appointment.signal() }
+    do throws(Errno) { try DetachedThread.start { self.run() } } catch {
+      let isSpare = state.withLock { state in
+        state.isWatched = false
+        return state.spare > 0
+      }
+      // One that has flushed has found somebody watching, and rests.
+      guard isSpare else { throw error }
+      try appoint()
+    }
+  }
+
+  /// A thread has flushed: whether it watches again, as nobody else does.
+  private func watchesAgain(_ again: Due?) -> Bool {
+    let isWatched = state.withLock { state in
+      state.flushing -= 1
+      if let again { state.due.append(again) }
+      defer { state.isWatched = true }
+      if state.isWatched { state.spare += 1 }
+      return state.isWatched
+    }
+    if isWatched, again != nil { wakeUp.signal() }
+    return !isWatched
+  }
+
+  /// Whether a spare thread is appointed; else it has waited for a while, and ends.
+  private func isAppointed() -> Bool {
+    while true {
+      let isWoken = isWoken(appointment, Limits.timerLinger)
+      if isWoken { _ = try? appointment.take() }
+      let isAppointed = state.withLock { state -> Bool? in
+        guard state.isAppointed || !isWoken else { return nil }
+        defer { state.isAppointed = false }
+        state.spare -= 1
+        return state.isAppointed
+      }
+      if let isAppointed { return isAppointed }
     }
   }
 
@@ -91,7 +188,7 @@ package final class FlushTimer: Sendable {
   private func retire() -> Bool {
     Self.timers.withLock { timers in
       let isRetired = state.withLock { state in
-        state.isRetired = state.due.isEmpty
+        state.isRetired = state.due.isEmpty && state.flushing == 0
         return state.isRetired
       }
       if isRetired, timers[ObjectIdentifier(kernel)] === self { timers[ObjectIdentifier(kernel)] = nil }
@@ -101,48 +198,7 @@ package final class FlushTimer: Sendable {
 }
 
 extension Limits {
-  /// How long the timer's thread stays without anything to do, in nanoseconds: under load entries come all the time, and
+  /// How long the timer's threads stay without anything to do, in nanoseconds: under load entries come all the time, and
   /// starting a thread costs more than keeping one.
   package static let timerLinger: UInt64 = 50_000_000
-}
-
-extension DomainCore {
-  @inline(never)
-  func armTimer() { armTimer(after: queue.timeout.load(ordering: .relaxed)) }
-
-  @inline(never)
-  func armTimer(after nanoseconds: UInt64) {
-    guard !queue.isTimerArmed.exchange(true, ordering: .acquiringAndReleasing) else { return }
-    // Without a thread, the next operation that finds an entry overdue flushes.
-    if !FlushTimer.arm(self, after: nanoseconds) {
-      queue.isTimerArmed.store(false, ordering: .releasing)
-    }
-  }
-
-  /// Nothing waits any more, so nothing needs to be called.
-  func disarmTimer() {
-    guard queue.isTimerArmed.load(ordering: .acquiring) else { return }
-    FlushTimer.disarm(self)
-    queue.isTimerArmed.store(false, ordering: .sequentiallyConsistent)
-    // Queued meanwhile, and left to the timer that is gone.
-    if queue.count > 0 { armTimer() }
-    if cache.count > 0 { armTimer(after: cache.timeout.load(ordering: .relaxed)) }
-  }
-
-  /// The timeout is over for what was queued first. Where that was flushed since, it is not over for what was queued later:
-  /// under load full rings flush, and the timer does not.
-  func timerFired() {
-    // Before the flush: what is queued from here on arms the timer anew.
-    queue.isTimerArmed.store(false, ordering: .sequentiallyConsistent)
-    guard isOwner, enter() else { return }
-    defer { leave() }
-    guard queue.count > 0 else { return tearDownWhenDue() }
-    let oldest = queue.refreshOldest(), timeout = queue.timeout.load(ordering: .relaxed), now = coarseNow()
-    if oldest > now || now - oldest < timeout { return armTimer(after: timeout - (now - min(oldest, now))) }
-    switch flush() {
-    case .done: reclaimAll()
-    // The flush under way may not cover what this is about.
-    case .busy, .failed: armTimer()
-    }
-  }
 }

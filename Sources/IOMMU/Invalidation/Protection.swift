@@ -16,7 +16,9 @@ public enum Protection: Hashable, Sendable {
   /// An unmap puts the range into a flush queue and returns: the next flush takes all of them out of reach together.
   ///
   /// Until then the device may still read and write what was unmapped: at most for the timeout while the process runs,
-  /// without bound while it is stopped. The address is not given out again before, and memory of the library's own that
+  /// without bound while it is stopped. One timer for all domains of the process sees to that, and goes on with the others while
+  /// the flush of one takes long; where it cannot be had, an unmap is flushed at once. ``DMAStatistics/longestWindowNanoseconds``
+  /// is what it came to. The address is not given out again before, and memory of the library's own that
   /// was freed is kept out of use. Memory of the caller's must not be put to a use that the device may not see or change
   /// before ``DMADomain/drain()``.
   ///
@@ -24,9 +26,9 @@ public enum Protection: Hashable, Sendable {
   /// invalidation of what devices have cached of it: a flush makes one of everything, for all that is queued.
   ///
   /// On tables that the kernel owns it is the unmap itself that waits, and the flush unmaps each contiguous run with one
-  /// ioctl. That saves system calls and no invalidation, of which the kernel makes one for each area, and the window is
+  /// ioctl, of 32 MiB and 256 ranges at most, so that none takes long. That saves system calls and no invalidation, of which the kernel makes one for each area, and the window is
   /// wider than that of the kernel's own lazy mode: the translation stays valid, not only what is cached of it. A list
-  /// waits as one range. Lists and memory of the caller's of more than 32 MiB, which take several ioctls, and what is
+  /// waits as one range, and so does a buffer, however long. Lists and memory of the caller's of more than 32 MiB, which take several ioctls, and what is
   /// unlinked from a ``Reservation``, whose addresses may be linked anew, do not wait.
   case lazy(FlushQueueOptions)
   /// Memory of the buffer arena, and what was registered, is mapped once for all, in areas of capped size: mapping and

@@ -58,7 +58,13 @@ extension DomainCore {
   @inline(never)
   private func keep(_ iova: IOVA, of base: UnsafeRawPointer, byteCount: Int, access: UInt8) -> Bool {
     guard isOwner, enter() else { return false }
-    defer { leave() }
+    let isKept = unsafe keepEntered(iova, of: base, byteCount: byteCount, access: access)
+    leave()
+    tellOfTimer()
+    return isKept
+  }
+
+  private func keepEntered(_ iova: IOVA, of base: UnsafeRawPointer, byteCount: Int, access: UInt8) -> Bool {
     tearDownOverdue()
     let length = padded(byteCount)
     let kept = MapCache.Kept(
@@ -70,7 +76,7 @@ extension DomainCore {
       offered = offer(kept)
     }
     guard offered == .kept else { return false }
-    if !queue.isTimerArmed.load(ordering: .relaxed) { armTimer(after: cache.timeout.load(ordering: .relaxed)) }
+    if !queue.isTimerArmed.load(ordering: .relaxed) { armOrFlush(after: cache.timeout.load(ordering: .relaxed)) }
     return true
   }
 
@@ -82,7 +88,8 @@ extension DomainCore {
 // MARK: - Tearing down
 
 extension DomainCore {
-  /// Has the kernel unmap what is kept, as far as it is meant; the last failure. What fails stays kept, and out of use.
+  /// Has the kernel unmap what is kept, as far as it is meant; the last failure. What fails stays kept, and out of use; so does
+  /// what is left when the domain is closed meanwhile, which takes everything out of reach.
   @discardableResult
   @inline(never)
   func tearDown(_ which: MapCache.Which, atMost rounds: Int = .max) -> MapFailure? {
@@ -91,26 +98,26 @@ extension DomainCore {
     for _ in 0..<rounds {
       let count = cache.take(which, &batch)
       for index in 0..<count {
-        let leaving = batch[index], reason = unmapKept(leaving)
-        slots.count { $0.systemCalls &+= callsEach }
+        let leaving = batch[index], (reason, done, calls) = unmapKept(leaving)
+        slots.count { $0.systemCalls &+= callsEach &* calls }
         if let reason {
-          cache.refuse(leaving.place)
+          cache.refuse(leaving.place, unmapped: done)
           failure = reason
         } else {
           release(IOVA(leaving.iova), byteCount: leaving.byteCount)
           cache.remove(leaving.place)
         }
       }
-      if count < MapCache.Batch.count { break }
+      if count < MapCache.Batch.count || failure.map(\.isClosed) ?? false { break }
     }
     return failure
   }
 
-  private func unmapKept(_ leaving: MapCache.Leaving) -> MapFailure? {
-    do throws(Errno) {
-      let done = try translation.unmap(iova: leaving.iova, byteCount: leaving.byteCount)
-      return done == leaving.byteCount ? nil : .mismatch(done)
-    } catch { return .system(error) }
+  /// Goes on where an earlier attempt has stopped.
+  private func unmapKept(_ leaving: MapCache.Leaving) -> (failure: MapFailure?, done: UInt64, calls: UInt64) {
+    // Whoever closes the domain waits for this.
+    if isClosed.load(ordering: .relaxed) { return (.closed, leaving.unmapped, 0) }
+    return unmapInAreas(leaving.iova, leaving.byteCount, from: leaving.unmapped)
   }
 
   /// On success, nothing that was kept before this call is within reach.
@@ -134,12 +141,17 @@ extension DomainCore {
   /// Takes memory that is about to be freed out of reach; false when the kernel refuses.
   @inline(never)
   func tearDownMaps(of memory: UnsafeMutableRawPointer) -> Bool {
-    guard enter() else {
-      waitUntilEmptied()
-      return true
+    var isDone = false
+    if enter() {
+      isDone = tearDownMaps(of: UInt64(UInt(bitPattern: memory)))
+      leave()
     }
-    defer { leave() }
-    let host = UInt64(UInt(bitPattern: memory))
+    guard !isDone, isClosed.load(ordering: .acquiring) else { return isDone }
+    waitUntilEmptied()
+    return true
+  }
+
+  private func tearDownMaps(of host: UInt64) -> Bool {
     repeat {
       if tearDown(.of(host: host)) != nil { return false }
       while cache.remainder(host: host) == .leaving { kernel.sleep(.microseconds(20)) }
@@ -162,15 +174,15 @@ extension DomainCore {
     tearDown(.refused(before: pass), atMost: rounds)
   }
 
-  /// The timer: tears down what is due, and comes again for the rest.
-  func tearDownWhenDue() {
-    guard cache.count > 0 else { return }
+  /// The timer: tears down what is due, and comes again for the rest, after so many nanoseconds.
+  func tearDownWhenDue() -> UInt64? {
+    guard cache.count > 0 else { return nil }
     let now = kernel.now()
     // Some thousand calls take tens of milliseconds, which a thread that closes the domain would wait for.
     tearDownIdle(now, atMost: Limits.roundsOfTheTimer)
-    guard cache.count > 0 else { return }
+    guard cache.count > 0 else { return nil }
     let timeout = cache.timeout.load(ordering: .relaxed), oldest = min(cache.oldestTime ?? now, now)
-    armTimer(after: timeout - min(now - oldest, timeout))
+    return timeout - min(now - oldest, timeout)
   }
 }
 

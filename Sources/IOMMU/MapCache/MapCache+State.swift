@@ -12,6 +12,8 @@ extension MapCache {
     var number: UInt64 = 0
     /// A number when the kernel refused to unmap it.
     var tried: UInt64 = 0
+    /// How much was unmapped before it did, in bytes: of a map of several areas.
+    var unmapped: UInt64 = 0
     /// Neighbours in its list, and the next with the same hash; of a free entry the next free one.
     var next: UInt32 = 0, previous: UInt32 = 0, chain: UInt32 = 0
     var list = List.ready

@@ -26,6 +26,8 @@ final class MapCache: @unchecked Sendable {
   struct Leaving: BitwiseCopyable {
     var place: UInt32 = 0
     var iova: UInt64 = 0, byteCount: UInt64 = 0
+    /// How much of it an earlier attempt has unmapped, from the start on.
+    var unmapped: UInt64 = 0
   }
   /// A few at a time, so that the lock is held for a moment only.
   typealias Batch = InlineArray<16, Leaving>
@@ -163,9 +165,9 @@ extension MapCache {
       while count < Batch.count {
         let place = state.next(which, room: room)
         if place == 0 { break }
-        let kept = state[place].kept
+        let kept = state[place].kept, unmapped = state[place].unmapped
         state.move(place, to: .leaving)
-        batch[count] = Leaving(place: place, iova: kept.iova, byteCount: kept.byteCount)
+        batch[count] = Leaving(place: place, iova: kept.iova, byteCount: kept.byteCount, unmapped: unmapped)
         (count, room) = (count + 1, room + kept.byteCount)
       }
       return count
@@ -181,11 +183,12 @@ extension MapCache {
     }
   }
 
-  /// A map that was taken out could not be unmapped.
-  func refuse(_ place: UInt32) {
+  /// A map that was taken out could not be unmapped, but for its first bytes.
+  func refuse(_ place: UInt32, unmapped: UInt64) {
     locked { state in
       let number = state.nextNumber()
       state[place].tried = number
+      state[place].unmapped = unmapped
       state.move(place, to: .refused)
     }
   }

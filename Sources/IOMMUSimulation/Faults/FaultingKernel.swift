@@ -53,6 +53,22 @@ extension FaultingKernel {
     plan.withLock { $0.interjection = (name, body) }
   }
 
+  /// Has calls of a name wait before they are passed on or failed, until ``letGo()``: as good as a thread that does not run, or
+  /// a kernel that takes long. One name at a time.
+  package func hold(_ name: String) { plan.withLock { $0.hold = (name, HeldCalls()) } }
+
+  /// Lets the calls go on that are held, and holds no more.
+  package func letGo() {
+    let calls = plan.withLock { plan in
+      defer { plan.hold = nil }
+      return plan.hold?.calls
+    }
+    calls?.letGo()
+  }
+
+  /// How many calls are held.
+  package var heldCount: Int { plan.withLock { $0.hold?.calls.count ?? 0 } }
+
   /// From now on notes by `clock`, in nanoseconds, how long each call takes that can fail.
   package func keepTimes(by clock: @escaping @Sendable () -> UInt64) { plan.withLock { $0.clock = clock } }
 
@@ -102,6 +118,7 @@ extension FaultingKernel {
     _ name: String = #function, _ body: () throws(Errno) -> Result
   ) throws(Errno) -> Result {
     plan.withLock { $0.takeInterjection(name) }?()
+    plan.withLock { $0.hold?.name == FaultPlan.baseName(name) ? $0.hold?.calls : nil }?.wait()
     if let errno = plan.withLock({ $0.step(name) }) { throw errno }
     guard let clock = plan.withLock({ $0.clock }) else { return try body() }
     let began = clock()
@@ -152,6 +169,7 @@ struct FaultPlan {
   var interjection: (name: String, body: @Sendable () -> Void)?
   var invalidationHook: InvalidationHook?
   var hardwareChange: (@Sendable (inout HardwareInfo) -> Void)?
+  var hold: (name: String, calls: HeldCalls)?
   var counts: [String: Int] = [:]
   var names: [String] = []
   var clock: (@Sendable () -> UInt64)?

@@ -45,6 +45,7 @@ import Testing
     do {
       let device = try Device(
         address, on: Host(kernel: kernel), interface: tables.interface, translation: tables.choice)
+      defer { kernel.letGo() }
       if let options { try device.dma.switchProtection(to: .lazy(options)) }
       try body(kernel, device.dma, machine)
       device.close()
@@ -158,6 +159,7 @@ import Testing
       let laterList = try dma.map(list, .toDevice)
       var reservation = try dma.reserve(byteCount: 4096)
       _ = try Self.mapAndUnmap(dma)
+      Self.awaitTimer(kernel)
       kernel.sleep(.seconds(3))  // the clock jumps
       #expect(dma.statistics.flushes == 0)
       switch operation {
@@ -204,9 +206,17 @@ import Testing
     }
   }
 
-  /// As good as stopped: the timer's thread cannot be had.
-  private static func withoutTimer(_ kernel: FaultingKernel) {
-    kernel.failFrom(1, of: "createEvent", with: .tooManyDescriptors)
+  /// As good as stopped: the timer's thread will sleep for good.
+  static func withoutTimer(_ kernel: FaultingKernel) {
+    // The thread that watches for events sleeps by the same call, and is not meant.
+    for _ in 0..<1000 where kernel.count(of: "waitReadable") == 0 { usleep(1000) }
+    kernel.hold("waitReadable")
+  }
+
+  /// Returns when the timer that was armed sleeps.
+  static func awaitTimer(_ kernel: FaultingKernel) {
+    for _ in 0..<5000 where kernel.heldCount == 0 { usleep(1000) }
+    #expect(kernel.heldCount > 0)
   }
 
   /// What was queued before a flush is not overdue after it: the clock's jump flushes nothing twice.

@@ -57,6 +57,7 @@ enum Caching {
     do {
       let device = try Device(
         LazyTests.address, on: Host(kernel: kernel), interface: tables.interface, translation: .kernel)
+      defer { kernel.letGo() }
       try device.dma.switchProtection(to: .automatic(options))
       try body(kernel, device, machine)
       device.close()
