@@ -190,7 +190,7 @@ extension DomainCore {
       let host = unsafe UInt64(UInt(bitPattern: memory.base))
       let request = RangeStore.Request(byteCount: length, alignment: max(alignment, Self.alignment(length)))
       iova = try afterDrain { () throws(RangeStoreFailure) in
-        try locked { state throws(RangeStoreFailure) in
+        try locked(insertions: 2) { state throws(RangeStoreFailure) in
           try state.take(request, limits, kind: .fixed, tag: host)
         }
       }
@@ -207,7 +207,7 @@ extension DomainCore {
       }
       offset += part
     }
-    locked { $0.index(iova, host: unsafe UInt64(UInt(bitPattern: memory.base)), byteCount: length) }
+    unsafe index(iova, host: UInt64(UInt(bitPattern: memory.base)), length)
     return iova
   }
 
@@ -241,11 +241,11 @@ extension DomainCore {
       done = try? translation.unmap(iova: iova.rawValue, byteCount: UInt64(byteCount))
     }
     locked { state in
+      if done == UInt64(byteCount) { return state.forget(iova) }
       guard let node = state.store.find(containing: iova) else { return }
-      state.forget(iova)
-      if done == UInt64(byteCount) { return }
+      state.unindex(iova, host: node.tag)
       state.statistics.leakedBytes += UInt64(byteCount)
-      try? state.store.insert(RangeStore.Node(range: node.range, kind: .guard))
+      state.store.replace(iova, with: RangeStore.Node(range: node.range, kind: .guard))
     }
   }
 }
