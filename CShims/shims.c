@@ -3,6 +3,8 @@
 
 #include <stdlib.h>
 
+_Thread_local int32_t ci_spin_locks_held = 0;
+
 int32_t ci_cpu_limit(void) {
   // "0-7" or "0,2-5": the last number is the highest. sysconf counts processors, which is less where there
   // are gaps.

@@ -41,6 +41,13 @@ CI_SHIM void ci_cpu_pause(void) {
 #endif
 }
 
+/// The spin locks that the calling thread holds: debug builds count them, so that they find out who asks for memory
+/// with one held.
+extern _Thread_local int32_t ci_spin_locks_held;
+
+/// Counts some more, or fewer, and tells how many there are.
+CI_SHIM int32_t ci_count_spin_locks(int32_t change) { return ci_spin_locks_held += change; }
+
 /// One more than the highest processor number that this machine can ever have: the length of a table by
 /// `ci_cpu`. Not the number of processors: numbers may have gaps.
 int32_t ci_cpu_limit(void);

@@ -27,11 +27,14 @@ package struct IntervalIndex: ~Copyable, @unchecked Sendable {
 
   /// An index without intervals.
   ///
+  /// - Parameter isFed: Whether it asks for no further memory itself, so that it may be used with a spin lock held: what an
+  ///   insertion may need is added before, as ``announceInsertion()`` says.
   /// - Throws: `outOfMemory`.
-  package init() throws(RangeStoreFailure) {
+  package init(isFed: Bool = false) throws(RangeStoreFailure) {
     guard let tree = Tree<Span>() else { throw .outOfMemory }
     unsafe self.tree = .allocate(capacity: 1)
     unsafe self.tree.initialize(to: tree)
+    unsafe self.tree.pointee.pool.isFed = isFed
   }
 
   deinit {
@@ -70,6 +73,22 @@ enum Span: TreeRecord {
   }
   static func admits(_ key: Key, _ last: UInt64, _ query: UInt64) -> Bool { last >= query }
 }
+
+// MARK: - Memory
+
+extension IntervalIndex {
+  /// One insertion is to come: the length in bytes of a chunk that has to be added before it; 0 when none has, or when there is
+  /// no memory.
+  package func announceInsertion() -> Int {
+    unsafe tree.pointee.pool.announce(1)
+    return unsafe tree.pointee.pool.wantedByteCount(tree.pointee.blockCount(forInsertions: 1))
+  }
+
+  /// Adds memory, which was asked for without the lock.
+  package func add(_ chunk: consuming BlockChunk) { unsafe tree.pointee.pool.add(chunk) }
+}
+
+// MARK: - Intervals
 
 extension IntervalIndex {
   /// Adds an interval.

@@ -9,9 +9,7 @@ extension RangeStore {
   /// - Complexity: O(log n).
   package func insert(_ node: Node, limit: UInt64 = .max) throws(RangeStoreFailure) {
     let range = node.range
-    guard granule.isAligned(range.start.rawValue), range.last.rawValue & granule.mask == granule.mask else {
-      throw .unaligned
-    }
+    guard isAligned(range) else { throw .unaligned }
     guard range.last.rawValue <= limit else { throw .aboveLimit(limit: limit) }
     let (start, end) = (unit(range.start), unit(range.last) + 1)
     let map = unsafe changingTiles
@@ -20,9 +18,7 @@ extension RangeStore {
     unsafe map.pointee.tree.seek(start)
     let above = unsafe map.pointee.tree.value
     guard end <= above.start else { throw obstacle(above, to: start, end) }
-    let value = Tile.Value(
-      start: start, end: end, tag: node.tag, auxiliary: node.auxiliary, kind: node.kind)
-    guard unsafe map.pointee.occupy(value) else { throw .outOfMemory }
+    guard unsafe map.pointee.occupy(tile(node)) else { throw .outOfMemory }
   }
 
   /// What a tile that is in the way makes an insertion fail with.

@@ -28,7 +28,8 @@
 /// **Memory.** Nodes of 704 bytes with 4 to 17 tiles, from chunks that start at 4 KiB; no object, no
 /// reference count, no exclusivity check. Keep it in a `let`: its methods do not mutate the handle.
 ///
-/// Not thread-safe: the caller holds a lock around every call, queries included.
+/// Not thread-safe: the caller holds a lock around every call, queries included. Where that is a spin lock it is taken by
+/// ``lock(_:insertions:)``, so that no memory is asked for with it held.
 @safe
 @usableFromInline
 package struct RangeStore: ~Copyable, @unchecked Sendable {

@@ -17,6 +17,7 @@ package struct SpinLock: ~Copyable, Sendable {
   @inlinable @inline(__always)
   package func lock() {
     if word.exchange(1, ordering: .acquiring) != 0 { wait() }
+    Self.noteHeld(1)
   }
 
   /// ``lock()``, in one order with all other such steps.
@@ -28,12 +29,20 @@ package struct SpinLock: ~Copyable, Sendable {
   /// Takes the lock if nobody has it.
   @inlinable
   package func tryLock() -> Bool {
-    word.load(ordering: .relaxed) == 0 && word.exchange(1, ordering: .acquiring) == 0
+    guard take() else { return false }
+    Self.noteHeld(1)
+    return true
   }
+
+  @inlinable @inline(__always)
+  func take() -> Bool { word.load(ordering: .relaxed) == 0 && word.exchange(1, ordering: .acquiring) == 0 }
 
   /// Gives the lock back. Only its holder may.
   @inlinable @inline(__always)
-  package func unlock() { word.store(0, ordering: .releasing) }
+  package func unlock() {
+    Self.noteHeld(-1)
+    word.store(0, ordering: .releasing)
+  }
 
   /// Calls a function with the lock held.
   package func withLock<Result: ~Copyable, Failure: Error>(
@@ -51,6 +60,25 @@ package struct SpinLock: ~Copyable, Sendable {
     repeat {
       for _ in 0..<pauses { ci_cpu_pause() }
       pauses = min(pauses * 2, 64)
-    } while !tryLock()
+    } while !take()
   }
+}
+
+// MARK: - Who holds one
+
+extension SpinLock {
+  /// The spin locks that the calling thread holds, in debug builds; else 0. With one held nothing may be asked of the operating
+  /// system, memory neither.
+  package static var heldCount: Int { Int(ci_count_spin_locks(0)) }
+
+  @inlinable @inline(__always)
+  static func noteHeld(_ change: Int32) {
+    #if DEBUG
+      countHeld(change)
+    #endif
+  }
+
+  #if DEBUG
+    @usableFromInline static func countHeld(_ change: Int32) { _ = ci_count_spin_locks(change) }
+  #endif
 }

@@ -125,7 +125,8 @@ extension TileMap {
     return tree.value.tag
   }
 
-  private mutating func note(_ value: Tile.Value, _ sign: Int) {
+  /// Counts a range that comes (1) or goes (-1).
+  mutating func note(_ value: Tile.Value, _ sign: Int) {
     guard let kind = value.kind else { return }
     counts[Int(kind.rawValue)] += sign
     // Wrapping, so that one line adds and takes away.

@@ -26,7 +26,7 @@ package struct ModelTrace: ~Copyable {
 
   package mutating func step() {
     let isCrowded = model.nodes.count > space.crowd
-    switch Int.random(in: 0..<20, using: &random) {
+    switch Int.random(in: 0..<22, using: &random) {
     case 0..<(isCrowded ? 4 : 10): allocate()
     case 10..<11: insert()
     case 11..<12: reserve()
@@ -34,6 +34,8 @@ package struct ModelTrace: ~Copyable {
     case 13..<14: look()
     case 14..<15: measure()
     case 15..<16: allocateAgain()
+    case 16..<17: replace()
+    case 17..<18: carve()
     default: remove()
     }
   }
@@ -105,6 +107,34 @@ extension ModelTrace {
       return compare("remove last \(start)", tag, model.remove(IOVA(start))?.tag)
     }
     compare("remove \(start)", store.remove(IOVA(start)), model.remove(IOVA(start)))
+  }
+
+  /// Moves the ends of a node, its kind and its tag; in some cases by what is in the way of something.
+  private mutating func replace() {
+    let old = model.nodes.randomElement(using: &random)?.range ?? anyRange(), granule = space.granule.byteCount
+    func moved(_ address: UInt64, _ choices: inout Choices) -> UInt64 {
+      let distance = UInt64.random(in: 0...3, using: &choices) * granule
+      return choices.once(in: 2) ? address &+ distance : address &- distance
+    }
+    let (start, last) = (moved(old.start.rawValue, &random), moved(old.last.rawValue, &random))
+    let range = IOVARange(start: IOVA(start), last: IOVA(last)) ?? old
+    let kind = RangeStore.Kind.allCases.randomElement(using: &random)!
+    let node = RangeStore.Node(range: range, kind: kind, tag: random.next(), auxiliary: UInt32(model.nodes.count))
+    let place = random.once(in: 16) ? IOVA(anyAddress()) : old.start
+    compare("replace \(place) \(node)", store.replace(place, with: node), model.replace(place, with: node))
+  }
+
+  /// Puts a node into another, at either end or within.
+  private mutating func carve() {
+    let old = model.nodes.randomElement(using: &random)?.range ?? anyRange(), granule = space.granule
+    let count = old.byteCount >> UInt64(granule.shift)
+    let first = random.once(in: 3) ? 0 : UInt64.random(in: 0...min(count, 1 << 40), using: &random)
+    let length = random.once(in: 3) ? count &- first : UInt64.random(in: 0...4, using: &random)
+    let start = old.start.rawValue &+ first << UInt64(granule.shift)
+    guard let range = IOVARange(start: IOVA(start), byteCount: length << UInt64(granule.shift)) else { return }
+    let node = RangeStore.Node(range: range, kind: .fixed, tag: random.next())
+    compare(
+      "carve \(node)", failure { () throws(RangeStoreFailure) in try store.carve(node) }, model.carve(node))
   }
 
   private mutating func look() {

@@ -141,6 +141,34 @@ extension NaiveStore {
     nodes.firstIndex { $0.start == start }.map { nodes.remove(at: $0) }
   }
 
+  package mutating func replace(_ start: IOVA, with node: RangeStore.Node) -> RangeStore.Node? {
+    let mask = granule.mask
+    guard node.start.rawValue & mask == 0, node.range.last.rawValue & mask == mask else { return nil }
+    guard let old = remove(start) else { return nil }
+    // The new one has nothing but addresses of the old one and of the gaps at its ends.
+    let around = gaps.first { $0.contains(old.range) }
+    guard let around, around.contains(node.range) else {
+      insert(old)
+      return nil
+    }
+    insert(node)
+    return old
+  }
+
+  package mutating func carve(_ node: RangeStore.Node) -> RangeStoreFailure? {
+    let mask = granule.mask
+    guard node.start.rawValue & mask == 0, node.range.last.rawValue & mask == mask else { return .unaligned }
+    guard let old = nodes.first(where: { $0.range.contains(node.range) }) else { return .noSpace }
+    _ = remove(old.start)
+    insert(node)
+    for rest in IOVARanges([old.range]).subtracting([node.range]) {
+      var part = old
+      part.range = rest
+      insert(part)
+    }
+    return nil
+  }
+
   package mutating func unreserve(_ range: IOVARange) -> Bool {
     let range = range.widened(to: granule)
     guard let index = nodes.firstIndex(where: { $0.range == range && $0.kind == .reservation }) else {

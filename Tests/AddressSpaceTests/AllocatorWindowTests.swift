@@ -51,7 +51,7 @@ import Testing
   @Test func severalStepsWithTheLockHeld() throws {
     let allocator = try Self.allocator(.locked)
     let cached = try Self.cache(allocator, limit: .max)
-    allocator.lockStore()
+    allocator.lockStore(insertions: 1)
     let node = unsafe allocator.store.pointee.find(containing: cached)
     let start = try unsafe allocator.store.pointee.allocate(RangeStore.Request(byteCount: 8 << 20), tag: 7)
     allocator.unlockStore()

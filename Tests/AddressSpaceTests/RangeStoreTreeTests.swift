@@ -218,7 +218,10 @@ private final class SharedStore: Sendable {
         precondition(node?.tag == seed, "another thread's range")
       } else {
         let request = RangeStore.Request(byteCount: .random(in: 1...8, using: &random) << 12)
-        if let start = lock.withLock({ try? store.allocate(request, tag: seed) }) { held.append(start) }
+        store.lock(lock, insertions: 1)
+        let start = try? store.allocate(request, tag: seed)
+        lock.unlock()
+        if let start { held.append(start) }
       }
     }
     for start in held { lock.withLock { _ = store.remove(start) } }

@@ -33,5 +33,6 @@ struct SpinLockTests {
       try lock.withLock { () throws(RangeStoreFailure) in throw .empty }
     }
     #expect(lock.tryLock() == true)
+    lock.unlock()
   }
 }

@@ -95,6 +95,13 @@ extension AddressAllocator {
     return held == allocated ? failure : "\(allocated) bytes are allocated, counted \(held)"
   }
 
+  /// Lets the store's memory run out after so many more requests for a chunk of it.
+  package func limitStoreMemory(toChunks count: Int) {
+    lockStore()
+    unsafe store.pointee.limitMemory(toChunks: count)
+    unlockStore()
+  }
+
   /// Lets the memory of slots and magazines run out after so many more requests for it.
   package func limitMemory(toRequests count: Int) {
     unsafe core.pointee.shared.pointee.memoryBudget.store(count, ordering: .relaxed)

@@ -4,9 +4,12 @@ internal import Synchronization
 // Requests that reach the store, one at a time.
 
 extension AddressAllocator {
-  /// Takes the store's lock, for ``store``. No system call, and nothing of the allocator's but ``unlockStore()``, may come before
-  /// it is given back.
-  package func lockStore() { unsafe core.pointee.shared.pointee.storeLock.lock() }
+  /// Takes the store's lock, for ``store``, with memory at hand for so many insertions, see ``RangeStore/lock(_:insertions:)``.
+  /// No system call, and nothing of the allocator's but ``unlockStore()``, may come before it is given back.
+  package func lockStore(insertions: Int = 0) {
+    let shared = unsafe core.pointee.shared
+    unsafe shared.pointee.storePointer.pointee.lock(shared.pointee.storeLock, insertions: insertions)
+  }
 
   package func unlockStore() {
     let shared = unsafe core.pointee.shared
@@ -19,9 +22,9 @@ extension AddressAllocator {
 
   /// Calls a function with the store, its lock held.
   private func withStore<Result, Failure: Error>(
-    _ body: (borrowing RangeStore) throws(Failure) -> Result
+    insertions: Int = 0, _ body: (borrowing RangeStore) throws(Failure) -> Result
   ) throws(Failure) -> Result {
-    lockStore()
+    lockStore(insertions: insertions)
     defer { unlockStore() }
     return try unsafe body(core.pointee.shared.pointee.storePointer.pointee)
   }
@@ -76,7 +79,7 @@ extension AddressAllocator {
     _ request: RangeStore.Request, _ kind: RangeStore.Kind, _ tag: UInt64, _ auxiliary: UInt32
   ) throws(RangeStoreFailure) -> IOVA {
     let shared = unsafe core.pointee.shared
-    return try withStore { store throws(RangeStoreFailure) in
+    return try withStore(insertions: 1) { store throws(RangeStoreFailure) in
       unsafe shared.pointee.storeAllocations.wrappingAdd(1, ordering: .relaxed)
       defer { unsafe shared.pointee.visits.store(store.visits, ordering: .relaxed) }
       return try store.allocate(request, kind: kind, tag: tag, auxiliary: auxiliary)
@@ -96,11 +99,11 @@ extension AddressAllocator {
   /// - Complexity: O(log n); O(cached) when something is in the way.
   package func insert(_ node: RangeStore.Node, limit: UInt64 = .max) throws(RangeStoreFailure) {
     do throws(RangeStoreFailure) {
-      return try withStore { store throws(RangeStoreFailure) in try store.insert(node, limit: limit) }
+      return try withStore(insertions: 1) { store throws(RangeStoreFailure) in try store.insert(node, limit: limit) }
     } catch {
       guard case .occupied = error, emptyCaches() else { throw error }
     }
-    try withStore { store throws(RangeStoreFailure) in try store.insert(node, limit: limit) }
+    try withStore(insertions: 1) { store throws(RangeStoreFailure) in try store.insert(node, limit: limit) }
   }
 
   /// Reserves every granule that has an address of a range in it. A cached range in the way makes room.

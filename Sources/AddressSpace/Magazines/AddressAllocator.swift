@@ -18,7 +18,7 @@ internal import Synchronization
 /// of all processors are emptied into it, once, and it is asked again, unless the caller only probes.
 ///
 /// **Cost.** A few nanoseconds when a magazine answers; else that of the store, O(log n). No call makes a system call, but for
-/// memory, and to empty the caches.
+/// memory, and to empty the caches; and no lock is held then.
 @safe
 package struct AddressAllocator: ~Copyable, @unchecked Sendable {
   let core: UnsafeMutablePointer<AllocatorCore>

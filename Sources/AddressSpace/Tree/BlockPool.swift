@@ -8,6 +8,9 @@ internal import Glibc
 ///
 /// Running out of memory is an answer, not a trap: ``reserve(_:)`` is called before an operation changes
 /// anything, and ``take()`` never fails after it.
+///
+/// A pool whose user holds a spin lock is *fed*: it asks for no memory itself, and whoever takes the lock sees to it
+/// that there is enough for what is to come, see ``RangeStore/lock(_:insertions:)``.
 @safe
 struct BlockPool: ~Copyable {
   /// The length of a block in bytes, a multiple of ``alignment``.
@@ -27,6 +30,12 @@ struct BlockPool: ~Copyable {
   private(set) var takenCount = 0
   /// For tests: how many chunks may still be asked for before memory "runs out".
   var chunkBudget = Int.max
+  /// Memory comes by ``add(_:)`` only.
+  var isFed = false
+  #if DEBUG
+    /// Of a fed pool: the insertions that memory was seen to be there for.
+    private var announced = 0
+  #endif
 
   /// A cache line.
   static let alignment = 64
@@ -43,6 +52,7 @@ struct BlockPool: ~Copyable {
   }
 
   deinit {
+    assert(SpinLock.heldCount == 0, "memory is given back with a spin lock held")
     var chunk = unsafe chunks
     while let current = unsafe chunk {
       unsafe chunk = unsafe current.load(as: UnsafeMutableRawPointer?.self)
@@ -59,8 +69,29 @@ extension BlockPool {
   ///
   /// - Complexity: O(1), or one `malloc` a chunk.
   mutating func reserve(_ count: Int) -> Bool {
-    while availableCount < count { guard grow() else { return false } }
+    while availableCount < count { guard !isFed, grow() else { return false } }
     return true
+  }
+
+  /// The length of a chunk that has to be added so that ``reserve(_:)`` succeeds, or one of several; 0 when none has, or when
+  /// there is no memory.
+  func wantedByteCount(_ count: Int) -> Int { availableCount >= count || chunkBudget == 0 ? 0 : nextChunkByteCount }
+
+  /// So many insertions are to come, for which a fed pool has memory if there is any.
+  @inline(__always)
+  mutating func announce(_ insertions: Int) {
+    #if DEBUG
+      announced = insertions
+    #endif
+  }
+
+  /// An insertion is to come now.
+  @inline(__always)
+  mutating func noteInsertion() {
+    #if DEBUG
+      precondition(!isFed || announced > 0, "nobody has seen to the memory for this insertion")
+      announced -= 1
+    #endif
   }
 
   /// Takes a block. Its bytes are whatever they were.
@@ -87,23 +118,49 @@ extension BlockPool {
     takenCount -= 1
   }
 
-  /// Adds a chunk. The few blocks that the newest one has left go to the free list.
   @inline(never)  // so that the data path is seen to allocate nothing beside this
   private mutating func grow() -> Bool {
-    guard chunkBudget > 0, let chunk = unsafe aligned_alloc(BlockPool.alignment, nextChunkByteCount) else {
-      return false
-    }
+    guard chunkBudget > 0, let chunk = BlockChunk(byteCount: nextChunkByteCount) else { return false }
+    add(chunk)
+    return true
+  }
+
+  /// Adds a chunk. The few blocks that the newest one has left go to the free list.
+  mutating func add(_ chunk: consuming BlockChunk) {
     while freshCount > 0 {
       takenCount += 1
       unsafe give(takeFresh())
     }
+    let length = chunk.byteCount, memory = unsafe chunk.take()
     chunkBudget -= 1
-    unsafe chunk.storeBytes(of: chunks, as: UnsafeMutableRawPointer?.self)
-    unsafe chunks = unsafe chunk
-    unsafe fresh = unsafe chunk + BlockPool.chunkHeaderByteCount
-    freshCount = (nextChunkByteCount - BlockPool.chunkHeaderByteCount) / blockByteCount
-    byteCount += nextChunkByteCount
-    nextChunkByteCount = min(nextChunkByteCount * 2, BlockPool.largestChunkByteCount)
-    return true
+    unsafe memory.storeBytes(of: chunks, as: UnsafeMutableRawPointer?.self)
+    unsafe chunks = unsafe memory
+    unsafe fresh = unsafe memory + BlockPool.chunkHeaderByteCount
+    freshCount = (length - BlockPool.chunkHeaderByteCount) / blockByteCount
+    byteCount += length
+    nextChunkByteCount = min(length * 2, BlockPool.largestChunkByteCount)
+  }
+}
+
+/// Memory for a ``BlockPool``, which no pool has yet.
+@safe
+package struct BlockChunk: ~Copyable {
+  private let memory: UnsafeMutableRawPointer
+  let byteCount: Int
+
+  /// Asks for memory, so with no spin lock held; nil when there is none.
+  package init?(byteCount: Int) {
+    assert(SpinLock.heldCount == 0, "memory is asked for with a spin lock held")
+    guard let memory = unsafe aligned_alloc(BlockPool.alignment, byteCount) else { return nil }
+    unsafe self.memory = unsafe memory
+    self.byteCount = byteCount
+  }
+
+  deinit { unsafe free(memory) }
+
+  consuming func take() -> UnsafeMutableRawPointer {
+    let memory = unsafe memory
+    discard self
+    return unsafe memory
   }
 }

@@ -12,7 +12,19 @@ enum TreeChange<Record: TreeRecord> {
 extension Tree {
   /// Makes sure that an insertion finds the memory for every node that it may split.
   @inline(__always)
-  mutating func reserveInsertion() -> Bool { pool.availableCount > height + 1 || pool.reserve(height + 2) }
+  mutating func reserveInsertion() -> Bool {
+    pool.noteInsertion()
+    return pool.availableCount > height + 1 || pool.reserve(height + 2)
+  }
+
+  /// The blocks with which so many insertions find the memory that they need, one after the other: each may split a node on
+  /// each level and make a new root, but of the roots only few are new.
+  func blockCount(forInsertions count: Int) -> Int {
+    count == 0 ? 0 : count * (height + 1 + Int.bitWidth - count.leadingZeroBitCount)
+  }
+
+  /// As ``reserveInsertion()``, for several.
+  mutating func reserveInsertions(_ count: Int) -> Bool { pool.reserve(blockCount(forInsertions: count)) }
 
   /// Puts a record at the cursor's slot, before the one that is there. The slot may lie behind the leaf's
   /// last record. Only after ``reserveInsertion()``.

@@ -31,9 +31,23 @@ public enum DMANotice: Hashable, Sendable, CustomStringConvertible {
 }
 
 /// The highest addresses to try: `first`, and where that has no room `last`.
+@safe
 struct AddressLimits: BitwiseCopyable {
   var first: UInt64
   var last: UInt64
+  /// Whose they are; it outlives every call that they are passed to.
+  private let addressing: Unmanaged<DeviceAddressing>
+
+  fileprivate init(first: UInt64, last: UInt64, of addressing: DeviceAddressing) {
+    (self.first, self.last) = (first, last)
+    unsafe self.addressing = .passUnretained(addressing)
+  }
+
+  /// The device's limits as they are now.
+  ///
+  /// Who chooses an address with the store's lock held goes by these: ``DeviceAddressing/change(limit:inUse:)`` looks what is in use
+  /// with the lock held after it has changed them.
+  var now: AddressLimits { unsafe addressing._withUnsafeGuaranteedRef { $0.limits } }
 
   /// Whether a range that was found needed the second try.
   func isAboveFirst(_ range: IOVARange) -> Bool { range.last.rawValue > first }
@@ -45,6 +59,8 @@ final class DeviceAddressing: Sendable {
   /// ``AddressLimits/first`` and ``AddressLimits/last``.
   private let first = Atomic<UInt64>(AddressPolicy.belowFourGiB), last = Atomic<UInt64>(.max)
   private let state = Mutex(State())
+  /// Held by who changes the mask.
+  private let changes = Mutex(())
 
   private struct State {
     var policy = AddressPolicy.sacFirst
@@ -53,7 +69,7 @@ final class DeviceAddressing: Sendable {
 
   @inline(__always)
   var limits: AddressLimits {
-    AddressLimits(first: first.load(ordering: .relaxed), last: last.load(ordering: .relaxed))
+    AddressLimits(first: first.load(ordering: .relaxed), last: last.load(ordering: .relaxed), of: self)
   }
 
   /// The highest address that the device can drive.
@@ -61,7 +77,22 @@ final class DeviceAddressing: Sendable {
 
   var policy: AddressPolicy { state.withLock { $0.policy } }
 
-  func set(limit: UInt64) { state.withLock { store($0.policy, limit) } }
+  /// Changes the limit, unless something is in use above the new one: then it stays, and that is the answer.
+  ///
+  /// The new limit is in force before `inUse` has the last word: what is found later was chosen by it.
+  func change(limit new: UInt64, inUse: () -> IOVARange?) -> IOVARange? {
+    changes.withLock { _ in
+      // A change that cannot be is not tried, as the maps of other threads would notice.
+      if let range = inUse() { return range }
+      let former = limit
+      set(limit: new)
+      guard let range = inUse() else { return nil }
+      set(limit: former)
+      return range
+    }
+  }
+
+  private func set(limit: UInt64) { state.withLock { store($0.policy, limit) } }
 
   func set(_ policy: AddressPolicy) {
     state.withLock { state in

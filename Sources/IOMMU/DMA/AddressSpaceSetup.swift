@@ -77,20 +77,46 @@ extension DomainCore {
 
   /// Reserves all but `usable`; nothing, and why, when that is not possible.
   private func reserveAll(but usable: IOVARanges) -> (IOVARange, RangeStoreFailure)? {
-    locked { state in
-      let lost = state.usable.subtracting(usable)
-      var done: [IOVARange] = []
-      for range in lost {
-        do throws(RangeStoreFailure) {
-          try state.store.reserve(range)
-          done.append(range)
-        } catch {
-          for range in done { _ = state.store.unreserve(range) }
-          return (range, error)
-        }
+    while true {
+      // Worked out, and forgotten, without the lock: it takes memory.
+      let before = locked { $0.usable }
+      let lost = Array(before.subtracting(usable))
+      var after = before.intersection(usable)
+      let outcome = unsafe lost.withUnsafeBufferPointer { lost in
+        locked(insertions: lost.count) { state in unsafe state.narrow(from: before, to: &after, reserving: lost) }
       }
-      state.usable = state.usable.intersection(usable)
-      return nil
+      switch outcome {
+      case .done: return nil
+      case .refused(let index, let reason): return (lost[index], reason)
+      case .outdated: continue
+      }
     }
+  }
+}
+
+/// What came of taking ranges out of the usable ones.
+private enum Narrowing {
+  case done
+  /// The range with this index is in use, and why; none was taken out.
+  case refused(Int, RangeStoreFailure)
+  /// Another device has taken others out meanwhile.
+  case outdated
+}
+
+extension DomainState {
+  /// Reserves ranges and has the usable ones be others, if they still are what they were; those come back in the place of the
+  /// new ones, as their memory is not given back with the lock held.
+  fileprivate mutating func narrow(
+    from before: IOVARanges, to after: inout IOVARanges, reserving lost: UnsafeBufferPointer<IOVARange>
+  ) -> Narrowing {
+    guard usable == before else { return .outdated }
+    for index in 0..<lost.count {
+      do throws(RangeStoreFailure) { try unsafe store.reserve(lost[index]) } catch {
+        for done in 0..<index { _ = unsafe store.unreserve(lost[done]) }
+        return .refused(index, error)
+      }
+    }
+    swap(&usable, &after)
+    return .done
   }
 }

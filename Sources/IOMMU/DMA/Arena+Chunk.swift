@@ -195,7 +195,7 @@ extension DomainCore {
       let host = unsafe UInt64(UInt(bitPattern: memory.base))
       let request = RangeStore.Request(byteCount: length, alignment: max(alignment, Self.alignment(length)))
       iova = try afterDrain { () throws(RangeStoreFailure) in
-        try locked { state throws(RangeStoreFailure) in
+        try locked(insertions: 2) { state throws(RangeStoreFailure) in
           try state.take(request, limits, kind: .fixed, tag: host)
         }
       }
@@ -214,7 +214,7 @@ extension DomainCore {
       }
       offset += part
     }
-    locked { $0.index(iova, host: unsafe UInt64(UInt(bitPattern: memory.base)), byteCount: length) }
+    unsafe index(iova, host: UInt64(UInt(bitPattern: memory.base)), length)
     return iova
   }
 
@@ -251,11 +251,11 @@ extension DomainCore {
       if unmapped == length { done += Int(length) } else { isRefused = true }
     }
     locked { state in
+      if !isRefused { return state.forget(iova) }
       guard let node = state.store.find(containing: iova) else { return }
-      state.forget(iova)
-      if !isRefused { return }
+      state.unindex(iova, host: node.tag)
       state.statistics.leakedBytes += UInt64(byteCount - done)
-      try? state.store.insert(RangeStore.Node(range: node.range, kind: .guard))
+      state.store.replace(iova, with: RangeStore.Node(range: node.range, kind: .guard))
     }
   }
 }

@@ -149,12 +149,13 @@ extension DomainCore {
       } catch { return .system(error) }
     }
     if let failure = work.failure { return .failure(undo(iova, bulk.byteCount, work, failure)) }
-    return locked { state in
-      state.statistics.systemCalls &+= callsEach &* work.calls
+    return locked(insertions: 1) { state in
       if work.tried < bulk.byteCount { state.keep(iova, from: 0, to: work.tried) }
-      guard work.tried > 0 else { return .success(nil) }
-      state.mapped(iova, host: host, byteCount: work.tried)
-      state.statistics.systemCalls &-= callsEach
+      guard work.tried > 0 else {
+        state.statistics.systemCalls &+= callsEach &* work.calls
+        return .success(nil)
+      }
+      state.mapped(iova, host: host, byteCount: work.tried, systemCalls: callsEach &* work.calls)
       return .success(IOVARange(start: iova, byteCount: work.tried))
     }
   }
@@ -162,11 +163,13 @@ extension DomainCore {
   private func place(_ bulk: Bulk, _ fixed: IOVA?, _ limits: AddressLimits) throws(RangeStoreFailure) -> IOVA {
     guard let fixed else {
       let request = RangeStore.Request(byteCount: bulk.byteCount, alignment: Self.alignment(bulk.byteCount))
-      return try locked { state throws(RangeStoreFailure) in try state.take(request, limits, tag: bulk.host) }
+      return try locked(insertions: 2) { state throws(RangeStoreFailure) in
+        try state.take(request, limits, tag: bulk.host)
+      }
     }
     guard let range = IOVARange(start: fixed, byteCount: bulk.byteCount) else { throw .overflow }
-    try locked { state throws(RangeStoreFailure) in
-      try state.store.insert(RangeStore.Node(range: range, kind: .fixed, tag: bulk.host), limit: limits.last)
+    try locked(insertions: 1) { state throws(RangeStoreFailure) in
+      try state.store.insert(RangeStore.Node(range: range, kind: .fixed, tag: bulk.host), limit: limits.now.last)
     }
     return fixed
   }
@@ -256,7 +259,7 @@ extension DomainCore {
       countUnmap(iova, record, byteCount, systemCalls: callsEach &* calls)
       return .success(Int(done))
     }
-    locked { state in
+    locked(insertions: 1) { state in
       if done == byteCount {
         state.unmapped(iova, byteCount: byteCount, systemCalls: callsEach &* calls)
       } else {
@@ -264,7 +267,7 @@ extension DomainCore {
         state.statistics.liveBytes &-= done
         if done > 0 {
           state.noteEnded(iova, byteCount: done)
-          state.keep(iova, from: done, to: byteCount)
+          state.keepMapped(iova, from: done, to: byteCount)
         }
       }
     }
@@ -273,14 +276,23 @@ extension DomainCore {
 }
 
 extension DomainState {
-  /// Shortens a node to a part of it, maybe to nothing.
+  /// Shortens a node to a part of it, maybe to nothing, which takes no memory.
   mutating func keep(_ iova: IOVA, from start: UInt64, to end: UInt64) {
     guard let node = store.find(containing: iova) else { return }
-    forget(iova, isFree: false)
+    // Who looks for memory finds it as soon as it has its addresses, before all of it is mapped.
+    unindex(iova, host: node.tag)
     if end < node.byteCount { freeGap(behind: node.range.last) }
-    guard let range = IOVARange(start: IOVA(iova.rawValue + start), byteCount: end - start) else { return }
-    // One entry in the place of another takes no memory.
-    try? store.insert(RangeStore.Node(range: range, kind: node.kind, tag: node.tag + start))
-    index(range.start, host: node.tag + start, byteCount: end - start)
+    guard let range = IOVARange(start: IOVA(iova.rawValue + start), byteCount: end - start) else {
+      store.remove(iova)
+      return
+    }
+    store.replace(iova, with: RangeStore.Node(range: range, kind: node.kind, tag: node.tag + start))
+  }
+
+  /// The same of a mapping, with the lock taken for an insertion, which is the index's.
+  mutating func keepMapped(_ iova: IOVA, from start: UInt64, to end: UInt64) {
+    keep(iova, from: start, to: end)
+    let rest = IOVA(iova.rawValue + start)
+    if let node = store.find(containing: rest) { hosts.insert(rest, host: node.tag, byteCount: node.byteCount) }
   }
 }

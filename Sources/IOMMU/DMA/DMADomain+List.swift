@@ -90,9 +90,7 @@ extension DomainCore {
     let iova: IOVA
     do throws(RangeStoreFailure) {
       iova = try afterDrain { () throws(RangeStoreFailure) in
-        try locked { state throws(RangeStoreFailure) in
-          try unsafe state.place(parts.base, count: parts.count, granuleMask: granuleMask, request, limits)
-        }
+        try unsafe place(parts.base, count: parts.count, request, limits)
       }
     } catch { return noSpace(error) }
     if let failure = unsafe mapParts(parts.base, count: parts.count, at: iova, access: access) {

@@ -41,7 +41,9 @@ extension DMADomain {
     }
     switch unsafe core.mapOwned(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
     case .success(let placed):
-      if placed.iova.rawValue > limits.first { tripped() }
+      if placed.iova.rawValue > addressing.limits.first, isAboveMask(placed.iova, limits) {
+        return try mapAgain(Mapping(buffer, at: placed.iova, access: placed.access), direction)
+      }
       return Mapping(buffer, at: placed.iova, access: placed.access)
     case .failure(let failure): throw refuse(buffer, failure, limits)
     }
@@ -61,7 +63,9 @@ extension DMADomain {
     }
     switch unsafe core.mapOwned(buffer.base, byteCount: buffer.byteCount, limits: limits, access: direction.access) {
     case .success(let placed):
-      if placed.iova.rawValue > limits.first { tripped() }
+      if placed.iova.rawValue > addressing.limits.first, isAboveMask(placed.iova, limits) {
+        return tryAgain(Mapping(buffer, at: placed.iova, access: placed.access), direction)
+      }
       return .mapped(Mapping(buffer, at: placed.iova, access: placed.access))
     case .failure(let failure): return giveBack(buffer, failure, limits)
     }
@@ -71,6 +75,36 @@ extension DMADomain {
   @inline(never)
   func tripped() {
     if addressing.trip(deviceName) { core.locked { $0.statistics.addressPolicyTrips += 1 } }
+  }
+
+  /// What an address above the first limit, as that is by now, comes to: the second try was needed, or the mask was lowered after
+  /// `limits` were read, and the address must not be used.
+  ///
+  /// A map that has not returned when a mask is lowered is told so here at the latest: whoever lowers it sees the mapping, or
+  /// is seen, since both go by the mapping's slot or the store's lock in between (``DomainCore/use(above:)``).
+  @inline(never)
+  func isAboveMask(_ address: IOVA, _ limits: AddressLimits) -> Bool {
+    if address.rawValue > addressing.limit { return true }
+    if address.rawValue > limits.first { tripped() }
+    return false
+  }
+
+  @inline(never)
+  private func mapAgain(_ mapping: consuming Mapping, _ direction: DMADirection) throws(DMAError) -> Mapping {
+    try map(try mapping.unmap(), direction)
+  }
+
+  @inline(never)
+  private func tryAgain(_ mapping: consuming Mapping, _ direction: DMADirection) -> MapResult {
+    let base = unsafe mapping.base, byteCount = mapping.byteCount
+    do throws(DMAError) { return tryMap(try mapping.unmap(), direction) } catch {
+      // That memory is kept out of use, since the device may reach it. What was in it is all that can be given back.
+      guard let other = try? buffer(byteCount: byteCount) else {
+        preconditionFailure("\(error); and there is no memory to give back what the buffer held")
+      }
+      unsafe other.base.copyMemory(from: base, byteCount: byteCount)
+      return .failed(other, error)
+    }
   }
 
   /// No room at all: so the first try has failed too, where there were two.
@@ -150,7 +184,6 @@ extension DMADomain {
     return unsafe debug.recorded(mapping, memory, direction.access)
   }
 
-  @inline(__always)
   private func mapUnrecorded(
     _ memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA?, widening: Bool
   ) throws(DMAError) -> UnsafeMapping {
@@ -171,7 +204,7 @@ extension DMADomain {
     let result =
       if let address {
         core.map(
-          host: pages.host, byteCount: pages.byteCount, at: address, limit: limits.last, access: direction.access)
+          host: pages.host, byteCount: pages.byteCount, at: address, limits, access: direction.access)
       } else {
         core.makingRoom {
           unsafe core.map(
@@ -181,10 +214,14 @@ extension DMADomain {
       }
     switch result {
     case .success(let iova):
-      if address == nil, iova.rawValue > limits.first { tripped() }
-      return unsafe UnsafeMapping(
+      let mapping = unsafe UnsafeMapping(
         core: .passRetained(core), pages: (iova, pages.byteCount),
         address: IOVA(iova.rawValue + UInt64(pages.offset)), byteCount: memory.count)
+      if address == nil, iova.rawValue > addressing.limits.first, isAboveMask(iova, limits) {
+        try mapping.unmap()
+        return try unsafe mapUnrecorded(memory, direction, at: nil, widening: widening)
+      }
+      return mapping
     case .failure(let failure):
       if address == nil { noteFailure(failure, limits) }
       throw core.failed(
@@ -240,16 +277,18 @@ extension DomainCore {
   }
 
   /// Maps whole pages at the caller's address.
-  func map(host: UInt64, byteCount: Int, at iova: IOVA, limit: UInt64, access: DMAAccess) -> Result<IOVA, MapFailure> {
+  func map(
+    host: UInt64, byteCount: Int, at iova: IOVA, _ limits: AddressLimits, access: DMAAccess
+  ) -> Result<IOVA, MapFailure> {
     guard isOwner else { return .failure(.forked) }
     guard let range = IOVARange(start: iova, byteCount: UInt64(byteCount)) else { return noSpace(.overflow) }
     guard enter() else { return .failure(.closed) }
     defer { leave() }
     do throws(RangeStoreFailure) {
       _ = try afterDrain { () throws(RangeStoreFailure) in
-        try locked { state throws(RangeStoreFailure) in
-          try state.store.insert(RangeStore.Node(range: range, kind: .fixed, tag: host), limit: limit)
-          state.mapped(iova, host: host, byteCount: UInt64(byteCount))
+        try locked(insertions: 1) { state throws(RangeStoreFailure) in
+          try state.store.insert(RangeStore.Node(range: range, kind: .fixed, tag: host), limit: limits.now.last)
+          state.mapped(iova, host: host, byteCount: UInt64(byteCount), systemCalls: callsEach)
           return iova
         }
       }

@@ -38,11 +38,16 @@ public final class DMADomain: Sendable {
   /// Says how many address bits the device drives: no address given to it will have others.
   ///
   /// The default is 64 bits, which for most devices is a promise that the driver makes. Set it before allocating:
-  /// memory that was given out above a lower mask stays where it is, and the call throws.
+  /// memory that was given out above a lower mask stays where it is, and so does a ``Reservation`` that reaches above it, and
+  /// the call throws. What waits for a flush is no obstacle.
   ///
-  /// The corresponding kernel call is `dma_set_mask_and_coherent`.
-  /// - Throws: `.outsideMask` when the IOMMU offers no address below the mask, or when something is mapped above it;
-  ///   `.forked`.
+  /// Other threads may map meanwhile: after a call that returns no map that is still to return gives an address above the
+  /// mask, and while it runs their maps keep to the lower of the two. In a domain that several devices share it is
+  /// not known whose mappings are above, and only links of this device's reservations are refused there.
+  ///
+  /// The corresponding kernel call is `dma_set_mask_and_coherent`. O(n log n) in the number of mappings and of cached addresses.
+  /// - Throws: `.outsideMask` when the IOMMU offers no address below the mask, or when something is mapped or reserved above
+  ///   it: then the mask is as it was; `.forked`.
   public func setMask(_ mask: DMAMask) throws(DMAError) {
     guard ProcessGuard.isOwner else { throw core.failed(.forked, "setMask").on(deviceName) }
     let usable = usableRanges.intersection([mask.range])
@@ -52,13 +57,11 @@ public final class DMADomain: Sendable {
         detail: "The IOMMU offers \(usableRanges) only", remedy: "The device cannot be used behind this IOMMU")
     }
     // Mappings above the mask may be another device's where several share the domain.
-    let above = core.isShared ? nil : core.locked { $0.mapping(above: mask.limit) }
-    if let above {
+    if let above = addressing.change(limit: mask.limit, inUse: { [core] in core.use(above: mask.limit) }) {
       throw DMAError(
         .outsideMask, "setMask", address: above.start.rawValue, byteCount: above.byteCount, device: deviceName,
         detail: "\(above) is in use, above the mask's \(IOVA(mask.limit))", remedy: "Set the mask before mapping")
     }
-    addressing.set(limit: mask.limit)
     // The first address is the highest that the device will get.
     core.space.emptyCaches()
   }
@@ -99,6 +102,16 @@ public final class DMADomain: Sendable {
   /// Lets memory for records of mappings run out after so many more nodes. For tests.
   package func limitRecords(toNodes count: Int) { core.records.limitMemory(toNodes: count) }
 
+  /// Lets memory for the store of addresses run out after so many more chunks, and then that of the index of host addresses, where
+  /// there is one. For tests.
+  package func limitAddresses(toChunks count: Int, index: Int = .max) {
+    core.space.limitStoreMemory(toChunks: count)
+    core.locked { $0.hosts.limitMemory(toChunks: index) }
+  }
+
+  /// ``AddressSpace/AddressAllocator/checkInvariants()``. For tests.
+  package func checkAddresses() -> String? { core.space.checkInvariants() }
+
   /// Where this process owns the page tables, what writes them: for measuring what a domain costs beside it.
   package var processOwned: (any ProcessOwnedTranslation)? { core.processOwned }
 
@@ -134,7 +147,8 @@ extension DMADomain {
   /// arena; else nil. Of several mappings of the same memory, any. Always nil in a fork.
   ///
   /// - Complexity: O(1), without a lock, where the last call for this page has found a mapping of up to 2 MiB at an address of
-  ///   the library's choice that is live; else O(log n) in the number of mappings. The first call makes the index: O(n log n).
+  ///   the library's choice that is live; else O(log n) in the number of mappings. The first call makes the index, O(n log n), and
+  ///   keeps no other thread from mapping meanwhile.
   public func translate(_ pointer: UnsafeRawPointer, byteCount: Int = 1) -> IOVA? {
     guard core.isOwner, byteCount > 0 else { return nil }
     let host = UInt64(UInt(bitPattern: pointer))
@@ -143,11 +157,7 @@ extension DMADomain {
 
   @inline(never)
   private func search(_ host: UInt64, _ byteCount: Int) -> IOVA? {
-    let found = core.locked { [core] state in
-      state.indexHostAddresses(core.slots)
-      return state.byHostAddress?.find(containing: host, byteCount: UInt64(byteCount))
-    }
-    guard let found else { return nil }
+    guard let found = core.mapping(of: host, byteCount: UInt64(byteCount)) else { return nil }
     // Without the lock, as it may take memory; and only what is found by it later.
     if core.records.range(containing: found.address, isLive: true) != nil {
       core.records.noteFound(host, in: found.address)
@@ -156,7 +166,12 @@ extension DMADomain {
   }
 }
 
-extension RangeStore.Node {
-  /// Whether memory is mapped here, and `tag` is its host address.
-  var isMapping: Bool { (kind == .allocation || kind == .fixed) && tag != 0 }
+extension DomainCore {
+  /// The lowest addresses in use of which one is above `limit`, after all maps that have returned; nil where several devices share
+  /// the domain, as they may be another's.
+  func use(above limit: UInt64) -> IOVARange? {
+    // Who is about to return has entered its mapping before it gives its slot back.
+    slots.passAll()
+    return isShared ? nil : locked { $0.use(above: limit) }
+  }
 }

@@ -13,7 +13,8 @@ extension DomainCore {
     guard isOwner, length <= records.largestByteCount, !isFlushDue, !cache.isOpen.load(ordering: .relaxed) else {
       return 0
     }
-    let slot = unsafe slots.lock()
+    // The limits are read with the slot held: who lowers them passes all slots before it looks what is in use.
+    let slot = unsafe slots.lock(), limits = limits.now
     guard unsafe !slot.pointee.tally.isClosed,
       let iova = space.allocateHere(byteCount: length, limit: limits.first, lowest: lowest(limits))
     else {

@@ -70,7 +70,8 @@ extension DomainCore {
         guard error == .noSpace || error == .fragmented else { throw error }
       }
     }
-    let last = AddressLimits(first: limits.last, last: limits.last)
+    var last = limits
+    last.first = limits.last
     return try space.allocateElsewhere(
       byteCount: length, limit: last.last, lowest: lowest(last), mayEmptyCaches: true)
   }
@@ -86,10 +87,10 @@ extension DomainCore {
     let iova: IOVA
     do throws(RangeStoreFailure) {
       iova = try afterDrain { () throws(RangeStoreFailure) in
-        try locked { state throws(RangeStoreFailure) in
+        try locked(insertions: 2) { state throws(RangeStoreFailure) in
           let request = RangeStore.Request(byteCount: length, alignment: Self.alignment(length))
           let iova = try state.take(request, limits, tag: host)
-          state.mapped(iova, host: host, byteCount: length)
+          state.mapped(iova, host: host, byteCount: length, systemCalls: callsEach)
           return iova
         }
       }
@@ -184,67 +185,60 @@ extension DomainCore {
 
   @inline(never)
   func index(_ iova: IOVA, host: UInt64, _ byteCount: UInt64) {
-    locked { $0.index(iova, host: host, byteCount: byteCount) }
+    locked(insertions: 1) { $0.hosts.insert(iova, host: host, byteCount: byteCount) }
   }
 }
 
 extension RangeStore {
   /// The first limit, and where there is no room below it the last. A first try that must fail is one comparison.
   func allocate(
-    _ request: Request, _ limits: AddressLimits, kind: Kind = .allocation, tag: UInt64 = 0
+    _ request: Request, _ limits: AddressLimits, kind: Kind = .allocation, tag: UInt64 = 0, auxiliary: UInt32 = 0
   ) throws(RangeStoreFailure) -> IOVA {
     var request = request
     request.limit = limits.first
     if limits.first < limits.last {
-      do throws(RangeStoreFailure) { return try allocate(request, kind: kind, tag: tag) } catch {
+      do throws(RangeStoreFailure) {
+        return try allocate(request, kind: kind, tag: tag, auxiliary: auxiliary)
+      } catch {
         guard error == .noSpace || error == .fragmented else { throw error }
       }
       request.limit = limits.last
     }
-    return try allocate(request, kind: kind, tag: tag)
+    return try allocate(request, kind: kind, tag: tag, auxiliary: auxiliary)
   }
 }
 
 extension DomainState {
-  /// Counts a mapping that has its address, and the kernel call that makes it if there is one, which may be still to come.
-  @inline(__always)
-  mutating func mapped(_ iova: IOVA, host: UInt64, byteCount: UInt64) {
-    statistics.maps &+= 1
-    statistics.systemCalls &+= callsEach
-    statistics.liveMappings &+= 1
-    statistics.liveBytes &+= byteCount
-    if byHostAddress != nil { index(iova, host: host, byteCount: byteCount) }
+  /// Counts a mapping that has its address, and the kernel calls that make it, which may be still to come; with the lock taken
+  /// for an insertion, which is the index's.
+  mutating func mapped(_ iova: IOVA, host: UInt64, byteCount: UInt64, systemCalls: UInt64) {
+    count(byteCount: byteCount, systemCalls: systemCalls)
+    hosts.insert(iova, host: host, byteCount: byteCount)
   }
 
-  /// Keeps the index of host addresses complete, where there is one.
-  @inline(never)
-  mutating func index(_ iova: IOVA, host: UInt64, byteCount: UInt64) {
-    guard byHostAddress != nil else { return }
-    do throws(RangeStoreFailure) {
-      try byHostAddress!.insert(.init(start: host, byteCount: byteCount, address: iova))
-    } catch {
-      // Without memory for one entry, the next question makes the index anew.
-      if error == .outOfMemory { byHostAddress = nil }
-    }
+  /// Counts a mapping.
+  mutating func count(byteCount: UInt64, systemCalls: UInt64) {
+    statistics.maps &+= 1
+    statistics.systemCalls &+= systemCalls
+    statistics.liveMappings &+= 1
+    statistics.liveBytes &+= byteCount
   }
 
   /// Takes back an address that was given out by the store.
   ///
-  /// - Parameter isFree: Whether nothing takes its place: in debug mode it waits then.
-  mutating func forget(_ iova: IOVA, isFree: Bool = true) {
-    guard let node = store.remove(iova) else { return }
-    unindex(iova, host: node.tag)
-    if isFree, held != nil { hold(node.range, node.kind) }
+  /// - Parameter reserved: The reservation that has it again; nil where it is free, in debug mode after a while.
+  mutating func forget(_ iova: IOVA, reserved: IOVARange? = nil) {
+    let host: UInt64?
+    if let reserved { host = fence(iova, in: reserved) } else { host = release(iova)?.tag }
+    if let host { unindex(iova, host: host) }
   }
 
   @inline(never)
-  mutating func unindex(_ iova: IOVA, host: UInt64) {
-    byHostAddress?.remove(start: host, address: iova)
-  }
+  mutating func unindex(_ iova: IOVA, host: UInt64) { hosts.remove(iova, host: host) }
 
   @inline(__always)
-  mutating func unmapped(_ iova: IOVA, byteCount: UInt64, systemCalls: UInt64, isFree: Bool = true) {
-    forget(iova, isFree: isFree)
+  mutating func unmapped(_ iova: IOVA, byteCount: UInt64, systemCalls: UInt64, reserved: IOVARange? = nil) {
+    forget(iova, reserved: reserved)
     noteEnded(iova, byteCount: byteCount)
     statistics.unmaps &+= 1
     statistics.systemCalls &+= systemCalls

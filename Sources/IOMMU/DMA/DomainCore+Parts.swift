@@ -41,12 +41,13 @@ extension DomainCore {
         return failure
       }
       mapped += area.byteCount
-      locked { state in
-        state.statistics.systemCalls &+= callsEach
-        for index in done..<area.partsDone {
-          let part = unsafe parts[index], pages = part.pages(granuleMask)
-          state.mapped(IOVA(iova.rawValue + part.placement), host: pages.host, byteCount: pages.byteCount)
-          state.statistics.systemCalls &-= callsEach
+      locked { $0.statistics.systemCalls &+= callsEach }
+      // One at a time: an area has thousands of parts at most.
+      for index in done..<area.partsDone {
+        let part = unsafe parts[index], pages = part.pages(granuleMask)
+        locked(insertions: 1) { state in
+          state.mapped(
+            IOVA(iova.rawValue + part.placement), host: pages.host, byteCount: pages.byteCount, systemCalls: 0)
         }
       }
       done = area.partsDone
@@ -105,8 +106,7 @@ extension DomainCore {
       locked { state in
         let start = IOVA(iova.rawValue + part.placement)
         if reserved == nil, part.placement > next { state.store.remove(IOVA(iova.rawValue + next)) }
-        state.unmapped(start, byteCount: length, systemCalls: 0, isFree: reserved == nil)
-        if let reserved { state.fence(start, byteCount: length, in: reserved) }
+        state.unmapped(start, byteCount: length, systemCalls: 0, reserved: reserved)
       }
       next = part.placement + length
       done += 1
@@ -148,33 +148,33 @@ extension DomainCore {
   }
 }
 
-extension DomainState {
+extension DomainCore {
   /// Takes a range with a node a part, so that each address finds its memory, and a guard wherever a gap is.
-  mutating func place(
-    _ parts: UnsafePointer<MemoryPart>, count: Int, granuleMask: UInt64, _ request: RangeStore.Request,
-    _ limits: AddressLimits
+  ///
+  /// First as one node, which is nobody else's, and then part by part: the lock is not held for all of a long list.
+  func place(
+    _ parts: UnsafePointer<MemoryPart>, count: Int, _ request: RangeStore.Request, _ limits: AddressLimits
   ) throws(RangeStoreFailure) -> IOVA {
-    let (iova, gap) = try space(for: request, limits)
-    var next: UInt64 = 0
-    do throws(RangeStoreFailure) {
-      for index in 0..<count {
-        let part = unsafe parts[index], pages = part.pages(granuleMask)
-        let start = IOVA(iova.rawValue + part.placement)
-        if part.placement > next {
-          try occupy(IOVA(iova.rawValue + next), byteCount: part.placement - next, .guard)
-          next = part.placement
+    let iova = try locked(insertions: 2) { state throws(RangeStoreFailure) in
+      try state.take(request, limits, kind: .guard, auxiliary: RangeStore.Node.takenMark)
+    }
+    for index in 0..<count {
+      let part = unsafe parts[index], start = IOVA(iova.rawValue + part.placement)
+      do throws(RangeStoreFailure) {
+        try locked(insertions: 2) { state throws(RangeStoreFailure) in
+          let pages = part.pages(granuleMask)
+          try state.link(start, byteCount: pages.byteCount, host: pages.host)
         }
-        try occupy(start, byteCount: pages.byteCount, .allocation, tag: pages.host)
-        next += pages.byteCount
+      } catch {
+        locked { $0.removeNodes(IOVARange(start: iova, byteCount: request.byteCount)!) }
+        throw error
       }
-      try leaveGap(gap, behind: iova, next)
-    } catch {
-      removeNodes(iova, byteCount: next)
-      throw error
     }
     return iova
   }
+}
 
+extension DomainState {
   /// Parts could not all be mapped: frees their addresses, but for those of parts that are within reach in `stuck` bytes of
   /// what was mapped, and takes back what was counted.
   mutating func takeBack(
@@ -190,59 +190,44 @@ extension DomainState {
       if !stuck.overlaps(at..<at + length) {
         if reserved == nil, part.placement > next { store.remove(IOVA(iova.rawValue + next)) }
         if index < counted {
-          unmapped(start, byteCount: length, systemCalls: 0, isFree: reserved == nil)
+          unmapped(start, byteCount: length, systemCalls: 0, reserved: reserved)
         } else {
-          forget(start, isFree: reserved == nil)
+          forget(start, reserved: reserved)
         }
-        if let reserved { fence(start, byteCount: length, in: reserved) }
       }
       (next, at) = (part.placement + length, at + length)
     }
   }
 
-  /// Puts a node at a place within a guard of a reservation; the rest of the guard stays.
+  /// Puts a node at a place within the guard of a reservation or a list, whose rest stays; with the lock taken for two
+  /// insertions. Where there is no memory for it nothing has changed.
   mutating func link(_ start: IOVA, byteCount: UInt64, host: UInt64) throws(RangeStoreFailure) {
-    guard let gap = store.find(containing: start), gap.kind == .guard else { throw .noSpace }
-    store.remove(gap.start)
-    let below = start.rawValue - gap.start.rawValue, above = gap.byteCount - below - byteCount
-    do throws(RangeStoreFailure) {
-      try occupy(start, byteCount: byteCount, .allocation, tag: host)
-      if below > 0 { try occupy(gap.start, byteCount: below, .guard) }
-      if above > 0 { try occupy(IOVA(start.rawValue + byteCount), byteCount: above, .guard) }
-    } catch {
-      store.remove(start)
-      if below > 0 { store.remove(gap.start) }
-      // One entry in the place of one that was there takes no memory.
-      try? store.insert(gap)
-      throw error
-    }
+    guard let gap = store.find(containing: start), gap.isTaken else { throw .noSpace }
+    let range = IOVARange(start: start, byteCount: byteCount)!
+    try store.carve(RangeStore.Node(range: range, kind: .allocation, tag: host))
   }
 
-  /// Guards addresses of a reservation that are free now, as one node with the guards beside them.
-  mutating func fence(_ start: IOVA, byteCount: UInt64, in reserved: IOVARange) {
-    var first = start, last = IOVA(start.rawValue + (byteCount - 1))
-    if first > reserved.start, let node = store.find(containing: IOVA(first.rawValue - 1)), node.kind == .guard {
+  /// Gives the addresses of a link back to its reservation, as one node with the guards beside them, which takes no memory; the
+  /// host address that was linked.
+  mutating func fence(_ start: IOVA, in reserved: IOVARange) -> UInt64? {
+    guard let link = store.find(containing: start), link.start == start else { return nil }
+    var (first, last) = (link.start, link.range.last)
+    if first > reserved.start, let node = store.find(containing: IOVA(first.rawValue - 1)), node.isTaken {
       first = node.start
       store.remove(first)
     }
-    if last < reserved.last, let node = store.find(containing: IOVA(last.rawValue + 1)), node.kind == .guard {
+    if last < reserved.last, let node = store.find(containing: IOVA(last.rawValue + 1)), node.isTaken {
       last = node.range.last
       store.remove(node.start)
     }
-    // As above: the addresses had an entry until now.
-    try? store.insert(RangeStore.Node(range: IOVARange(start: first, last: last)!, kind: .guard))
+    store.replace(start, with: .taken(IOVARange(start: first, last: last)!))
+    return link.tag
   }
 
-  /// Frees the nodes of a range that begins and ends with one.
-  mutating func removeNodes(_ start: IOVA, byteCount: UInt64) {
-    var left = byteCount
-    while left > 0, let node = store.remove(IOVA(start.rawValue + (byteCount - left))) { left -= node.byteCount }
-  }
-
-  private mutating func occupy(
-    _ start: IOVA, byteCount: UInt64, _ kind: RangeStore.Kind, tag: UInt64 = 0
-  ) throws(RangeStoreFailure) {
-    let range = IOVARange(start: start, byteCount: byteCount)!
-    try store.insert(RangeStore.Node(range: range, kind: kind, tag: tag))
+  /// Frees the nodes of a range that begins and ends with one, and the gap behind it.
+  fileprivate mutating func removeNodes(_ range: IOVARange) {
+    var left = range.byteCount
+    while left > 0, let node = store.remove(IOVA(range.last.rawValue - (left - 1))) { left -= node.byteCount }
+    freeGap(behind: range.last)
   }
 }

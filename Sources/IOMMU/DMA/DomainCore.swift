@@ -86,8 +86,7 @@ final class DomainCore: @unchecked Sendable {
     callsEach = processOwned == nil ? 1 : 0
     highAddresses = highest >> 32 == 0 ? 0 : 1 << 32
     let held = options.map { HeldAddresses($0, granule: granule) }
-    let first = unsafe DomainState(
-      usable: usable, store: space.store, records: records, callsEach: callsEach, held: held)
+    let first = unsafe DomainState(usable: usable, store: space.store, records: records, held: held)
     let debug = options.map { DebugTracker($0, kernel: kernel, granule: granule, device: device) }
     (self.debug, detour) = (debug, debug ?? NoDetour.shared)
     self.space = space
@@ -127,12 +126,17 @@ final class DomainCore: @unchecked Sendable {
   @inline(__always)
   func padded(_ byteCount: Int) -> UInt64 { (UInt64(byteCount) &+ granuleMask) & ~granuleMask }
 
-  /// Runs `body` on the state with the store's lock held. No system call may happen inside, and ``space`` is not called.
+  /// Runs `body` on the state with the store's lock held. No system call may happen inside, memory is neither asked for nor given
+  /// back, and ``space`` is not called.
+  ///
+  /// - Parameter insertions: How many nodes `body` may insert into the store: memory for them is asked for before the lock
+  ///   is taken, and for one entry of the index of host addresses.
   @inline(__always)
   func locked<Result: ~Copyable, Failure: Error>(
-    _ body: (inout DomainState) throws(Failure) -> Result
+    insertions: Int = 0, _ body: (inout DomainState) throws(Failure) -> Result
   ) throws(Failure) -> Result {
-    space.lockStore()
+    space.lockStore(insertions: insertions)
+    if insertions > 0, unsafe state.pointee.hosts.announceInsertion() > 0 { feedIndex(insertions) }
     defer { space.unlockStore() }
     return try unsafe body(&state.pointee)
   }

@@ -172,7 +172,11 @@ extension DomainSlots {
 
   /// From now on, whoever has entered or ended a mapping tells the index: a mapping whose record came or went before this
   /// call is seen in the table, and one whose thread takes a slot after it sees the mark.
-  func setIndexed(_ isIndexed: Bool) { withAll { $0.isIndexed = isIndexed } }
+  func setIndexed() { withAll { $0.isIndexed = true } }
+
+  /// Who has given a slot back before this has done so for whoever looks after it, and who takes one later sees what was written
+  /// before it.
+  func passAll() { withAll { _ in } }
 
   /// The domain is closed: nothing waits any more.
   func clearQueued() { withAll { $0.counts.queuedBytes = 0 } }

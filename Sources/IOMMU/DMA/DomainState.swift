@@ -7,15 +7,13 @@ struct DomainState: ~Copyable {
   /// What the store does not know: the mappings at addresses of ``DomainCore/space``.
   let records: MappingTable
   /// Mappings by host address; made by the first ``DMADomain/translate(_:byteCount:)-(UnsafeRawPointer,_)``.
-  var byHostAddress: IntervalIndex?
+  var hosts = HostIndex()
   /// Of what the slots do not count.
   var statistics = DMAStatistics()
   /// The most that was ever told of ``DMAStatistics/maps``.
   private var mapsTold: UInt64 = 0
   /// Mappings that the store knew. The others leave their names in ``records``.
   private(set) var ended = EndedMappings()
-  /// ``DomainCore/callsEach``.
-  let callsEach: UInt64
   /// In debug mode: addresses that wait, and the gaps behind mappings.
   var held: HeldAddresses?
 
@@ -23,11 +21,10 @@ struct DomainState: ~Copyable {
   var usable: IOVARanges
 
   init(
-    usable: IOVARanges, store: UnsafePointer<RangeStore>, records: MappingTable, callsEach: UInt64, held: HeldAddresses?
+    usable: IOVARanges, store: UnsafePointer<RangeStore>, records: MappingTable, held: HeldAddresses?
   ) {
     self.usable = usable
     self.held = held
-    self.callsEach = callsEach
     self.records = records
     unsafe storePointer = unsafe store
   }
@@ -59,19 +56,20 @@ struct DomainState: ~Copyable {
     return copy
   }
 
-  /// What is mapped at the addresses of a node; nil for what is cached, waits for a flush, or is no mapping's.
-  func mapping(_ node: RangeStore.Node) -> IOVARange? {
-    node.isMapping ? node.range : records.range(containing: node.start, isLive: true)
+  /// The addresses of a node that somebody uses: what is mapped there, or a node of a reservation's or a list's; nil for what is
+  /// cached, waits for a flush, or for nobody.
+  private func use(_ node: RangeStore.Node) -> IOVARange? {
+    node.isMapping || node.isTaken ? node.range : records.range(containing: node.start, isLive: true)
   }
 
-  /// The lowest mapping that has an address above `limit`.
-  func mapping(above limit: UInt64) -> IOVARange? {
-    if let node = store.find(containing: IOVA(limit)), let range = mapping(node), range.last.rawValue > limit {
+  /// The lowest addresses in use of which one is above `limit`: a mapping's, or a reservation's.
+  func use(above limit: UInt64) -> IOVARange? {
+    if let node = store.find(containing: IOVA(limit)), let range = use(node), range.last.rawValue > limit {
       return range
     }
     var from = limit
     while from < .max, let node = store.next(from: IOVA(from + 1)) {
-      if let range = mapping(node) { return range }
+      if let range = use(node) { return range }
       from = node.range.last.rawValue
     }
     return nil
@@ -89,31 +87,5 @@ struct DomainState: ~Copyable {
   mutating func noteEnded(_ start: IOVA, byteCount: UInt64) {
     ended.append(start, byteCount: byteCount)
     if let range = IOVARange(start: start, byteCount: byteCount) { records.forgetEnded(in: range) }
-  }
-}
-
-// MARK: - By host address
-
-extension DomainState {
-  /// Makes the index of host addresses, once. O(n log n).
-  ///
-  /// - Parameter slots: Told before the mappings are looked at, so that none is missed.
-  mutating func indexHostAddresses(_ slots: DomainSlots) {
-    guard byHostAddress == nil else { return }
-    guard let index = try? IntervalIndex() else { return }
-    slots.setIndexed(true)
-    var isComplete = true
-    records.forEach { start, host, byteCount in
-      do throws(RangeStoreFailure) {
-        try index.insert(.init(start: host, byteCount: byteCount, address: start))
-      } catch { isComplete = false }
-    }
-    store.forEach { node in
-      guard node.isMapping else { return }
-      do throws(RangeStoreFailure) {
-        try index.insert(.init(start: node.tag, byteCount: node.byteCount, address: node.start))
-      } catch { isComplete = false }
-    }
-    if isComplete { byHostAddress = consume index } else { slots.setIndexed(false) }
   }
 }

@@ -178,6 +178,14 @@ extension MappingTable {
     return IOVARange(start: IOVA(first << pageShift), byteCount: record.pageCount << pageShift)
   }
 
+  /// The mapping that begins at an address. O(1).
+  package func mapping(at start: IOVA) -> (host: UInt64, byteCount: UInt64)? {
+    let page = start.rawValue >> pageShift
+    guard page <= table.highest, let leaf = unsafe leaf(page) else { return nil }
+    let record = Record(word: unsafe leaf[Int(page & 511)].load(ordering: .acquiring))
+    return record.isLive ? (record.host, record.pageCount << pageShift) : nil
+  }
+
   @inline(__always)
   private func leaf(_ page: UInt64) -> RadixTable.Node? { unsafe table.leaf(page, hints.own) }
 

@@ -34,7 +34,8 @@ public struct Reservation: ~Copyable, Sendable {
   ///
   /// - Throws: `.unaligned` unless `offset` is a multiple of ``DMADomain/granule``, `.outsideAperture` when the buffer's
   ///   pages leave the range, `.overlap` where something is linked, `.invalidArgument` for a buffer of another domain,
-  ///   `.memoryLock`, `.tooManyMappings`, `.closed`, `.forked`, `.system`.
+  ///   `.outsideMask` when the device's mask was lowered below the range, as it can be in a domain that devices share,
+  ///   `.outOfMemory`, `.memoryLock`, `.tooManyMappings`, `.closed`, `.forked`, `.system`.
   public mutating func link(
     _ buffer: consuming DMABuffer, at offset: Int, _ direction: DMADirection
   ) throws(DMAError) {
@@ -79,13 +80,14 @@ public struct Reservation: ~Copyable, Sendable {
   /// With page tables of the kernel's every link is complete by itself, so this makes no system call. The corresponding
   /// kernel call is `dma_iova_sync`.
   ///
-  /// - Throws: `.forked`, `.closed`: the reservation is gone then.
+  /// - Throws: `.forked`, `.closed`, `.outsideMask` as ``link(_:at:_:)``: the reservation is gone then.
   public consuming func sync() throws(DMAError) -> LinkedRange {
     let range = range
     guard ProcessGuard.isOwner else { throw range.core.failed(.forked, "sync").on(range.deviceName) }
     guard !range.core.isClosed.load(ordering: .relaxed) else {
       throw range.core.failed(.closed, "sync").on(range.deviceName)
     }
+    try range.checkMask("sync")
     return LinkedRange(range)
   }
 
@@ -153,7 +155,7 @@ extension DMADomain {
     case .success(let start):
       let range = IOVARange(start: start, byteCount: length)!
       if limits.isAboveFirst(range) { tripped() }
-      return Reservation(ReservedRange(core: core, deviceName: deviceName, range: range))
+      return Reservation(ReservedRange(self, range))
     }
   }
 }
@@ -167,7 +169,9 @@ extension DomainCore {
     do throws(RangeStoreFailure) {
       return .success(
         try afterDrain { () throws(RangeStoreFailure) in
-          try locked { state throws(RangeStoreFailure) in try state.take(request, limits, kind: .guard) }
+          try locked(insertions: 2) { state throws(RangeStoreFailure) in
+            try state.take(request, limits, kind: .guard, auxiliary: RangeStore.Node.takenMark)
+          }
         })
     } catch { return .failure(spaceFailure(error)) }
   }

@@ -8,12 +8,15 @@ import Synchronization
 final class ReservedRange: @unchecked Sendable {
   let core: DomainCore
   let deviceName: String
+  private let addressing: DeviceAddressing
   let range: IOVARange
   /// Sorted by placement.
   private(set) var links: [MemoryPart] = []
 
-  init(core: DomainCore, deviceName: String, range: IOVARange) {
-    (self.core, self.deviceName, self.range) = (core, deviceName, range)
+  /// Takes over addresses that were taken for the device of a domain value.
+  init(_ domain: DMADomain, _ range: IOVARange) {
+    (core, deviceName, addressing) = (domain.core, domain.deviceName, domain.addressing)
+    self.range = range
   }
 
   deinit {
@@ -24,11 +27,10 @@ final class ReservedRange: @unchecked Sendable {
       var next = range.start
       while let node = state.store.find(containing: next) {
         // What could not be unmapped keeps its addresses.
-        if node.kind == .guard { state.store.remove(node.start) }
+        if node.isTaken { _ = state.release(node.start) }
         if node.range.last >= range.last { break }
         next = IOVA(node.range.last.rawValue + 1)
       }
-      state.hold(range, .allocation)
     }
   }
 
@@ -41,6 +43,7 @@ final class ReservedRange: @unchecked Sendable {
         try unsafe core.debug?.check(UnsafeRawBufferPointer(start: part.base, count: part.byteCount), "link")
       }
       try refuseBounce(part)
+      try checkMask("link")
       index = try self.index(for: part, at: offset)
     } catch {
       part.free()
@@ -69,13 +72,23 @@ final class ReservedRange: @unchecked Sendable {
       remedy: "Map a ScatterList, or switch the protection")
   }
 
+  /// An address that the device cannot drive is not to be had, nor anything linked there.
+  func checkMask(_ operation: String) throws(DMAError) {
+    let limit = addressing.limit
+    guard range.last.rawValue > limit else { return }
+    throw DMAError(
+      .outsideMask, operation, address: range.start.rawValue, byteCount: range.byteCount, device: deviceName,
+      detail: "\(range) was reserved before the mask was lowered to \(IOVA(limit))",
+      remedy: "Set the mask before reserving")
+  }
+
   private func map(_ part: MemoryPart, _ pages: (host: UInt64, byteCount: UInt64), access: DMAAccess) -> MapFailure? {
     guard ProcessGuard.isOwner else { return .forked }
     guard core.enter() else { return .closed }
     defer { core.leave() }
     let start = IOVA(range.start.rawValue + part.placement)
     do throws(RangeStoreFailure) {
-      try core.locked { state throws(RangeStoreFailure) in
+      try core.locked(insertions: 2) { state throws(RangeStoreFailure) in
         try state.link(start, byteCount: pages.byteCount, host: pages.host)
       }
     } catch { return .space(error) }

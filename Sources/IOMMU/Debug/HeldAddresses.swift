@@ -2,8 +2,7 @@ import AddressSpace
 
 /// Debug mode's way with addresses: a gap behind each mapping, and a wait before addresses are given out again.
 ///
-/// All of it is nodes of the store: a gap and what waits are guards, told apart from those of lists and reservations by
-/// their mark. In debug mode every mapping is the store's, see ``DomainCore/init(kernel:translation:usable:granule:node:device:debug:)``.
+/// All of it is nodes of the store: a gap and what waits are guards with marks of their own. In debug mode every mapping is the store's, see ``DomainCore/init(kernel:translation:usable:granule:node:device:debug:)``.
 @safe
 struct HeldAddresses {
   /// Behind each mapping, in bytes.
@@ -12,9 +11,6 @@ struct HeldAddresses {
   private let ring: UnsafeMutablePointer<UInt64>
   let capacity: Int
   private var first = 0, count = 0
-
-  /// ``RangeStore/Node/auxiliary`` of a gap, and of what waits.
-  static let gapMark: UInt32 = 1, heldMark: UInt32 = 2
 
   init(_ options: DebugOptions, granule: PageSize) {
     gapByteCount = UInt64(options.guardPages) * granule.byteCount
@@ -40,68 +36,52 @@ struct HeldAddresses {
 }
 
 extension DomainState {
-  /// Takes addresses, in debug mode with a gap behind them.
+  /// Takes addresses within the limits as they are now, in debug mode with a gap behind them; with the lock taken for two
+  /// insertions.
   mutating func take(
-    _ request: RangeStore.Request, _ limits: AddressLimits, kind: RangeStore.Kind = .allocation, tag: UInt64 = 0
+    _ request: RangeStore.Request, _ limits: AddressLimits, kind: RangeStore.Kind = .allocation, tag: UInt64 = 0,
+    auxiliary: UInt32 = 0
   ) throws(RangeStoreFailure) -> IOVA {
-    if held == nil { return try store.allocate(request, limits, kind: kind, tag: tag) }
-    let (start, gap) = try space(for: request, limits)
-    do throws(RangeStoreFailure) {
-      try store.insert(.init(range: IOVARange(start: start, byteCount: request.byteCount)!, kind: kind, tag: tag))
-      try leaveGap(gap, behind: start, request.byteCount)
-    } catch {
-      store.remove(start)
-      throw error
-    }
-    return start
-  }
-
-  /// Finds a range that is free, and stays so while the lock is held; with as much more behind it as the gap takes.
-  mutating func space(
-    for request: RangeStore.Request, _ limits: AddressLimits
-  ) throws(RangeStoreFailure) -> (start: IOVA, gap: UInt64) {
+    let limits = limits.now
     if let gap = held?.gapByteCount, gap > 0 {
       // As long as a boundary, it has no room for a gap in front of the next.
       var longer = request
       longer.byteCount += gap
-      if let start = try? store.allocate(longer, limits, kind: .guard) {
-        store.remove(start)
-        return (start, gap)
+      if let start = try? store.allocate(longer, limits, kind: .guard, auxiliary: RangeStore.Node.gapMark) {
+        let range = IOVARange(start: start, byteCount: request.byteCount)!
+        do throws(RangeStoreFailure) {
+          try store.carve(.init(range: range, kind: kind, tag: tag, auxiliary: auxiliary))
+        } catch {
+          store.remove(start)
+          throw error
+        }
+        return start
       }
     }
     // Without a gap where there is no room for one.
-    let start = try store.allocate(request, limits, kind: .guard)
-    store.remove(start)
-    return (start, 0)
-  }
-
-  /// Occupies the gap behind a range, if there is to be one.
-  mutating func leaveGap(_ gap: UInt64, behind start: IOVA, _ byteCount: UInt64) throws(RangeStoreFailure) {
-    guard gap > 0 else { return }
-    let range = IOVARange(start: IOVA(start.rawValue + byteCount), byteCount: gap)!
-    try store.insert(.init(range: range, kind: .guard, auxiliary: HeldAddresses.gapMark))
+    return try store.allocate(request, limits, kind: kind, tag: tag, auxiliary: auxiliary)
   }
 
   /// Frees the gap behind a range that was there; where it ends.
   @discardableResult
   mutating func freeGap(behind last: IOVA) -> IOVA {
-    guard held != nil, last.rawValue < .max, let gap = store.find(containing: IOVA(last.rawValue + 1)),
-      gap.kind == .guard, gap.auxiliary == HeldAddresses.gapMark
-    else { return last }
+    guard held != nil, last.rawValue < .max, let gap = store.find(containing: IOVA(last.rawValue + 1)), gap.isGap else {
+      return last
+    }
     store.remove(gap.start)
     return gap.range.last
   }
 
-  /// The addresses of a mapping are free: in debug mode nobody gets them for a while.
-  mutating func hold(_ range: IOVARange, _ kind: RangeStore.Kind) {
-    guard let held else { return }
-    let whole = IOVARange(start: range.start, last: freeGap(behind: range.last))!
+  /// Frees the addresses of the node that starts at one, and returns it; in debug mode nobody gets them for a while.
+  mutating func release(_ start: IOVA) -> RangeStore.Node? {
+    guard let held else { return store.remove(start) }
+    guard let node = store.find(containing: start), node.start == start else { return nil }
+    let whole = IOVARange(start: start, last: freeGap(behind: node.range.last))!
     // The caller may have its own addresses again at once.
-    guard kind != .fixed, held.capacity > 0 else { return }
-    do throws(RangeStoreFailure) {
-      try store.insert(.init(range: whole, kind: .guard, auxiliary: HeldAddresses.heldMark))
-    } catch { return }
-    if let oldest = self.held!.push(whole.start.rawValue) { store.remove(IOVA(oldest)) }
+    guard node.kind != .fixed, held.capacity > 0 else { return store.remove(start) }
+    store.replace(start, with: .init(range: whole, kind: .guard, auxiliary: RangeStore.Node.heldMark))
+    if let oldest = self.held!.push(start.rawValue) { store.remove(IOVA(oldest)) }
+    return node
   }
 
   /// Gives all addresses back that wait; whether there were any.
@@ -121,7 +101,7 @@ extension DomainState {
   mutating func dropGaps(in range: IOVARange = IOVARange(start: IOVA(0), last: IOVA(.max))!) -> Bool {
     var from = range.start, isAny = false
     while held != nil, let node = store.next(from: from), node.start <= range.last {
-      if node.kind == .guard, node.auxiliary == HeldAddresses.gapMark {
+      if node.isGap {
         store.remove(node.start)
         isAny = true
       }

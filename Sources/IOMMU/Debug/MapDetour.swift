@@ -45,6 +45,12 @@ extension DebugTracker: MapDetour {
       switch unsafe core.mapOwned(base, byteCount: byteCount, limits: limits, access: access) {
       case .failure(let failure): return .failed(failure)
       case .success(let placed):
+        if placed.iova.rawValue > domain.addressing.limits.first, domain.isAboveMask(placed.iova, limits) {
+          // A map that was kept: it is kept once more, or unmapped.
+          let ended = unsafe core.unmapOwned(placed.iova, of: base, byteCount: byteCount, access: placed.access)
+          if case .failure(let failure) = ended { return .failed(failure) }
+          return unsafe map(base, byteCount, domain.addressing.limits, access, in: domain)
+        }
         isAbove = placed.iova.rawValue > limits.first
         (address, granted) = (placed.iova, placed.access)
       }

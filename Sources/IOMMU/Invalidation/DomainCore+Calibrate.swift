@@ -45,7 +45,7 @@ extension DomainCore {
     let iova: IOVA
     do throws(RangeStoreFailure) {
       iova = try afterDrain { () throws(RangeStoreFailure) in
-        try locked { state throws(RangeStoreFailure) in
+        try locked(insertions: 1) { state throws(RangeStoreFailure) in
           try state.store.allocate(RangeStore.Request(byteCount: length), kind: .guard)
         }
       }

@@ -299,16 +299,14 @@ extension DomainState {
   /// A gap between two parts of a list waits with them, as addresses that were in use: a flush frees it, so that it is no
   /// more in the way than they are.
   mutating func retireGap(_ start: IOVA) {
-    guard let gap = store.remove(start) else { return }
-    // One entry in the place of another takes no memory.
-    try? store.insert(RangeStore.Node(range: gap.range, kind: .allocation))
+    guard let gap = store.find(containing: start), gap.start == start else { return }
+    store.replace(start, with: RangeStore.Node(range: gap.range, kind: .allocation))
     statistics.queuedBytes &+= gap.byteCount
   }
 
   /// The addresses of a node that was retired are free; how many.
   mutating func releaseRetired(_ iova: IOVA) -> UInt64? {
-    guard let node = store.remove(iova) else { return nil }
-    if held != nil { hold(node.range, node.kind) }
+    guard let node = release(iova) else { return nil }
     statistics.queuedBytes &-= node.byteCount
     return node.byteCount
   }

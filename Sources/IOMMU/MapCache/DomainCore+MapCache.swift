@@ -34,10 +34,15 @@ extension DomainCore {
     let host = UInt64(UInt(bitPattern: base)), length = padded(byteCount)
     // Within the first limits only: the address policy shall see what a map without a cache would show it.
     let within = lowest(limits)...limits.first
+    var isIndexed = false
     let kept = cache.take(host: host, byteCount: length, access: access.rawValue, limits: within) { kept in
-      revive(IOVA(kept.iova), host: host, byteCount: length)
+      isIndexed = revive(IOVA(kept.iova), host: host, byteCount: length)
     }
-    if let kept { return .success(Placed(iova: IOVA(kept.iova), access: kept.access)) }
+    if let kept {
+      // Without the cache's lock, as it may take memory.
+      if isIndexed { index(IOVA(kept.iova), host: host, length) }
+      return .success(Placed(iova: IOVA(kept.iova), access: kept.access))
+    }
     switch makingRoom({ unsafe map(base, byteCount: byteCount, limits: limits, access: access) }) {
     case .success(let iova): return .success(Placed(iova: iova, access: access.rawValue))
     case .failure(let failure): return .failure(failure)
@@ -249,13 +254,13 @@ extension DomainCore {
     if isIndexed { unindex(iova, record) }
   }
 
-  /// A map that was kept is a mapping's again, without a system call.
-  private func revive(_ iova: IOVA, host: UInt64, byteCount: UInt64) {
+  /// A map that was kept is a mapping's again, without a system call; whether it has to be told to the index of host addresses.
+  private func revive(_ iova: IOVA, host: UInt64, byteCount: UInt64) -> Bool {
     guard byteCount <= records.largestByteCount else {
       return locked { state in
         _ = state.store.setTag(host, at: iova)
-        state.mapped(iova, host: host, byteCount: byteCount)
-        state.statistics.systemCalls &-= callsEach
+        state.count(byteCount: byteCount, systemCalls: 0)
+        return true
       }
     }
     // The table has a node for it, as there was a record before.
@@ -265,7 +270,7 @@ extension DomainCore {
     unsafe slot.pointee.tally.counts.liveBytes &+= byteCount
     let isIndexed = unsafe slot.pointee.tally.isIndexed
     unsafe slot.pointee.unlock()
-    if isIndexed { index(iova, host: host, byteCount) }
+    return isIndexed
   }
 
   /// A map that was kept is gone: its address is free.
@@ -273,7 +278,7 @@ extension DomainCore {
     if byteCount <= records.largestByteCount {
       space.free(iova, byteCount: byteCount)
     } else {
-      locked { state in if let node = state.store.remove(iova) { state.hold(node.range, node.kind) } }
+      locked { _ = $0.release(iova) }
     }
   }
 }

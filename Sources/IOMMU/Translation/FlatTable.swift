@@ -44,7 +44,7 @@ package final class FlatTable: Sendable {
   package func insert(_ entry: Entry) -> Bool {
     guard let range = IOVARange(start: IOVA(entry.iova), byteCount: entry.byteCount) else { return false }
     let node = RangeStore.Node(range: range, kind: .fixed, tag: entry.tag)
-    lock.lock()
+    store.lock(lock, insertions: 1)
     defer { lock.unlock() }
     do throws(RangeStoreFailure) { try store.insert(node) } catch { return false }
     return true

@@ -130,7 +130,10 @@ extension FaultingKernel {
   }
 
   /// A call that cannot.
-  func note(_ name: String = #function) { plan.withLock { $0.note(name) } }
+  func note(_ name: String = #function) {
+    plan.withLock { $0.takeInterjection(name) }?()
+    plan.withLock { $0.note(name) }
+  }
 }
 
 /// What a ``FaultingKernel`` is to do, and what it has seen.
