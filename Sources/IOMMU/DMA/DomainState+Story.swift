@@ -19,8 +19,8 @@ extension DomainState {
   func find(_ address: IOVA) -> Finding {
     if let live = live(at: address) { return Finding(place: .live, mapping: live) }
     let node = store.find(containing: address), near = neighbour(of: address)
-    let isGap = node?.kind == .guard && node?.auxiliary != HeldAddresses.heldMark
-    if isGap, node?.auxiliary == HeldAddresses.gapMark { return Finding(place: .gap, near: near, isBehind: true) }
+    let isGap = node?.kind == .guard && node?.auxiliary != RangeStore.Node.heldMark
+    if isGap, node?.auxiliary == RangeStore.Node.gapMark { return Finding(place: .gap, near: near, isBehind: true) }
     if let range = records.range(containing: address, isLive: false) ?? ended.range(containing: address) {
       var mapping = Fault.MappingDetails(range: range)
       mapping.end = .unmapped

@@ -58,8 +58,11 @@ struct DomainState: ~Copyable {
 
   /// The addresses of a node that somebody uses: what is mapped there, or a node of a reservation's or a list's; nil for what is
   /// cached, waits for a flush, or for nobody.
-  private func use(_ node: RangeStore.Node) -> IOVARange? {
-    node.isMapping || node.isTaken ? node.range : records.range(containing: node.start, isLive: true)
+  private func use(_ node: RangeStore.Node) -> IOVARange? { node.isTaken ? node.range : mapping(node) }
+
+  /// What is mapped at the addresses of a node; nil for what is cached, waits for a flush, or is no mapping's.
+  func mapping(_ node: RangeStore.Node) -> IOVARange? {
+    node.isMapping ? node.range : records.range(containing: node.start, isLive: true)
   }
 
   /// The lowest addresses in use of which one is above `limit`: a mapping's, or a reservation's.

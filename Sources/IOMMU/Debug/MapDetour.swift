@@ -45,7 +45,7 @@ extension DebugTracker: MapDetour {
       switch unsafe core.mapOwned(base, byteCount: byteCount, limits: limits, access: access) {
       case .failure(let failure): return .failed(failure)
       case .success(let placed):
-        if placed.iova.rawValue > domain.addressing.limits.first, domain.isAboveMask(placed.iova, limits) {
+        if placed.iova.rawValue > domain.addressing.limit {
           // A map that was kept: it is kept once more, or unmapped.
           let ended = unsafe core.unmapOwned(placed.iova, of: base, byteCount: byteCount, access: placed.access)
           if case .failure(let failure) = ended { return .failed(failure) }
