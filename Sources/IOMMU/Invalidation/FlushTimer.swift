@@ -55,6 +55,25 @@ package final class FlushTimer: Sendable {
     timer.wakeUp.signal()
   }
 
+  /// One without a thread, for a kernel whose time passes in steps: who moves it on calls ``fire()``, and ``end()`` at last. All
+  /// domains of the kernel are its until then. For simulations, where a thread would come at another moment each time.
+  package static func byHand(for kernel: any Kernel) throws(Errno) -> FlushTimer {
+    let timer = try FlushTimer(kernel)
+    timers.withLock { $0[ObjectIdentifier(kernel)] = timer }
+    return timer
+  }
+
+  /// When a domain is next to be called, on the kernel's clock; nil when none is.
+  package var nextTime: UInt64? { state.withLock { $0.due.map(\.time).min() } }
+
+  /// No domain is called from now on.
+  package func end() {
+    Self.timers.withLock { timers in
+      state.withLock { ($0.isRetired, $0.due) = (true, []) }
+      if timers[ObjectIdentifier(kernel)] === self { timers[ObjectIdentifier(kernel)] = nil }
+    }
+  }
+
   /// Whether a kernel has such a thread. For tests.
   package static func isRunning(for kernel: any Kernel) -> Bool {
     timers.withLock { $0[ObjectIdentifier(kernel)].map { !$0.state.withLock(\.isRetired) } ?? false }
@@ -72,19 +91,26 @@ package final class FlushTimer: Sendable {
 
   private func run() {
     while true {
-      let now = kernel.now()
-      let (ready, next) = state.withLock { state -> ([Due], UInt64?) in
-        let ready = state.due.filter { $0.time <= now }
-        state.due.removeAll { $0.time <= now }
-        return (ready, state.due.map(\.time).min())
-      }
-      // Without the lock: a reference taken here may turn out to be the last, and a domain that ends disarms its timer.
-      for due in ready { due.core?.timerFired() }
-      if !ready.isEmpty { continue }
-      let wait = next.map { $0 &- now } ?? Limits.timerLinger
+      if fire() { continue }
+      let next = nextTime, now = kernel.now()
+      let wait = next.map { $0 > now ? $0 - now : 0 } ?? Limits.timerLinger
       let isWoken = (try? kernel.waitReadable([wakeUp.descriptor], timeout: .nanoseconds(Int64(clamping: wait)))) ?? nil
       if isWoken != nil { _ = try? wakeUp.take() } else if next == nil, retire() { return }
     }
+  }
+
+  /// Calls the domains whose time has come; whether there was one.
+  @discardableResult
+  package func fire() -> Bool {
+    let now = kernel.now()
+    let ready = state.withLock { state in
+      let ready = state.due.filter { $0.time <= now }
+      state.due.removeAll { $0.time <= now }
+      return ready
+    }
+    // Without the lock: a reference taken here may turn out to be the last, and a domain that ends disarms its timer.
+    for due in ready { due.core?.timerFired() }
+    return !ready.isEmpty
   }
 
   /// Nothing came for a while: the thread ends, unless something comes just now.

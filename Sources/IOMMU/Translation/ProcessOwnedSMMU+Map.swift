@@ -97,7 +97,7 @@ extension ProcessOwnedSMMU {
   private func invalidate(_ gather: inout Gather, _ iova: UInt64, _ byteCount: UInt64) throws(Errno) {
     counts.ranges.wrappingAdd(UInt64(gather.rangeCount), ordering: .relaxed)
     var plan = SMMUPlan(shape)
-    plan.make(for: gather, budget: commandLimit)
+    plan.make(for: gather, budget: budget.allows(byteCount) ? commandLimit : 0)
     let removed = gather.takeTables()
     do throws(Errno) { try settle(IOVARange(start: IOVA(iova), byteCount: byteCount)!, plan) } catch {
       deferred.add(removed, in: tables.pool)

@@ -21,7 +21,7 @@ package final class ProcessOwnedSMMU: ProcessOwnedTranslation {
   /// Where the context descriptor is.
   private let contextTable: Table
   let shape: SMMUPlan.Shape
-  let budget = InvalidationBudget(most: SMMUPlan.roundLength)
+  package let budget = InvalidationBudget(most: SMMUPlan.roundLength)
   let deferred = DeferredTables()
   let state: Mutex<State>
   /// Held while event queues are read.

@@ -1,4 +1,4 @@
-import IOMMU
+package import IOMMU
 
 // The devices' side of the kernel: what a ``DeviceBus`` asks for.
 
@@ -26,6 +26,17 @@ extension SimulatedKernel {
           next += segment.byteCount
         }
       }
+    }
+  }
+
+  /// Has a request of a device translated, and moves no data: for measuring. How many descriptors of page tables were read for it
+  /// where the process owns those; nil when it was refused, as any such request is.
+  package func deviceTouches(_ address: PCIAddress, _ iova: UInt64, byteCount: Int, isWrite: Bool) -> Int? {
+    locked { state in
+      let before = state.iommu?.tableReadCount ?? 0
+      let result = state.translateMemory(address, iova, byteCount: byteCount, isWrite ? .write : .read)
+      guard case .success = result else { return nil }
+      return (state.iommu?.tableReadCount ?? 0) - before
     }
   }
 
@@ -106,6 +117,11 @@ enum HostMemory {
 }
 
 extension SimulatedIOMMU {
+  /// Descriptors of page tables of the process's that were read. In the simulation's own format each miss counts for one.
+  fileprivate var tableReadCount: Int {
+    smmus.indices.reduce(counters.cacheMisses) { $0 + smmus[$1].counters.descriptorReads }
+  }
+
   mutating func countRead(_ byteCount: Int) { count { $0.bytesRead += UInt64(byteCount) } }
   mutating func countWritten(_ byteCount: Int) { count { $0.bytesWritten += UInt64(byteCount) } }
   mutating func countFault() { count { $0.faults += 1 } }
