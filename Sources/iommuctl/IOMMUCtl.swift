@@ -15,7 +15,7 @@ import Glibc
     version: version,
     subcommands: [
       List.self, Groups.self, Show.self, Doctor.self, Bind.self, Unbind.self, Restore.self, Demo.self,
-      SelfTest.self, Bench.self,
+      SelfTest.self, Bench.self, Simulate.self,
     ])
 
   /// The subcommands' names.

@@ -35,7 +35,9 @@ import iommuctl
 
   @Test func helpNamesEverySubcommand() {
     let help = Invocation("--help").out
-    for name in ["list", "groups", "show", "doctor", "bind", "unbind", "restore", "demo", "selftest", "bench"] {
+    for name in [
+      "list", "groups", "show", "doctor", "bind", "unbind", "restore", "demo", "selftest", "bench", "simulate",
+    ] {
       #expect(help.contains("  \(name) "))
     }
   }
@@ -60,7 +62,7 @@ import iommuctl
     #expect(result.out.isEmpty)
     #expect(result.err.hasPrefix("Error: Unknown subcommand 'lst'. The subcommands are list, groups, show, "))
     #expect(!result.err.contains("option '"))
-    #expect(result.err.contains(", bench. Did you mean 'list'?\n"))
+    #expect(result.err.contains(", bench, simulate. Did you mean 'list'?\n"))
   }
 
   @Test(arguments: [

@@ -36,9 +36,18 @@ public struct DebugOptions: Sendable {
     self.onReport = onReport
   }
 
+  /// No debug mode, whatever the environment says: for simulations, whose addresses must not depend on it.
+  package static var off: DebugOptions {
+    var options = DebugOptions()
+    options.isOff = true
+    return options
+  }
+  private var isOff = false
+
   /// What was asked for, or what the environment asks for.
   static func inForce(_ asked: DebugOptions?) -> DebugOptions? {
     if let asked {
+      if asked.isOff { return nil }
       // What was set since is brought within its bounds.
       return DebugOptions(
         guardPages: asked.guardPages, heldAddresses: asked.heldAddresses, keepsCPUOut: asked.keepsCPUOut,

@@ -25,6 +25,12 @@ package final class FlushTimer: Sendable {
     var isAppointed = false
     /// The thread that watches ends, or has ended: nobody flushes any more.
     var isRetired = false
+
+    /// Takes out the domain that is due first, if its time has come.
+    mutating func takeReady(at now: UInt64) -> Due? {
+      guard let first = due.indices.min(by: { due[$0].time < due[$1].time }), due[first].time <= now else { return nil }
+      return due.remove(at: first)
+    }
   }
 
   private struct Due {
@@ -39,11 +45,11 @@ package final class FlushTimer: Sendable {
     }
   }
 
-  private init(_ kernel: any Kernel, _ first: Due) throws(Errno) {
+  private init(_ kernel: any Kernel, _ first: Due?) throws(Errno) {
     self.kernel = kernel
     wakeUp = try EventCounter(kernel)
     appointment = try EventCounter(kernel)
-    state.withLock { $0.due.append(first) }
+    if let first { state.withLock { $0.due.append(first) } }
   }
 
   /// Has a domain's ``DomainCore/timerFired()`` called after a time; why not, where no thread can be had.
@@ -68,6 +74,26 @@ package final class FlushTimer: Sendable {
     let id = ObjectIdentifier(core)
     timer.state.withLock { $0.due.removeAll { $0.id == id } }
     timer.wakeUp.signal()
+  }
+
+  /// One without a thread, for a kernel whose time passes in steps: who moves it on calls ``fire()``, and ``end()`` at last. All
+  /// domains of the kernel are its until then. For simulations, where a thread would come at another moment each time.
+  package static func byHand(for kernel: any Kernel) throws(Errno) -> FlushTimer {
+    // It counts as watched for good, so that no thread is appointed.
+    let timer = try FlushTimer(kernel, nil)
+    timers.withLock { $0[ObjectIdentifier(kernel)] = timer }
+    return timer
+  }
+
+  /// When a domain is next to be called, on the kernel's clock; nil when none is.
+  package var nextTime: UInt64? { state.withLock { $0.due.map(\.time).min() } }
+
+  /// No domain is called from now on.
+  package func end() {
+    Self.timers.withLock { timers in
+      state.withLock { ($0.isRetired, $0.due) = (true, []) }
+      if timers[ObjectIdentifier(kernel)] === self { timers[ObjectIdentifier(kernel)] = nil }
+    }
   }
 
   /// Whether a kernel has such a thread. For tests.
@@ -116,13 +142,10 @@ extension FlushTimer {
     while true {
       let now = kernel.now()
       let (ready, next) = state.withLock { state -> (Due?, UInt64?) in
-        guard let first = state.due.indices.min(by: { state.due[$0].time < state.due[$1].time }) else {
-          return (nil, nil)
-        }
-        guard state.due[first].time <= now else { return (nil, state.due[first].time) }
+        guard let ready = state.takeReady(at: now) else { return (nil, state.due.map(\.time).min()) }
         state.isWatched = false
         state.flushing += 1
-        return (state.due.remove(at: first), nil)
+        return (ready, nil)
       }
       if let ready { return ready }
       let wait = next.map { $0 &- now } ?? Limits.timerLinger
@@ -182,6 +205,19 @@ extension FlushTimer {
       }
       if let isAppointed { return isAppointed }
     }
+  }
+
+  /// Calls the domains whose time has come; whether there was one.
+  @discardableResult
+  package func fire() -> Bool {
+    var hasFired = false
+    while let due = state.withLock({ $0.takeReady(at: kernel.now()) }) {
+      hasFired = true
+      if let again = due.core.flatMap({ core in core.timerFired().map { Due(core, after: $0, kernel) } }) {
+        state.withLock { $0.due.append(again) }
+      }
+    }
+    return hasFired
   }
 
   /// Nothing came for a while: the thread ends, unless something comes just now.

@@ -12,6 +12,8 @@ package final class InvalidationBudget: Sendable {
   private let slow = Atomic<Int>(0), quick = Atomic<Int>(0)
   /// What a call takes, and each command in it, in nanoseconds; 0 where it is not known.
   private let base = Atomic<UInt64>(0), each = Atomic<UInt64>(0)
+  /// The longest unmap that is invalidated by its range, in bytes.
+  private let longest = Atomic<UInt64>(.max)
 
   package init(most: Int) {
     self.most = most
@@ -20,6 +22,14 @@ package final class InvalidationBudget: Sendable {
 
   /// What the next invalidation may have: 1…``most``.
   package var limit: Int { current.load(ordering: .relaxed) }
+
+  /// Whether an unmap of so many bytes may be invalidated by its range; all may, unless ``setLongest(_:)`` was said.
+  @inline(__always)
+  package func allows(_ byteCount: UInt64) -> Bool { byteCount <= longest.load(ordering: .relaxed) }
+
+  /// From now on an unmap of more bytes invalidates everything, whatever it costs; 0 has each do so. A fixed threshold, as
+  /// kernels have it: for comparing with them.
+  package func setLongest(_ byteCount: UInt64) { longest.store(byteCount, ordering: .relaxed) }
 
   /// Takes over what was timed on an idle machine: a call with one command, and one with `count`.
   package func calibrate(one: UInt64, several: UInt64, count: Int) {

@@ -18,6 +18,8 @@ package final class ProcessOwnedFlat: ProcessOwnedTranslation {
   let state = Mutex(State())
   /// The nested HWPTs.
   let tags = HardwareTags()
+  /// A range is one command.
+  package let budget = InvalidationBudget(most: 1)
   private let counts = Counts()
 
   struct State {
@@ -110,7 +112,9 @@ extension ProcessOwnedFlat {
 
   package func unmap(iova: UInt64, byteCount: UInt64) throws(Errno) -> UInt64 {
     let cleared = try clear(iova: iova, byteCount: byteCount)
-    if cleared > 0 { try invalidate(iova: iova, byteCount: byteCount) }
+    if cleared > 0 {
+      if budget.allows(byteCount) { try invalidate(iova: iova, byteCount: byteCount) } else { try invalidateAll() }
+    }
     return cleared
   }
 

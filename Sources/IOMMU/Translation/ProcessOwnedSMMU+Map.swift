@@ -107,7 +107,7 @@ extension ProcessOwnedSMMU {
   private func invalidate(_ gather: inout Gather, _ iova: UInt64, _ byteCount: UInt64) throws(Errno) {
     counts.ranges.wrappingAdd(UInt64(gather.rangeCount), ordering: .relaxed)
     var plan = SMMUPlan(shape)
-    plan.make(for: gather, budget: commandLimit)
+    plan.make(for: gather, budget: budget.allows(byteCount) ? commandLimit : 0)
     let range = IOVARange(start: IOVA(iova), byteCount: byteCount)!
     if gather.isLeafOnly { return try settle(range, plan) }
     try settle(range, plan, removing: gather.takeTables())

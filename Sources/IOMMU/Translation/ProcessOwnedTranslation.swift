@@ -31,6 +31,9 @@ package protocol ProcessOwnedTranslation: Translation {
   /// translation is closed.
   func giveUp(address: UInt64)
 
+  /// What decides between the range of an unmap and everything.
+  var budget: InvalidationBudget { get }
+
   /// Invalidation commands that this process sent, and waits for their completion: one for each `IOMMU_HWPT_INVALIDATE`.
   var invalidations: UInt64 { get }
   var syncs: UInt64 { get }

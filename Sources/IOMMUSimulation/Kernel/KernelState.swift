@@ -13,7 +13,7 @@ final class KernelState {
   var memory = ProcessMemory()
   var log = KernelLog()
   var tree = SystemTree()
-  var clock = VirtualClock()
+  var clock: VirtualClock
   /// Event counters of threads that wait until a device asks to be woken.
   var timerWaiters: Set<Int32> = []
   var faults: [SimulatedFault] = []
@@ -31,6 +31,7 @@ final class KernelState {
 
   init(_ machine: SimulatedMachine) {
     self.machine = machine
+    clock = VirtualClock(followsRealTime: machine.followsRealTime)
     memoryLock = MemoryLock(
       limit: machine.memoryLockLimit, hasCapability: machine.canLockMemory,
       bytesPinnedByOthers: machine.bytesPinnedByOthers)

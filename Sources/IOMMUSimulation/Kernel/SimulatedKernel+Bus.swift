@@ -16,7 +16,7 @@ extension SimulatedKernel {
 
   /// Has a device behind an SMMU look up one address after another, as reads of it would; how many went through. For
   /// measurements of the caches: a transfer of bytes costs many times a look-up.
-  package func deviceTouches(_ address: PCIAddress, _ addresses: [UInt64]) -> Int {
+  package func deviceLooksUp(_ address: PCIAddress, _ addresses: [UInt64]) -> Int {
     locked { state in state.iommu?.touch(address, addresses) ?? 0 }
   }
 
@@ -32,6 +32,17 @@ extension SimulatedKernel {
           next += segment.byteCount
         }
       }
+    }
+  }
+
+  /// Has a request of a device translated, and moves no data: for measuring. How many descriptors of page tables were read for it
+  /// where the process owns those; nil when it was refused, as any such request is.
+  package func deviceTouches(_ address: PCIAddress, _ iova: UInt64, byteCount: Int, isWrite: Bool) -> Int? {
+    locked { state in
+      let before = state.iommu?.tableReadCount ?? 0
+      let result = state.translateMemory(address, iova, byteCount: byteCount, isWrite ? .write : .read)
+      guard case .success = result else { return nil }
+      return (state.iommu?.tableReadCount ?? 0) - before
     }
   }
 
@@ -112,6 +123,11 @@ enum HostMemory {
 }
 
 extension SimulatedIOMMU {
+  /// Descriptors of page tables of the process's that were read. In the simulation's own format each miss counts for one.
+  fileprivate var tableReadCount: Int {
+    smmus.indices.reduce(counters.cacheMisses) { $0 + smmus[$1].counters.descriptorReads }
+  }
+
   mutating func countRead(_ byteCount: Int) { count { $0.bytesRead += UInt64(byteCount) } }
   mutating func countWritten(_ byteCount: Int) { count { $0.bytesWritten += UInt64(byteCount) } }
   mutating func countFault() { count { $0.faults += 1 } }

@@ -33,6 +33,8 @@ extension SimulatedKernel {
       // In slices, since another thread may have a device start something that takes time, or move the clock.
       let slice = min(deadline - now, Self.slice)
       if let ready = try HostSystem.wait(descriptors, nanoseconds: Int64(slice)) { return ready }
+      // A clock of its own stands still as long as everybody waits.
+      if !ahead.followsRealTime { locked { $0.clock.advance(to: deadline) } }
     }
   }
 

@@ -1,8 +1,8 @@
 import IOMMU
 import Synchronization
 
-/// The simulated machine's clock: the real one, and how far it jumped ahead because somebody waited for a device, or was
-/// charged for work of kernel and hardware.
+/// The simulated machine's clock: the real one, or one that stands still, and how far it jumped ahead because somebody waited
+/// for a device, or was charged for work of kernel and hardware.
 struct VirtualClock {
   private struct Timer {
     let time: UInt64
@@ -10,26 +10,33 @@ struct VirtualClock {
   }
 
   /// How far it jumped, which others read without the kernel's lock.
-  let ahead = Ahead()
+  let ahead: Ahead
   /// All that was charged, in nanoseconds.
   private(set) var charged: UInt64 = 0
   private var timers: [Timer] = []
 
+  init(followsRealTime: Bool) { ahead = Ahead(followsRealTime: followsRealTime) }
+
   /// Nanoseconds, of which only those who hold the kernel's lock change how they run.
   final class Ahead: Sendable {
+    let followsRealTime: Bool
     private let nanoseconds = Atomic<UInt64>(0)
+    /// Where a clock of its own begins: not at 0, which means no time to some.
+    private static let beginning: UInt64 = 1_000_000_000
+
+    init(followsRealTime: Bool) { self.followsRealTime = followsRealTime }
 
     func add(_ time: UInt64) { nanoseconds.wrappingAdd(time, ordering: .releasing) }
 
     /// The real clock is read first, so that nobody sees the machine's go back.
     var now: UInt64 {
-      let real = HostSystem.nanoseconds()
+      let real = followsRealTime ? HostSystem.nanoseconds() : Self.beginning
       return real &+ nanoseconds.load(ordering: .acquiring)
     }
 
     /// Up to a tick of the real kernel behind ``now``.
     var coarseNow: UInt64 {
-      let real = HostSystem.coarseNanoseconds()
+      let real = followsRealTime ? HostSystem.coarseNanoseconds() : Self.beginning
       return real &+ nanoseconds.load(ordering: .acquiring)
     }
   }

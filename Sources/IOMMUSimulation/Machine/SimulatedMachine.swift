@@ -52,6 +52,10 @@ public struct SimulatedMachine: Sendable {
   public var hasCANWBS = false
   /// What the clock charges for system calls and invalidations; nil takes the table that fits the IOMMU.
   public var costs: CostTable?
+  /// Whether the machine's clock goes on with the real one, beside what it is charged. Without that it has a time of its own,
+  /// which passes only by what is charged, by sleeping, and by waiting in vain: what a single thread does takes the same to the
+  /// nanosecond each time.
+  public var followsRealTime = true
 
   // The kernel
 

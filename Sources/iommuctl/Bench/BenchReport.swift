@@ -145,7 +145,8 @@ extension Calibration {
 }
 
 extension Trace {
-  fileprivate var keys: [(String, JSON)] {
+  /// As documents have it.
+  var keys: [(String, JSON)] {
     [
       ("name", .string(name)), ("seed", .uint(seed)), ("digest", .string("0x" + hexadecimal(digest, digits: 16))),
       ("mappings", JSON(mapCount)), ("peak_bytes", .uint(peakByteCount)),

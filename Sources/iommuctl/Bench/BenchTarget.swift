@@ -7,6 +7,7 @@ enum Held: ~Copyable {
   /// A range of an address allocator, and how long the allocation took.
   case range(IOVA, byteCount: UInt64, UInt64)
   case mapping(Mapping)
+  case unsafe(UnsafeMapping)
   case list(MappedList)
 }
 

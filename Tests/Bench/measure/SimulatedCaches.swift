@@ -18,7 +18,7 @@ enum SimulatedCaches {
   }
 
   private static func touch(_ machine: SimulatedHost, _ addresses: [UInt64]) throws {
-    let done = machine.kernel.deviceTouches(PCIAddress(address)!, addresses)
+    let done = machine.kernel.deviceLooksUp(PCIAddress(address)!, addresses)
     if done != addresses.count { throw Failure(description: "\(addresses.count - done) accesses faulted") }
   }
 

@@ -1,4 +1,5 @@
 import IOMMU
+import IOMMUSimulation
 import Testing
 
 @Suite struct InvalidationBudgetTests {
@@ -51,5 +52,39 @@ import Testing
     let dear = InvalidationBudget(most: 63)
     dear.calibrate(one: 20_000, several: 20_000 * 16, count: 16)
     #expect(dear.worthwhile == 2)
+  }
+
+  /// A fixed threshold: what is longer is invalidated with everything else, and what is not is none of its business.
+  @Test func theLongest() {
+    let budget = InvalidationBudget(most: 63)
+    #expect(budget.allows(.max))
+    budget.setLongest(8192)
+    #expect(budget.allows(8192) && !budget.allows(8193) && budget.limit == 63)
+    budget.setLongest(0)
+    #expect(!budget.allows(4096))
+  }
+
+  /// On tables of the process, in both formats: one command either way, and what the device has cached of others stays or goes.
+  @Test(arguments: SimulatedMachine.IOMMUKind.allCases, [(4, true), (3, false), (0, false)])
+  func unmapsBeyondAThreshold(_ kind: SimulatedMachine.IOMMUKind, _ threshold: (pages: UInt64, keeps: Bool)) throws {
+    let address = "0000:00:02.0"
+    let machine = SimulatedHost(
+      kind == .smmuv3 ? .smmuv3Nested : .vtd, devices: [address: EduModel(addressBits: 64)])
+    let device = try Device(address, on: machine.host, translation: .process), dma = device.dma
+    let other = try dma.map(try dma.buffer(byteCount: 4096), .bidirectional)
+    let mapping = try dma.map(try dma.buffer(byteCount: 16_384), .bidirectional)
+    func reads(_ iova: UInt64) -> Int? {
+      machine.kernel.deviceTouches(PCIAddress(address)!, iova, byteCount: 8, isWrite: true)
+    }
+    let address64 = other.address.rawValue, unmapped = mapping.address.rawValue
+    #expect(reads(address64) ?? 0 > 0 && reads(address64) == 0 && reads(unmapped) != nil)
+    dma.processOwned?.budget.setLongest(threshold.pages * 4096)
+    let before = dma.statistics.invalidations
+    _ = try mapping.unmap()
+    #expect(dma.statistics.invalidations == before + 1)
+    #expect(reads(unmapped) == nil, "out of reach at any rate")
+    #expect((reads(address64) == 0) == threshold.keeps)
+    _ = try other.unmap()
+    device.close()
   }
 }

@@ -1,0 +1,50 @@
+import IOMMU
+import IOMMUSimulation
+
+/// What `simulate` tells: a table, a document, and a page.
+struct SimulationReport {
+  let trace: Trace
+  /// In pages of 4 KiB.
+  let threshold: Int
+  let results: [SimulationResult]
+
+  /// Writes the document, or the table.
+  func tell(_ context: Context, page: String?) {
+    if context.isJSON { return context.document(keys) }
+    context.say("On simulated machines, which exist only in this process. All times are virtual.")
+    context.say(heading)
+    context.say()
+    context.console.out(table)
+    if results.contains(where: { $0.noRoom > 0 }) {
+      context.say("\nFor some maps there was no room: --json tells of how many.")
+    }
+    if let page { context.say("\nThe page is \(page)") }
+  }
+
+  /// What was run, in a line.
+  var heading: String {
+    "trace \(trace.name), seed \(trace.seed), digest 0x\(hexadecimal(trace.digest, digits: 16)), "
+      + "mappings \(trace.mapCount)"
+  }
+
+  private var table: String {
+    var table = Table(
+      "IOMMU", "COSTS", "POLICY", "COMMANDS", "SYNCS", "STALLS", "P50 NS", "P99 NS", "EXPOSED NS", "GBIT/S", "ACHIEVED",
+      "READS/PAGE")
+    for result in results {
+      table.add(
+        result.what.iommu.rawValue, result.what.costs.name, result.what.policy.rawValue, String(result.commands),
+        String(result.syncs), String(result.stalls), result.p50.map { String($0) }, result.p99.map { String($0) },
+        String(result.longestExposure), result.throughput.map { decimal($0, 1) },
+        result.achieved.map { decimal($0, 1) }, result.readsPerPage.map { decimal($0, 3) })
+    }
+    return table.text
+  }
+
+  private var keys: [(String, JSON)] {
+    [
+      ("trace", .object(trace.keys)), ("threshold_pages", JSON(threshold)),
+      ("policies", .array(results.map { .object($0.keys) })),
+    ]
+  }
+}
