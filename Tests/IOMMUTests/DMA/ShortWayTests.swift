@@ -84,12 +84,12 @@ import Testing
   @Test func afterTheClose() throws {
     let rig = try StandingRig(.smmu, nil, Self.patient), dma = rig.dma
     let mapping = try dma.map(try dma.buffer(byteCount: 4096), .bidirectional)
-    let other = try dma.buffer(byteCount: 4096)
+    var other: DMABuffer? = try dma.buffer(byteCount: 4096)
     rig.device.close()
     rig.kernel.resetCounts()
     _ = try mapping.unmap()
     #expect(dma.statistics.liveMappings == 0 && rig.calls == 0)
-    let code = StandingRig.code { _ = try dma.map(other, .bidirectional) }
+    let code = StandingRig.code { _ = try dma.map(other.take()!, .bidirectional) }
     #expect(code == .closed)
   }
 
