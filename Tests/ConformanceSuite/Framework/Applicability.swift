@@ -19,6 +19,7 @@ enum Applicability {
     Rule("iommufd/", reason: "an ioctl of iommufd") { $0.interface != .iommufd },
     Rule("nesting/", reason: "a type1 container does not nest") { $0.interface != .iommufd },
     Rule("nesting/raw-", reason: "no stage-1 tables of an SMMUv3 can be the process's here") { !$0.nestsOnSMMU },
+    Rule("nesting/vtd-", reason: "no first-stage tables of a VT-d can be the process's here") { !$0.nestsOnVTd },
     Rule("type1/", reason: "an ioctl of the type1 container") { $0.interface != .type1 },
     Rule("error/unsafe-interrupts", reason: "the platform isolates interrupts, or is told to trust devices") {
       !$0.lacksInterruptRemapping
