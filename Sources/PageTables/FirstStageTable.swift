@@ -42,6 +42,9 @@ extension FirstStageTable {
     tree.unmap(iova, byteCount, into: &gather)
   }
 
+  /// Clears pages of one table: ``PageTable/clear(iova:byteCount:)``.
+  package borrowing func clear(iova: UInt64, byteCount: UInt64) -> UInt64? { tree.clearInOneTable(iova, byteCount) }
+
   /// Where an address leads: ``PageTable/translate(_:)``.
   package borrowing func translate(_ iova: UInt64) -> LeafTranslation? { tree.translate(iova) }
 

@@ -45,6 +45,13 @@ package protocol PageTable: ~Copyable, Sendable {
   /// - Complexity: O(entries and tables in the range).
   borrowing func unmap(iova: UInt64, byteCount: UInt64, into gather: inout Gather) -> UnmapOutcome
 
+  /// Clears pages whose entries lie in one table, without a gather: what a lazy unmap comes to. How many bytes were mapped; `nil`,
+  /// and nothing has changed, for any other range.
+  ///
+  /// - Precondition: Nothing in the range has ``LeafAttributes/owned``.
+  /// - Complexity: O(entries).
+  borrowing func clear(iova: UInt64, byteCount: UInt64) -> UInt64?
+
   /// Where an address leads; `nil` when nothing is mapped there, or it is above ``last``.
   ///
   /// Any thread may ask. The answer holds for an address that cannot be unmapped meanwhile; for others it is a hint.

@@ -48,13 +48,8 @@ extension SMMUTable {
     tree.unmap(iova, byteCount, into: &gather)
   }
 
-  /// Clears pages whose entries lie in one table, without a gather: what a lazy unmap comes to. `nil`, and nothing has changed,
-  /// for any other range. The answer is how many bytes were mapped.
-  ///
-  /// - Precondition: Nothing in the range has ``LeafAttributes/owned``.
-  package borrowing func clear(iova: UInt64, byteCount: UInt64) -> UInt64? {
-    tree.clearInOneTable(iova, byteCount)
-  }
+  /// Clears pages of one table: ``PageTable/clear(iova:byteCount:)``.
+  package borrowing func clear(iova: UInt64, byteCount: UInt64) -> UInt64? { tree.clearInOneTable(iova, byteCount) }
 
   /// Where an address leads: ``PageTable/translate(_:)``.
   package borrowing func translate(_ iova: UInt64) -> LeafTranslation? { tree.translate(iova) }

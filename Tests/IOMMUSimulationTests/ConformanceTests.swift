@@ -17,7 +17,7 @@ import Testing
     }
   }
 
-  static let machines = ["vtd-legacy", "vtd-caching", "smmuv3"]
+  static let machines = ["vtd-legacy", "vtd-caching", "vtd-nested", "smmuv3"]
 
   /// 65,535 maps to a limit that the simulated container has whatever IOMMU is behind it: for one machine.
   private static let limits: Set<String> = ["type1/entry-limit", "type1/entry-limit-error"]
@@ -32,7 +32,7 @@ import Testing
   }
 
   /// The same library over tables of the process. The cases that speak to iommufd without the library run above.
-  static let processItems = ["vtd-legacy", "smmuv3", "smmuv3-nested"].flatMap { machine in
+  static let processItems = ["vtd-legacy", "vtd-nested", "smmuv3", "smmuv3-nested"].flatMap { machine in
     ConformanceSuite.Suite.allCases.flatMap(\.cases).map {
       Item(machine: machine, interface: .iommufd, translation: .process, item: $0)
     }

@@ -150,6 +150,22 @@ import iommuctl
     #expect(text.contains("\ncandidate    process: "))
   }
 
+  /// On a VT-d tables of the process are possible or not, and never chosen.
+  @Test(arguments: ["show 0:2.0", "show 0:2.0 --no-open"])
+  func showOfAVTd(_ line: String) throws {
+    for nests in [true, false] {
+      let simulation = Simulation.changed {
+        ($0.vtdRegisters, $0.hasNestedTranslation) = (VTdRegisters(), false)
+        $0.vtdRegisters!.hasNesting = nests
+      }
+      let shown = try Invocation("--json --simulated \(line)", simulation: simulation).document["translation"]
+      let wanted = nests ? "not yet run on hardware" : "ECAP.NEST"
+      #expect(shown["chosen"].text == "kernel" && shown["reason"].text?.contains(wanted) == true)
+      #expect(shown["candidates"][1]["possible"].flag == nests)
+      #expect(shown["candidates"][1]["reason"].text?.contains(wanted) == true)
+    }
+  }
+
   @Test func showOfADeviceThatNothingTranslatesFor() throws {
     let simulation = Simulation.changed { $0.iommu = nil }
     let text = Invocation("--simulated show 0:2.0", simulation: simulation).out

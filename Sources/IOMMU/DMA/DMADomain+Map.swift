@@ -168,7 +168,8 @@ extension DMADomain {
   /// ``mapBulk(unsafe:_:at:widening:threads:isCancelled:)`` does that on several threads, and can be stopped. O(log n).
   ///
   /// Inside of a ``Registration`` under ``Protection/persistent``, and under ``Protection/bounce``, it makes no call, and the memory
-  /// need not be whole pages; under the latter an `address` is refused as `.notSupported`.
+  /// need not be whole pages; under the latter an `address` is refused as `.notSupported`. On a VT-d whose page tables this process
+  /// owns, memory that it may not write is copied likewise, up to 32 MiB and without an `address`; beyond that it is `.badMemory`.
   ///
   /// - Throws: `.empty`, `.unaligned`, `.overflow`; for a fixed address `.outsideAperture`, `.reserved`, `.outsideMask`,
   ///   `.overlap` (both ranges in the detail); `.badMemory` for memory that is not mapped or not writable as asked;
@@ -223,7 +224,10 @@ extension DMADomain {
       }
       return mapping
     case .failure(let failure):
-      if address == nil { noteFailure(failure, limits) }
+      if address == nil {
+        if let copied = unsafe mapReadOnly(memory, direction.access, failure, limits) { return copied }
+        noteFailure(failure, limits)
+      }
       throw core.failed(
         failure, "map(unsafe:)", address, host: pages.host, byteCount: pages.byteCount, limit: limits.last
       )

@@ -73,6 +73,29 @@ extension DMADomain {
     }
   }
 
+  /// Copies memory that a device is to read, where the kernel takes none that this process may not write: nil where that is not why
+  /// it refused, or where the memory cannot be read either.
+  @inline(never)
+  func mapReadOnly(
+    _ memory: UnsafeRawBufferPointer, _ access: DMAAccess, _ failure: MapFailure, _ limits: AddressLimits
+  ) -> UnsafeMapping? {
+    guard case .system(.badAddress) = failure, !access.canWrite, core.processOwned?.takesWritableMemoryOnly == true,
+      unsafe isReadable(memory)
+    else { return nil }
+    let base = unsafe UnsafeMutableRawPointer(mutating: memory.baseAddress!)
+    guard case .mapped(let iova, let kind) = unsafe bounce(base, memory.count, limits, access) else { return nil }
+    return unsafe UnsafeMapping(
+      core: .passRetained(core), pages: (iova, memory.count), address: iova, byteCount: memory.count, kind: kind)
+  }
+
+  /// Whether each page of some memory can be read.
+  private func isReadable(_ memory: UnsafeRawBufferPointer) -> Bool {
+    let start = UInt64(UInt(bitPattern: memory.baseAddress)), end = start + UInt64(memory.count)
+    return stride(from: start & ~core.granuleMask, to: end, by: Int(core.granuleMask + 1)).allSatisfy { page in
+      (try? core.kernel.readMemory(max(page, start), byteCount: 1)) != nil
+    }
+  }
+
   /// Whether memory of the caller's is copied where short memory is.
   private func isCopied(_ memory: UnsafeRawBufferPointer, _ access: DMAAccess, widening: Bool) -> Bool {
     guard let base = memory.baseAddress, memory.count > 0 else { return false }

@@ -3,11 +3,12 @@
 /// It decides what a map and an unmap cost: system calls where the ``kernel`` writes them; where this process does, stores into
 /// memory, and one invalidation an unmap.
 public enum TranslationChoice: String, Hashable, Sendable, CaseIterable {
-  /// This process where kernel and hardware allow it, else the kernel; ``Device/translation`` tells which, and why.
+  /// This process where kernel and hardware allow it, but for VT-d, else the kernel; ``Device/translation`` tells which, and why.
   case automatic
   /// The kernel: an iommufd address space, or a type1 container. Works behind every IOMMU.
   case kernel
-  /// This process, by nested translation: its own tables (stage 1) over a kernel's (stage 2), which holds pinned memory.
+  /// This process, by nested translation: its own tables (stage 1) over a kernel's (stage 2), which holds pinned memory. On
+  /// Intel VT-d that was not yet run on hardware, and is never chosen without being asked for.
   case process
 }
 
@@ -35,12 +36,33 @@ extension TranslationInUse {
   /// - Parameter unit: The name of the IOMMU unit that translates for the device.
   package static func processRefusal(on kernel: any Kernel, _ interface: Interface?, unit: String?) -> String? {
     if interface == .type1 { return "A type1 container has no nested translation" }
-    if kernel.isSimulated { return kernel.nests ? nil : "The simulated machine has no nested translation" }
+    if kernel.isSimulated, !kernel.nests { return "The simulated machine has no nested translation" }
+    if kernel.hasFlatFormat { return nil }
     switch unit.map(IOMMUUnit.kind(of:)) {
     case .smmuv3, nil: return nil
-    case .vtd: return "This version of the library nests on SMMUv3 only"
+    case .vtd: return vtdRefusal(on: kernel, unit!)
     case .amd, .smmuv2, .virtio, .other: return "The kernel has no nested translation for this IOMMU"
     }
+  }
+
+  /// What the registers in sysfs say against it; nil where they say nothing, as the kernel is asked again then.
+  private static func vtdRefusal(on kernel: any Kernel, _ name: String) -> String? {
+    vtdIdentity(on: kernel, name)?.refusal
+  }
+
+  /// The registers of a VT-d by its name; nil where sysfs does not show them.
+  package static func vtdIdentity(on kernel: any Kernel, _ name: String) -> VTdIdentity? {
+    let unit = (try? Host(kernel: kernel).units())?.first { $0.name == name }
+    guard let capability = unit?.capabilities, let extended = unit?.extendedCapabilities else { return nil }
+    return VTdIdentity(capability: capability, extendedCapability: extended)
+  }
+
+  /// Why the page tables are not the process's unless it asks for that, where they could be; nil where they are.
+  ///
+  /// - Parameter unit: The name of the IOMMU unit that translates for the device.
+  package static func reasonToAsk(on kernel: any Kernel, unit: String?) -> String? {
+    guard !kernel.hasFlatFormat, unit.map(IOMMUUnit.kind(of:)) == .vtd else { return nil }
+    return "The page tables could be the process's, which on VT-d was not yet run on hardware: only when asked for"
   }
 
   /// Whether only opening a device tells if its page tables can be the process's.
@@ -63,10 +85,12 @@ struct ChosenTranslation {
   ) throws(DMAError) -> ChosenTranslation {
     let refusal = TranslationInUse.processRefusal(on: kernel, .iommufd, unit: target.unit)
     do throws(DMAError) {
-      if choice == .kernel || (choice == .automatic && refusal != nil) {
+      let against = choice == .kernel ? TranslationInUse.asked : refusal
+      let hesitation = choice == .automatic ? TranslationInUse.reasonToAsk(on: kernel, unit: target.unit) : nil
+      if choice != .process, let reason = against ?? hesitation {
         return ChosenTranslation(
           translation: try KernelOwnedIOAS(kernel: kernel, descriptor: descriptor),
-          use: TranslationInUse(.kernel, choice == .kernel ? TranslationInUse.asked : refusal!))
+          use: TranslationInUse(.kernel, reason))
       }
       if let refusal {
         if let descriptor { kernel.close(descriptor) }
@@ -95,9 +119,9 @@ struct ChosenTranslation {
         if target.descriptor == nil { kernel.close(device) }
         throw error.on(name)
       }
-      do throws(SMMURefusal) {
+      do throws(NestingRefusal) {
         return ChosenTranslation(
-          translation: try ProcessOwnedSMMU.make(opened, target),
+          translation: try processOwned(opened, target, mayBeVTd: choice == .process),
           use: TranslationInUse(.process, choice == .process ? TranslationInUse.asked : TranslationInUse.nests))
       } catch {
         if choice == .automatic, !error.isFinal {
@@ -113,6 +137,21 @@ struct ChosenTranslation {
       kernel.close(opened.iommufd)
       throw error
     }
+  }
+
+  /// By the IOMMU's name, and where that is not known by what the kernel says of it.
+  private static func processOwned(
+    _ opened: IOMMUFDDescriptor, _ target: AttachTarget, mayBeVTd: Bool
+  ) throws(NestingRefusal) -> any Translation {
+    let isVTd: Bool
+    if let unit = target.unit {
+      isVTd = IOMMUUnit.kind(of: unit) == .vtd
+    } else {
+      let info = try? opened.kernel.hardwareInfo(opened.iommufd, device: target.bound!.id)
+      isVTd = info?.type == VTdIdentity.hardwareType
+    }
+    if isVTd, mayBeVTd { return try ProcessOwnedVTd.make(opened, target) }
+    return try ProcessOwnedSMMU.make(opened, target)
   }
 
   /// A type1 container. If this throws, `descriptor` is closed.

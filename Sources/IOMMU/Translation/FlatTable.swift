@@ -92,15 +92,6 @@ package enum FlatFormat {
     return unsafe Unmanaged<FlatTable>.fromOpaque(pointer).takeUnretainedValue()
   }
 
-  /// One command: a range of pages of 4 KiB, or everything; as `struct iommu_hwpt_vtd_s1_invalidate`.
-  package struct Command: BitwiseCopyable, Equatable, Sendable {
-    package var address: UInt64
-    package var pageCount: UInt64
-    package var flags: UInt32 = 0
-    package var reserved: UInt32 = 0
-
-    package init(address: UInt64, pageCount: UInt64) { (self.address, self.pageCount) = (address, pageCount) }
-    /// The whole tag.
-    package static var everything: Command { Command(address: 0, pageCount: .max) }
-  }
+  /// A command has the form of VT-d's.
+  package typealias Command = VTdCommand
 }

@@ -15,23 +15,13 @@ package final class ProcessOwnedFlat: ProcessOwnedTranslation {
   let table: FlatTable
   let stage2: Stage2
   let memory: RegisteredMemory
-  let state = Mutex(State())
   /// The nested HWPTs.
-  let tags = HardwareTags()
+  private let tags = HardwareTags()
+  private let nested: NestedTables
   /// A range is one command.
   package let budget = InvalidationBudget(most: 1)
   private let counts = Counts()
 
-  struct State {
-    var tables: [Table] = []
-    var isClosed = false
-  }
-  /// The tables for one physical IOMMU, and the attached devices that use them.
-  struct Table {
-    var nested: UInt32, parent: UInt32
-    var unit: String?
-    var devices: [UInt32]
-  }
   private struct Counts: ~Copyable {
     let systemCalls = Atomic<UInt64>(0), invalidations = Atomic<UInt64>(0), implicit = Atomic<UInt64>(0)
   }
@@ -47,9 +37,14 @@ package final class ProcessOwnedFlat: ProcessOwnedTranslation {
       throw DMAError(.outOfMemory, "open", detail: "\(error)")
     }
     memory = stage2.memory
+    nested = NestedTables(self.descriptor, stage2, FlatFormat.data(table), tags)
   }
 
   deinit { close() }
+
+  package func attach(_ target: AttachTarget) throws(DMAError) -> Attachment { try nested.join(target) }
+  package func detach(_ attachment: Attachment) { nested.detach(attachment) }
+  package func close() { nested.close() }
 
   var kernel: any Kernel { descriptor.kernel }
 

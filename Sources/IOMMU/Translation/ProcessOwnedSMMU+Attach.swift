@@ -18,7 +18,7 @@ extension ProcessOwnedSMMU {
     let device = try descriptor.open(target)
     do throws(DMAError) {
       let id = try descriptor.bind(device, target)
-      do throws(SMMURefusal) { try attach(device, id: id, target) } catch { throw error.joining(target, kernel) }
+      do throws(NestingRefusal) { try attach(device, id: id, target) } catch { throw error.joining(target, kernel) }
       do throws(Errno) { try stage2.limitSpace() } catch {
         leave(device, id)
         throw DMAError(.system, "IOMMU_IOAS_IOVA_RANGES", errno: error)
@@ -62,12 +62,12 @@ extension ProcessOwnedSMMU {
   }
 
   /// Joins the slice of the same physical SMMU, or makes one.
-  private func attach(_ device: Int32, id: UInt32, _ target: AttachTarget) throws(SMMURefusal) {
+  private func attach(_ device: Int32, id: UInt32, _ target: AttachTarget) throws(NestingRefusal) {
     let candidates = state.withLock {
       $0.slices.filter { $0.unit == nil || target.unit == nil || $0.unit == target.unit }
     }
     for var slice in candidates {
-      do throws(SMMURefusal) {
+      do throws(NestingRefusal) {
         try descriptor.join(&slice, device: id, descriptor: device, target)
         keep(slice)
         return
@@ -79,15 +79,15 @@ extension ProcessOwnedSMMU {
     do throws(Errno) {
       parent = try kernel.hwptAllocate(
         descriptor.iommufd, flags: HWPTFlags.nestParent, device: id, pageTable: descriptor.ioas)
-    } catch { throw SMMURefusal("IOMMU_HWPT_ALLOC", error) }
-    do throws(SMMURefusal) {
+    } catch { throw NestingRefusal("IOMMU_HWPT_ALLOC", error) }
+    do throws(NestingRefusal) {
       var slice = try descriptor.makeSlice(id, unit: target.unit, parent: parent, contextAddress: contextAddress)
       // The vIOMMU is known before any device can fill its tag.
       guard add(slice) else {
         destroy(slice)
-        throw SMMURefusal("A domain has at most eight physical SMMUs")
+        throw NestingRefusal("A domain has at most eight physical SMMUs")
       }
-      do throws(SMMURefusal) { try descriptor.join(&slice, device: id, descriptor: device, target) } catch {
+      do throws(NestingRefusal) { try descriptor.join(&slice, device: id, descriptor: device, target) } catch {
         remove(slice)
         destroy(slice)
         throw error
@@ -101,7 +101,7 @@ extension ProcessOwnedSMMU {
 
   private func add(_ slice: SMMUSlice) -> Bool {
     state.withLock { state in
-      guard tags.set((state.slices + [slice]).map(\.viommu)) else { return false }
+      guard channel.tags.set((state.slices + [slice]).map(\.viommu)) else { return false }
       state.slices.append(slice)
       return true
     }
@@ -118,7 +118,7 @@ extension ProcessOwnedSMMU {
     state.withLock { state in
       state.slices.removeAll { $0.viommu == slice.viommu }
       state.nextEvent[slice.viommu] = nil
-      _ = tags.set(state.slices.map(\.viommu))
+      _ = channel.tags.set(state.slices.map(\.viommu))
     }
   }
 
@@ -184,7 +184,7 @@ extension ProcessOwnedSMMU {
       defer { (state.slices, state.first) = ([], nil) }
       return state.slices
     }
-    if slices != nil { _ = tags.set([]) }
+    if slices != nil { _ = channel.tags.set([]) }
     return slices
   }
 }

@@ -1,5 +1,5 @@
 package import AddressSpace
-package import PageTables
+import PageTables
 import Synchronization
 
 /// Page tables that this process owns on an SMMUv3: stage 1 in its memory, over a stage 2 that the kernel owns.
@@ -14,22 +14,17 @@ package final class ProcessOwnedSMMU: HardwareTables {
   package var directCalls: DirectCalls? { nil }
   let descriptor: IOMMUFDDescriptor
   let identity: SMMUIdentity
-  let stage2: Stage2
+  /// That of ``stage1``, a step nearer.
   let memory: RegisteredMemory
-  let tables: PinnedTables
-  package let table: SMMUTable
+  let stage1: OwnedStage1<SMMUTable>
+  /// To the vIOMMUs.
+  let channel: CommandChannel
   /// Where the context descriptor is.
   private let contextTable: Table
   let shape: SMMUPlan.Shape
-  package let budget = InvalidationBudget(most: SMMUPlan.roundLength)
-  let deferred = DeferredTables()
-  private let isCareless = Atomic<Bool>(false)
   let state: Mutex<State>
   /// Held while event queues are read.
   let reading = Mutex<Void>(())
-  /// The vIOMMUs, to each of which commands go.
-  let tags = HardwareTags()
-  let counts = Counts()
 
   struct State {
     var slices: [SMMUSlice] = []
@@ -40,17 +35,6 @@ package final class ProcessOwnedSMMU: HardwareTables {
     /// The number that the next event of a vIOMMU's queue should have.
     var nextEvent: [UInt32: UInt32] = [:]
     var isClosed = false
-  }
-  struct Counts: ~Copyable {
-    let systemCalls = Atomic<UInt64>(0), commands = Atomic<UInt64>(0), syncs = Atomic<UInt64>(0)
-    let implicit = Atomic<UInt64>(0), ranges = Atomic<UInt64>(0)
-
-    /// Opening a device does not count.
-    func reset() {
-      systemCalls.store(0, ordering: .relaxed)
-      commands.store(0, ordering: .relaxed)
-      syncs.store(0, ordering: .relaxed)
-    }
   }
 
   /// How many bits of an IOVA are translated: four tables with a granule of 4 KiB.
@@ -66,13 +50,17 @@ package final class ProcessOwnedSMMU: HardwareTables {
     _ descriptor: IOMMUFDDescriptor, _ identity: SMMUIdentity, _ stage2: Stage2, _ tables: PinnedTables,
     outputBits: UInt8
   ) {
-    (self.descriptor, self.identity, self.stage2, self.tables) = (descriptor, identity, stage2, tables)
-    memory = stage2.memory
+    (self.descriptor, self.identity, memory) = (descriptor, identity, stage2.memory)
+    channel = CommandChannel(
+      descriptor,
+      .init(type: NestingTypes.smmuCommand, byteCount: MemoryLayout<SMMUCommand>.size, waitsForEach: false),
+      most: SMMUPlan.roundLength)
     shape = SMMUPlan.Shape(asid: Self.asid, granule: tables.pool.granule.shift, hasRanges: identity.hasRanges)
-    table = SMMUTable(pool: tables.pool, inputBits: Self.inputBits)!
+    let table = SMMUTable(pool: tables.pool, inputBits: Self.inputBits)!
     let context = SMMUContext(
       geometry: table.geometry, root: table.root, asid: Self.asid, outputBits: outputBits)
     contextTable = Self.write(context, tables.pool)
+    stage1 = OwnedStage1(stage2, tables, table, channel)
     state = Mutex(State())
   }
 
@@ -89,19 +77,26 @@ package final class ProcessOwnedSMMU: HardwareTables {
     close()
     for index in 0..<8 { contextTable.write(0, at: index) }
     tables.pool.give(back: contextTable)
-    tables.pool.give(back: deferred.takeAll())
+    stage1.giveBackDeferred()
+  }
+
+  var stage2: Stage2 { stage1.stage2 }
+  private var tables: PinnedTables { stage1.tables }
+
+  package var budget: InvalidationBudget { channel.budget }
+  /// For tests, which look at what hardware reads.
+  package var table: SMMUTable { _read { yield stage1.table } }
+
+  /// A mistake that a test has this make, to see that it would notice: tables are used again while hardware may walk them.
+  package var reusesTablesEarly: Bool {
+    get { stage1.reusesTablesEarly }
+    set { stage1.reusesTablesEarly = newValue }
   }
 
   /// The IPA of the context descriptor.
   var contextAddress: UInt64 { tables.pool.address(of: contextTable) }
 
   var kernel: any Kernel { descriptor.kernel }
-
-  /// A mistake that a test has this make, to see that it would notice: tables are used again while hardware may walk them.
-  package var reusesTablesEarly: Bool {
-    get { isCareless.load(ordering: .relaxed) }
-    set { isCareless.store(newValue, ordering: .relaxed) }
-  }
 
   /// The granule: no smaller than a page of either stage.
   package func pageSizes() throws(Errno) -> PageSizes {
@@ -111,74 +106,48 @@ package final class ProcessOwnedSMMU: HardwareTables {
 
   /// The IOVA space: what stage 1 translates, but for the doorbells. Nobody looks after it but this library.
   package func usableRanges() throws(Errno) -> IOVARanges {
-    let all = IOVARange(start: IOVA(0), last: IOVA(table.last))!
+    let all = IOVARange(start: IOVA(0), last: IOVA(stage1.table.last))!
     return IOVARanges([all]).subtracting(IOVARanges([Self.doorbells]))
   }
 
-  package var invalidations: UInt64 { counts.commands.load(ordering: .relaxed) }
-  package var syncs: UInt64 { counts.syncs.load(ordering: .relaxed) }
-  package var systemCalls: UInt64 { counts.systemCalls.load(ordering: .relaxed) }
-  package var implicitRegistrations: UInt64 { counts.implicit.load(ordering: .relaxed) }
+  package var invalidations: UInt64 { channel.counts.commands.load(ordering: .relaxed) }
+  package var syncs: UInt64 { channel.counts.syncs.load(ordering: .relaxed) }
+  package var systemCalls: UInt64 { channel.counts.systemCalls.load(ordering: .relaxed) }
+  package var implicitRegistrations: UInt64 { channel.counts.implicit.load(ordering: .relaxed) }
   package var tableBytes: UInt64 { state.withLock { $0.isClosed } ? 0 : UInt64(tables.readyByteCount) }
-  package var gatheredRanges: UInt64 { counts.ranges.load(ordering: .relaxed) }
+  package var gatheredRanges: UInt64 { channel.counts.ranges.load(ordering: .relaxed) }
 }
 
 // MARK: - Commands
 
 extension ProcessOwnedSMMU {
   /// Sends a plan to each physical SMMU, each by a call that waits for it. On return it is done everywhere.
-  ///
-  /// When a call fails, the kernel counts commands of the round as done that it has not issued: everything is invalidated then.
   func send(_ plan: borrowing SMMUPlan) throws(Errno) {
-    try tags.forEach { viommu throws(Errno) in
-      do throws(Errno) { try send(plan, to: viommu) } catch {
-        var everything = SMMUPlan(shape)
-        everything.makeEverything()
-        try send(everything, to: viommu)
+    for index in 0..<plan.count { assert(plan[index].isValid(asid: Self.asid, hasRanges: shape.hasRanges)) }
+    let everything = SMMUCommand.addressSpace(Self.asid)
+    try unsafe plan.withBytes { commands throws(Errno) in
+      try unsafe withUnsafeBytes(of: everything) { everything throws(Errno) in
+        try unsafe channel.send(commands, orElse: everything)
       }
     }
   }
 
+  /// Sends a plan to one of them.
   func send(_ plan: borrowing SMMUPlan, to viommu: UInt32) throws(Errno) {
-    let count = plan.count, began = kernel.costClock()
-    for index in 0..<count { assert(plan[index].isValid(asid: Self.asid, hasRanges: shape.hasRanges)) }
-    counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
-    let done = try unsafe plan.withBytes { bytes throws(Errno) in
-      try unsafe kernel.hwptInvalidate(
-        descriptor.iommufd, pageTable: viommu, type: NestingTypes.smmuCommand, entries: bytes,
-        byteCount: MemoryLayout<SMMUCommand>.size)
-    }
-    if done != count { throw .inputOutput }
-    budget.note(commands: count, nanoseconds: kernel.costClock() &- began)
-    counts.commands.wrappingAdd(UInt64(count), ordering: .relaxed)
-    counts.syncs.wrappingAdd(1, ordering: .relaxed)
+    try unsafe plan.withBytes { commands throws(Errno) in try unsafe channel.send(commands, to: viommu) }
   }
-
-  /// How many commands the next plan may have.
-  var commandLimit: Int { min(budget.limit, budget.worthwhile) }
 
   package func invalidate(iova: UInt64, byteCount: UInt64) throws(Errno) {
     guard let range = IOVARange(start: IOVA(iova), byteCount: byteCount) else { throw .overflow }
     var plan = SMMUPlan(shape)
     let mask = UInt64(1) << UInt64(shape.granule) - 1, first = iova & ~mask
-    plan.make(forAnythingIn: first, (range.last.rawValue - first) | mask &+ 1, budget: commandLimit)
-    try settle(range, plan)
+    plan.make(forAnythingIn: first, (range.last.rawValue - first) | mask &+ 1, budget: channel.commandLimit)
+    try stage1.settle(range) { () throws(Errno) in try send(plan) }
   }
 
   package func invalidateAll() throws(Errno) {
     var plan = SMMUPlan(shape)
     plan.makeEverything()
-    let removed = deferred.takeAll()
-    do throws(Errno) { try settle(nil, plan) } catch {
-      deferred.add(removed, in: tables.pool)
-      throw error
-    }
-    tables.pool.give(back: removed)
-  }
-
-  /// Sends a plan for a range, nil for everything, and unregisters what only mappings in it had registered.
-  func settle(_ range: IOVARange?, _ plan: borrowing SMMUPlan) throws(Errno) {
-    let calls = try stage2.settle(range) { () throws(Errno) in try send(plan) }
-    counts.systemCalls.wrappingAdd(calls, ordering: .relaxed)
+    try stage1.finishAll { () throws(Errno) in try send(plan) }
   }
 }

@@ -34,7 +34,11 @@ package protocol ProcessOwnedTranslation: Translation {
   /// What decides between the range of an unmap and everything.
   var budget: InvalidationBudget { get }
 
-  /// Invalidation commands that this process sent, and waits for their completion: one for each `IOMMU_HWPT_INVALIDATE`.
+  /// Whether all that is registered has to be memory that this process may write, whatever devices do with it: then a map of other
+  /// memory is EFAULT.
+  var takesWritableMemoryOnly: Bool { get }
+  /// Invalidation commands that this process sent, and waits for their completion: one for each `IOMMU_HWPT_INVALIDATE`, or on
+  /// VT-d for each command.
   var invalidations: UInt64 { get }
   var syncs: UInt64 { get }
   /// System calls made by maps, unmaps, registrations and invalidations; not those of opening and closing.
@@ -59,6 +63,7 @@ package protocol HardwareTables: ProcessOwnedTranslation {
 }
 
 extension ProcessOwnedTranslation {
+  package var takesWritableMemoryOnly: Bool { false }
   package var gatheredRanges: UInt64 { 0 }
   package var tableBytes: UInt64 { 0 }
 }

@@ -39,6 +39,12 @@ package final class RegistrationCache: Sendable {
   @inline(__always)
   package func ipa(of address: UInt64, byteCount: UInt64) -> UInt64? {
     let place = unsafe place(address)
+    #if arch(x86_64)
+      // The caller has entered the mapping where who ends a registration looks, after having hidden it here. One of the two must see
+      // what the other wrote; but on x86 this load may be done before that store is visible. On Arm it may not: a load that acquires
+      // comes after a store that releases.
+      atomicMemoryFence(ordering: .sequentiallyConsistent)
+    #endif
     let number = unsafe place.pointee.number.load(ordering: .acquiring)
     let first = unsafe place.pointee.first.load(ordering: .relaxed)
     let last = unsafe place.pointee.last.load(ordering: .relaxed)
@@ -61,6 +67,8 @@ package final class RegistrationCache: Sendable {
       guard unsafe place.pointee.first.load(ordering: .relaxed) == first else { continue }
       unsafe write(place, first: 1, last: 0, difference: 0)
     }
+    // The other half of what ``ipa(of:byteCount:)`` says.
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
   }
 
   private func write(_ place: UnsafeMutablePointer<Place>, first: UInt64, last: UInt64, difference: UInt64) {

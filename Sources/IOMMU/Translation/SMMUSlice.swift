@@ -24,9 +24,9 @@ extension IOMMUFDDescriptor {
   /// Makes a slice over a nest parent, in the order of creation; nothing is left of it when a step fails. The parent stays.
   func makeSlice(
     _ device: UInt32, unit: String?, parent: UInt32, contextAddress: UInt64
-  ) throws(SMMURefusal) -> SMMUSlice {
+  ) throws(NestingRefusal) -> SMMUSlice {
     var done: [UInt32] = []
-    do throws(SMMURefusal) {
+    do throws(NestingRefusal) {
       let viommu = try step("IOMMU_VIOMMU_ALLOC") { () throws(Errno) in
         try kernel.viommuAllocate(iommufd, type: NestingTypes.smmuVIOMMU, device: device, pageTable: parent)
       }
@@ -60,24 +60,24 @@ extension IOMMUFDDescriptor {
 
   private func step<Value>(
     _ operation: String, _ call: () throws(Errno) -> Value
-  ) throws(SMMURefusal) -> Value {
-    do throws(Errno) { return try call() } catch { throw SMMURefusal(operation, error) }
+  ) throws(NestingRefusal) -> Value {
+    do throws(Errno) { return try call() } catch { throw NestingRefusal(operation, error) }
   }
 
   /// Gives a device its number on a slice and attaches it to the nested table; the other devices of its group get theirs first,
   /// since the kernel attaches all of a group. Nothing is left of it when a step fails.
   func join(
     _ slice: inout SMMUSlice, device: UInt32, descriptor: Int32, _ target: AttachTarget
-  ) throws(SMMURefusal) {
+  ) throws(NestingRefusal) {
     var joined = slice
-    do throws(SMMURefusal) {
+    do throws(NestingRefusal) {
       try number(device, target.address, target.group, companion: nil, in: &joined)
       for companion in companions(of: target) where !joined.members.contains(where: { $0.address == companion.address })
       {
         try bind(companion, target.group, in: &joined)
       }
       do throws(Errno) { _ = try kernel.vfioAttach(descriptor, pageTable: slice.nested) } catch {
-        throw SMMURefusal(SMMURefusal.attach, error)
+        throw NestingRefusal(NestingRefusal.attach, error)
       }
     } catch {
       for member in joined.members.dropFirst(slice.members.count).reversed() { release(member) }
@@ -88,14 +88,14 @@ extension IOMMUFDDescriptor {
 
   private func number(
     _ device: UInt32, _ address: PCIAddress, _ group: Int, companion: Int32?, in slice: inout SMMUSlice
-  ) throws(SMMURefusal) {
+  ) throws(NestingRefusal) {
     let number = slice.nextNumber
     do throws(Errno) {
       let id = try kernel.vdeviceAllocate(iommufd, viommu: slice.viommu, device: device, number: UInt64(number))
       slice.nextNumber += 1
       slice.members.append(
         .init(device: device, vdevice: id, number: number, address: address, group: group, companion: companion))
-    } catch { throw SMMURefusal("IOMMU_VDEVICE_ALLOC", error) }
+    } catch { throw NestingRefusal("IOMMU_VDEVICE_ALLOC", error) }
   }
 
   /// A device of the same group, and its own node; nil where it is not vfio-pci's.
@@ -109,20 +109,20 @@ extension IOMMUFDDescriptor {
   }
 
   /// Opens and binds a device that shares its group with one that is to be attached.
-  private func bind(_ companion: Companion, _ group: Int, in slice: inout SMMUSlice) throws(SMMURefusal) {
+  private func bind(_ companion: Companion, _ group: Int, in slice: inout SMMUSlice) throws(NestingRefusal) {
     guard let node = companion.node else {
-      throw SMMURefusal(
+      throw NestingRefusal(
         "\(companion.address), of the same group, is not bound to vfio-pci, and all of a group are attached")
     }
     let descriptor: Int32
     do throws(Errno) { descriptor = try kernel.open(node) } catch {
-      throw SMMURefusal("open", error, "\(companion.address), of the same group, cannot be opened: \(error.name)")
+      throw NestingRefusal("open", error, "\(companion.address), of the same group, cannot be opened: \(error.name)")
     }
-    do throws(SMMURefusal) {
+    do throws(NestingRefusal) {
       let id: UInt32
       do throws(Errno) { id = try kernel.vfioBind(descriptor, iommufd: iommufd, token: nil) } catch {
         let reason = "\(companion.address), of the same group, cannot be bound: \(error.name)"
-        throw SMMURefusal("VFIO_DEVICE_BIND_IOMMUFD", error, reason)
+        throw NestingRefusal("VFIO_DEVICE_BIND_IOMMUFD", error, reason)
       }
       try number(id, companion.address, group, companion: descriptor, in: &slice)
     } catch {
@@ -147,44 +147,5 @@ extension IOMMUFDDescriptor {
     }
     for member in slice.members { release(member) }
     try? kernel.iommufdDestroy(iommufd, id: slice.viommu)
-  }
-}
-
-/// Why stage 1 on an SMMU cannot be the process's: a step of the set-up and what the kernel answered, or a reason.
-struct SMMURefusal: Error {
-  var operation: String
-  var errno: Errno?
-  var reason: String
-
-  init(_ operation: String, _ errno: Errno, _ reason: String? = nil) {
-    (self.operation, self.errno) = (operation, errno)
-    self.reason = reason ?? "\(operation) answers \(errno.name)"
-  }
-
-  init(_ reason: String) { (operation, errno, self.reason) = ("open", nil, reason) }
-
-  /// Whether the kernel's tables would not do either.
-  var isFinal = false
-
-  /// Whether a vIOMMU or its table is of another physical SMMU than the device.
-  var isOfAnotherUnit: Bool {
-    errno == .invalidArgument && (operation == "IOMMU_VDEVICE_ALLOC" || operation == Self.attach)
-  }
-  static let attach = "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
-
-  /// As an error of a device that was to join a domain, whose tables are the process's already.
-  func joining(_ target: AttachTarget, _ kernel: any Kernel) -> DMAError {
-    guard let errno else { return error(target.address.description) }
-    var error = DMAError.attaching(errno, target, kernel, operation)
-    if error.detail == nil { error.detail = reason }
-    return error
-  }
-
-  /// As an error for whoever asked for the process's tables.
-  func error(_ device: String) -> DMAError {
-    DMAError(
-      errno == .noMemory ? .outOfMemory : .notSupported, operation, errno: errno, device: device,
-      detail: "The page tables cannot be the process's. \(reason)",
-      remedy: "Leave the translation to the library, or ask for the kernel's")
   }
 }

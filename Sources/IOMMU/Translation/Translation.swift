@@ -3,8 +3,8 @@ package import AddressSpace
 /// Who owns the page tables of a domain: what a domain asks of them.
 ///
 /// One concrete final class each: the kernel's tables behind an IOAS (``KernelOwnedIOAS``) or behind a type1
-/// container (``KernelOwnedContainer``); tables of this process on an SMMUv3 (``ProcessOwnedSMMU``), and on simulated machines
-/// in a format of their own (``ProcessOwnedFlat``). Calls on the data path answer a
+/// container (``KernelOwnedContainer``); tables of this process on an SMMUv3 (``ProcessOwnedSMMU``), on a VT-d (``ProcessOwnedVTd``), and
+/// on simulated machines in a format of their own (``ProcessOwnedFlat``). Calls on the data path answer a
 /// plain ``Errno``: the domain, which knows the mapping, makes the error.
 package protocol Translation: AnyObject, Sendable {
   /// How the kernel is reached.

@@ -22,9 +22,8 @@ struct FaultLines {
   private func vtd(_ fault: SimulatedFault, _ device: PCIAddress) -> [String] {
     let reason = vtdReason(fault)
     // A request that got as far as a PASID table entry is told with the PASID that stands for none.
-    let isScalable = machine.usesScalableMode || machine.usesFirstStage
     let access =
-      (fault.isWrite ? "Write" : "Read") + (isScalable && fault.reason != .blocked ? " PASID 0x0" : " NO_PASID")
+      (fault.isWrite ? "Write" : "Read") + (machine.isScalable && fault.reason != .blocked ? " PASID 0x0" : " NO_PASID")
     // The fault register holds the page's address.
     let page = String(fault.iova & ~0xfff, radix: 16)
     return [
@@ -37,7 +36,7 @@ struct FaultLines {
   private func vtdReason(_ fault: SimulatedFault) -> (code: UInt8, text: String) {
     switch (fault.reason, machine.usesFirstStage) {
     case (.blocked, _):
-      machine.usesScalableMode || machine.usesFirstStage
+      machine.isScalable
         ? (0x5b, "SM: Invalid Scalable-Mode PASID Table Entry") : (0x02, "Present bit in context entry is clear")
     // Causes that only tables in memory have, which this kernel's own are not.
     case (.accessFlag, _): (0x90, "SM: A/D bit update needed in first-level entry when set to 0")

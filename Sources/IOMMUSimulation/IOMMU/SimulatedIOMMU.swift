@@ -4,7 +4,8 @@ import IOMMU
 ///
 /// Everything above it (iommufd, type1) speaks of domains and never of how they translate. A domain is a flat map that
 /// the kernel owns and that translates at once; or a table of the process's over such a map, with an IOTLB in front; or a stage 1
-/// in the format of an ``SMMU``, which walks it. The verbs are the same five: make, map, unmap, attach, translate.
+/// in the format of an ``SMMU``, which walks it; or on a machine with a ``VTd`` tables in memory, whoever owns them. The verbs are the
+/// same five: make, map, unmap, attach, translate.
 struct SimulatedIOMMU {
   /// One translation context: the page table of a HWPT or of a type1 container.
   struct DomainID: Hashable { let number: Int }
@@ -43,6 +44,10 @@ struct SimulatedIOMMU {
     var nesting: Nesting?
     /// The same in an SMMU's format.
     var hardware: HardwareNesting?
+    /// The same in a VT-d's.
+    var vtd: VTdNesting?
+    /// What a VT-d walks of a domain of the kernel's own: the first stage, or the second.
+    var table1: (any DriverTable)?, table2: (any DriverTable)?
     /// The IOMMU that it is for.
     var unit = 0
     /// Domains that have this one as stage 2.
@@ -60,6 +65,10 @@ struct SimulatedIOMMU {
   private var domainOf: [PCIAddress: DomainID] = [:]
   /// The SMMUs, where the machine has such.
   var smmus: [SMMU] = []
+  /// The VT-ds, where they are simulated as hardware, and memory for their tables.
+  var vtds: [VTd] = []
+  var driverTables: DriverTables?
+  private let units: [PCIAddress: Int]
   private var nextDomain = 1
   var iotlb: IOTLB
   /// The bits of an address within a page.
@@ -68,13 +77,23 @@ struct SimulatedIOMMU {
   init(_ machine: SimulatedMachine, _ kind: SimulatedMachine.IOMMUKind) {
     self.kind = kind
     if kind == .smmuv3 { smmus = (0..<machine.unitCount).map { SMMU(machine, number: $0) } }
-    cachingMode = machine.cachingMode
+    let registers = machine.effectiveVTdRegisters
+    if let registers {
+      vtds = (0..<machine.unitCount).map { VTd(machine, registers, number: $0) }
+      driverTables = DriverTables()
+    }
+    units = Dictionary(
+      machine.devices.compactMap { device in PCIAddress(device.address).map { ($0, device.iommuUnit) } },
+      uniquingKeysWith: { first, _ in first })
+    cachingMode = registers == nil && machine.cachingMode
     iotlb = IOTLB(capacity: machine.iotlbEntryCount)
     pageShift = max(machine.pageSizes.trailingZeroBitCount, 12)
-    let isFirstStage = kind == .vtd && machine.usesFirstStage
+    let isFirstStage = kind == .vtd && (registers?.prefersFirstStage ?? machine.usesFirstStage)
     writeImpliesRead = kind == .smmuv3 || isFirstStage
     // The upper half of a first-stage table is for addresses with the sign extended, which the kernel does not use.
-    addressBits = isFirstStage ? machine.addressBits - 1 : machine.addressBits
+    let bits = isFirstStage ? machine.addressBits - 1 : machine.addressBits
+    let last = registers.map { isFirstStage ? $0.firstStageLast : $0.secondStageLast }
+    addressBits = last.map { 64 - $0.leadingZeroBitCount } ?? bits
   }
 
   /// Changes the counters.
@@ -110,27 +129,34 @@ extension SimulatedIOMMU {
     guard old != id else { return }
     domainOf[device] = id
     domains[id]!.members.insert(device)
-    configure(device, from: old, to: id)
+    reconfigure(device, from: old, to: id)
     leave(device, old)
   }
 
   /// Leaves a device blocked: every request of it faults.
   mutating func block(_ device: PCIAddress) {
     guard let old = domainOf.removeValue(forKey: device) else { return }
-    configure(device, from: old, to: nil)
+    reconfigure(device, from: old, to: nil)
     leave(device, old)
+  }
+
+  private mutating func reconfigure(_ device: PCIAddress, from old: DomainID?, to new: DomainID?) {
+    if vtds.isEmpty { configure(device, from: old, to: new) } else { configureVTd(device, from: old, to: new) }
   }
 
   /// When the last device leaves, the driver flushes the domain's tag, once.
   private mutating func leave(_ device: PCIAddress, _ old: DomainID?) {
     guard let old else { return }
     domains[old]!.members.remove(device)
-    guard domains[old]!.members.isEmpty, !flushHardwareTag(of: old) else { return }
+    // A VT-d's driver flushes with each device.
+    guard vtds.isEmpty, domains[old]!.members.isEmpty, !flushHardwareTag(of: old) else { return }
     iotlb.invalidate(old)
     counters.invalidations += 1
   }
 
   func domain(of device: PCIAddress) -> DomainID? { domainOf[device] }
+  /// The number of the IOMMU that translates for a device.
+  func unit(of device: PCIAddress) -> Int { units[device] ?? 0 }
   /// Whether a device is in a domain, or in one that has it as stage 2.
   func isAttached(_ id: DomainID) -> Bool {
     guard let domain = domains[id] else { return false }
@@ -149,6 +175,7 @@ extension SimulatedIOMMU {
     let effective = writeImpliesRead && permissions.contains(.write) ? permissions.union(.read) : permissions
     let mapping = Mapping(host: host, permissions: effective, pageByteCount: pageByteCount)
     domains[id]!.table.insert(span.start, through: span.last, mapping)
+    enterVTd(id, span, to: host, permissions, pageByteCount: pageByteCount)
     counters.maps += 1
     let pages = Int(clamping: (span.last - span.start) / pageByteCount + 1)
     counters.pages += pages
@@ -162,8 +189,9 @@ extension SimulatedIOMMU {
     guard let area = domains[id]!.table.remove(startingAt: start) else { return }
     counters.unmaps += 1
     counters.pages += Int(clamping: (area.last - area.start) / area.value.pageByteCount + 1)
-    guard isAttached(id) else { return }
     let span = Span64(start: area.start, last: area.last)
+    if !vtds.isEmpty { return leaveVTd(id, span) }
+    guard isAttached(id) else { return }
     var blocks: [Span64] = []
     if kind == .smmuv3, freesTables, area.value.pageByteCount < Self.blockByteCount {
       blocks = Span64.wholeBlocks(of: Self.blockByteCount, in: span)
@@ -186,6 +214,9 @@ extension SimulatedIOMMU {
     guard byteCount > 0 else { return [] }
     guard let id = domainOf[device], let domain = domains[id] else {
       throw Refusal(reason: .blocked, iova: iova)
+    }
+    if !vtds.isEmpty {
+      return try vtds[unit(of: device)].request(UInt32(device.requesterID), iova, byteCount: byteCount, access)
     }
     if domain.hardware != nil {
       return try smmus[domain.unit].request(

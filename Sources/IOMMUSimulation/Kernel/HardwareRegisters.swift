@@ -2,7 +2,8 @@ import IOMMU
 
 /// The identification registers of the simulated IOMMU, as `IOMMU_GET_HW_INFO` gives them and sysfs shows them.
 ///
-/// VT-d's values are those of an emulator's in the same mode, and offer no nesting; SMMUv3's are the machine's.
+/// VT-d's values are the machine's where it is hardware, else those of an emulator's in the same mode, which offer no nesting;
+/// SMMUv3's are the machine's.
 struct HardwareRegisters {
   let machine: SimulatedMachine
   let kind: SimulatedMachine.IOMMUKind
@@ -13,6 +14,7 @@ struct HardwareRegisters {
 
   /// CAP: the maximum address width is in bits 21:16, minus one; bit 7 is caching mode.
   var capability: UInt64 {
+    if let registers = machine.effectiveVTdRegisters { return registers.capability }
     let base: UInt64 = machine.usesFirstStage ? 0x01d2_008c_222f_0606 : 0x00d2_008c_222f_0606
     let width = UInt64(machine.addressBits - 1) << 16
     return base & ~(0x3f << 16) | width | (machine.cachingMode ? 1 << 7 : 0)
@@ -20,6 +22,7 @@ struct HardwareRegisters {
 
   /// ECAP: interrupt remapping is bit 3; scalable mode, second-stage and first-stage tables are bits 43, 46 and 47.
   var extendedCapability: UInt64 {
+    if let registers = machine.effectiveVTdRegisters { return registers.extendedCapability }
     let base: UInt64 =
       machine.usesFirstStage
       ? 0x0000_8800_00f0_0f4a : machine.usesScalableMode ? 0x0000_4800_80f0_0f4a : 0x0000_0000_00f0_0f4a

@@ -77,6 +77,7 @@ extension KernelState {
     var permissions: SimulatedIOMMU.Permissions = []
     if flags & IOASMapFlags.readable != 0 { permissions.insert(.read) }
     if flags & IOASMapFlags.writable != 0 { permissions.insert(.write) }
+    for table in ioas.pageTables { try checkAccess(permissions, in: table) }
     let area = IOAS.Area(memory, permissions, memoryLock.iommufdAccount)
     if !ioas.pageTables.isEmpty {
       try pin(area)

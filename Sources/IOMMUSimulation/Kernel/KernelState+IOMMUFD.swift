@@ -71,12 +71,15 @@ extension KernelState {
     for ioas: IOAS, unit: Int, isAutomatic: Bool, isNestParent: Bool = false, in context: IOMMUFDContext
   ) throws(Errno) -> HWPageTable {
     guard granule <= 4096 else { throw .invalidArgument }
-    let table = HWPageTable(ioas, iommu!.makeDomain(unit: unit), isAutomatic: isAutomatic)
+    let domain = iommu!.makeKernelDomain(unit: unit, isNestParent: isNestParent)
+    let table = HWPageTable(ioas, domain, isAutomatic: isAutomatic)
     table.isNestParent = isNestParent
     // Stage 2 of an SMMU takes in as many bits as it puts out.
     let isStage2 = isNestParent && machine.hasVIOMMU
-    let last = isStage2 ? min(iommu!.apertureLast, 1 << UInt64(machine.smmu.outputBits) - 1) : iommu!.apertureLast
+    let most = iommu!.apertureLast(of: domain),
+      last = isStage2 ? min(most, 1 << UInt64(machine.smmu.outputBits) - 1) : most
     do throws(Errno) {
+      for area in ioas.areas.areas { try checkAccess(area.value.permissions, in: table) }
       for area in ioas.areas.areas
       where (area.start | area.byteCount | UInt64(area.value.memory.address)) & (granule - 1) != 0 {
         throw .addressInUse

@@ -15,12 +15,14 @@ extension KernelState {
     case .ioas(let ioas)?:
       guard data == nil else { throw .notSupported }
       // Dirty tracking, faults and PASIDs are not simulated, and nesting not everywhere: as on hardware that has none.
-      let canNest = machine.nests || machine.hasSMMUStages
+      let canNest = machine.nests || machine.hasSMMUStages || machine.effectiveVTdRegisters?.nests == true
       guard flags == 0 || (flags == HWPTFlags.nestParent && canNest) else { throw .notSupported }
       let isNestParent = flags == HWPTFlags.nestParent
       return try makePageTable(
         for: ioas, unit: device.unit, isAutomatic: false, isNestParent: isNestParent, in: context
       ).id
+    case .pageTable(let parent)? where machine.effectiveVTdRegisters != nil:
+      return try makeVTdNested(over: parent, flags: flags, data, in: context)
     case .pageTable(let parent)?:
       guard let data, flags == 0 else { throw .notSupported }
       guard parent.isNestParent else { throw .invalidArgument }

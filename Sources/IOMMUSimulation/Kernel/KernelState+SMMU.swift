@@ -24,6 +24,8 @@ extension KernelState {
     switch context.objects[id] {
     case nil: throw .noEntry
     case .pageTable(let table)? where table.viommu != nil: throw .notSupported
+    case .pageTable(let table)? where iommu!.domains[table.domain]?.vtd != nil:
+      return try invalidateVTd(table, type: type, bytes, byteCount: byteCount)
     case .viommu(let viommu)?:
       guard type == NestingTypes.smmuCommand, !bytes.isEmpty else { throw .invalidArgument }
       var commands: [SMMUCommand] = []
@@ -97,6 +99,7 @@ extension KernelState {
   /// What the driver's interrupt threads do: hand on event records, and report what the queues complain of.
   func deliverEvents() {
     guard iommu != nil else { return }
+    deliverVTdFaults()
     for unit in iommu!.smmus.indices where !iommu!.smmus[unit].misbehaviour.holdsEvents {
       let lines = FaultLines(machine: machine, unit: unit), now = clock.now
       while let event = iommu!.smmus[unit].events.take() { deliver(event, lines, at: now) }

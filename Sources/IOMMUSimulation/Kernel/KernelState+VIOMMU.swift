@@ -129,6 +129,9 @@ extension KernelState {
   /// What attaching a group to a page table takes of the hardware: the same IOMMU on SMMUv3, and for a stage 1 of the
   /// process's a number of each device.
   func checkAttach(_ group: GroupState, to table: HWPageTable) throws(Errno) {
+    if let nesting = iommu!.domains[table.domain]?.vtd, let registers = machine.effectiveVTdRegisters {
+      try nesting.stage1.check(registers)
+    }
     guard machine.iommu == .smmuv3 else { return }
     for member in group.members {
       guard member.unit == iommu!.unit(of: table.domain) else { throw .invalidArgument }

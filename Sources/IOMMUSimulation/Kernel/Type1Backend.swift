@@ -66,7 +66,7 @@ extension KernelState {
   private func domain(of backend: Type1Backend, for group: GroupState) -> SimulatedIOMMU.DomainID {
     let unit = machine.iommu == .smmuv3 ? group.members.first?.unit ?? 0 : 0
     if let domain = backend.domains[unit] { return domain }
-    let domain = iommu!.makeDomain(unit: unit)
+    let domain = iommu!.makeKernelDomain(unit: unit)
     backend.domains[unit] = domain
     for area in backend.entries.areas {
       enter(area.value, Span64(start: area.start, last: area.last), in: domain)

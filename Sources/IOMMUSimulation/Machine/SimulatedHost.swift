@@ -46,6 +46,15 @@ public final class SimulatedHost: Sendable {
     }
   }
 
+  /// What a VT-d did since the machine began, by the number of the unit; nothing on a machine without one as hardware
+  /// (``SimulatedMachine/vtdRegisters``).
+  public func vtdCounters(unit: Int = 0) -> VTdCounters {
+    kernel.locked { state in
+      guard let vtds = state.iommu?.vtds, vtds.indices.contains(unit) else { return VTdCounters() }
+      return vtds[unit].counters
+    }
+  }
+
   /// What the machine's clock was charged since it began, by its ``CostTable``: the same however fast the real machine is.
   public var chargedTime: Duration { kernel.locked { .nanoseconds(Int64($0.clock.charged)) } }
 

@@ -50,6 +50,12 @@ public struct SimulatedMachine: Sendable {
   /// machine and in no register. A process may own stage 1 where this is so, or where
   /// ``SMMURegisters/hasStage2ForcedWriteBack`` is.
   public var hasCANWBS = false
+  /// The capability registers of a VT-d that is simulated as hardware: all tables lie in memory and are walked, by way of caches. They
+  /// stand above ``addressBits``, ``usesScalableMode``, ``usesFirstStage`` and ``hasNestedTranslation``. nil for a VT-d whose domains
+  /// translate at once, with the registers of an emulator in the mode that those tell.
+  public var vtdRegisters: VTdRegisters?
+  /// Binary logarithm of the descriptors that such a VT-d's invalidation queue holds, from 2 on; Linux makes it 256 long.
+  public var invalidationQueueShift = 8
   /// What the clock charges for system calls and invalidations; nil takes the table that fits the IOMMU.
   public var costs: CostTable?
   /// Whether the machine's clock goes on with the real one, beside what it is charged. Without that it has a time of its own,
@@ -100,9 +106,22 @@ public struct SimulatedMachine: Sendable {
 
 extension SimulatedMachine {
   /// Whether the kernel can nest page tables in the simulation's own format.
-  var nests: Bool { hasNestedTranslation && iommu != nil && interfaces.contains(.iommufd) }
+  var nests: Bool {
+    hasNestedTranslation && iommu != nil && interfaces.contains(.iommufd) && effectiveVTdRegisters == nil
+  }
   /// Whether the IOMMU decides whether page tables nest.
-  var asksHardware: Bool { iommu == .smmuv3 && interfaces.contains(.iommufd) }
+  var asksHardware: Bool {
+    (iommu == .smmuv3 || effectiveVTdRegisters != nil) && interfaces.contains(.iommufd)
+  }
+  /// The registers of a VT-d that is hardware, with what the machine says of its own.
+  var effectiveVTdRegisters: VTdRegisters? {
+    guard iommu == .vtd, var registers = vtdRegisters else { return nil }
+    registers.remapsInterrupts = isolatesInterrupts
+    if cachingMode { registers.isCachingMode = true }
+    return registers
+  }
+  /// Whether VT-d is in scalable mode.
+  var isScalable: Bool { effectiveVTdRegisters?.hasScalableMode ?? (usesScalableMode || usesFirstStage) }
   /// Whether there are nest parents for an SMMUv3: `ARM_SMMU_FEAT_NESTING`.
   var hasSMMUStages: Bool {
     iommu == .smmuv3 && interfaces.contains(.iommufd) && smmu.hasStage1 && smmu.hasStage2
@@ -141,6 +160,13 @@ extension SimulatedMachine {
   public static var smmuv3Nested: SimulatedMachine {
     var machine = SimulatedMachine.smmuv3
     (machine.hasCANWBS, machine.hasNestedTranslation) = (true, false)
+    return machine
+  }
+  /// Intel VT-d over which a process may own stage 1, as on Linux: nested translation, in the hardware's own table format. No
+  /// emulator has it, and no machine that it was compared with.
+  public static var vtdNested: SimulatedMachine {
+    var machine = SimulatedMachine()
+    (machine.vtdRegisters, machine.hasNestedTranslation) = (VTdRegisters(), false)
     return machine
   }
   /// A machine whose kernel has no iommufd: groups and type1 only.

@@ -83,12 +83,7 @@ extension SMMU {
 
   /// Whether this is the invalidation that shall be lost.
   private mutating func loses(_ sender: SMMUCounters.Sender) -> Bool {
-    guard let lost = misbehaviour.lostInvalidation, lost.sender == nil || lost.sender == sender else { return false }
-    guard lost.left == 1 else {
-      misbehaviour.lostInvalidation!.left -= 1
-      return false
-    }
-    misbehaviour.lostInvalidation = nil
+    guard misbehaviour.losesInvalidation(from: sender) else { return false }
     counters.lostInvalidations += 1
     return true
   }

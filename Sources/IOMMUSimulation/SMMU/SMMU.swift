@@ -51,25 +51,7 @@ struct SMMU {
     var level: UInt8, granuleShift: UInt8
   }
 
-  /// What the hardware does wrong.
-  struct Misbehaviour {
-    /// The invalidation from now that is lost, and who has to have sent it; nil for anyone.
-    var lostInvalidation: (left: Int, sender: SMMUCounters.Sender?)?
-    /// How long nothing is taken from the command queue.
-    var stall: UInt64 = 0
-    /// Batches of others that stand before each of the process's, and how many commands each has beside its sync.
-    var crowd: (batches: Int, commands: Int)?
-    /// How many events will find the queue full.
-    var lostEvents = 0
-    /// Events stay in the queue: the kernel's thread does not get to run.
-    var holdsEvents = false
-  }
-
-  /// Where a translated address lies in this process, and how many bytes from there on have the same translation.
-  struct Place {
-    var host: UInt
-    var byteCount: UInt64
-  }
+  typealias Place = SimulatedIOMMU.Place
 
   init(_ machine: SimulatedMachine, number: Int) {
     (registers, self.number, costs) = (machine.smmu, number, machine.effectiveCosts)
@@ -93,22 +75,14 @@ extension SMMU {
     _ stream: UInt32, _ iova: UInt64, byteCount: Int, _ access: SimulatedIOMMU.Permissions,
     over domains: [SimulatedIOMMU.DomainID: SimulatedIOMMU.Domain]
   ) throws(SimulatedIOMMU.Refusal) -> [SimulatedIOMMU.Segment] {
-    var segments: [SimulatedIOMMU.Segment] = []
-    var (address, left) = (iova, UInt64(byteCount))
     do throws(SMMUFault) {
-      while left > 0 {
-        let place = try translate(stream, address, access, over: domains)
-        let length = min(left, place.byteCount)
-        segments.append(SimulatedIOMMU.Segment(host: place.host, byteCount: Int(length)))
-        left -= length
-        // The top of the address space is beyond every input.
-        address &+= length
+      return try SimulatedIOMMU.segments(iova, byteCount) { address throws(SMMUFault) in
+        try translate(stream, address, access, over: domains)
       }
     } catch {
       record(error, stream, isWrite: access == .write)
       throw SimulatedIOMMU.Refusal(reason: error.reason, iova: error.address, hasEvent: true)
     }
-    return segments
   }
 
   /// Writes an event record; one that finds the queue full is lost.

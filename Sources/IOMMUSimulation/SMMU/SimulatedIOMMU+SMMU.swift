@@ -96,12 +96,16 @@ extension SimulatedIOMMU {
     smmus[unit].issue(commands, from: .kernel)
   }
 
-  /// Nanoseconds that SMMUs waited and walked since this was asked last.
+  /// Nanoseconds that SMMUs and VT-ds waited and walked since this was asked last.
   mutating func takeTime() -> UInt64 {
     var sum: UInt64 = 0
     for index in smmus.indices {
       sum += smmus[index].time
       smmus[index].time = 0
+    }
+    for index in vtds.indices {
+      sum += vtds[index].time
+      vtds[index].time = 0
     }
     return sum
   }
@@ -117,11 +121,12 @@ extension SimulatedKernel {
     }
   }
 
-  /// Translates addresses for a device one after the other, over and over, as its SMMU does for requests to write, and moves no
+  /// Translates addresses for a device one after the other, over and over, as its SMMU or VT-d does for requests to write, and moves no
   /// data: for measuring. Returns how many were translated; a fault ends it, without an event.
   package func translate(_ addresses: [UInt64], rounds: Int, for device: PCIAddress) -> Int {
     locked { state in
-      guard let unit = state.iommu?.domain(of: device).flatMap({ state.iommu?.unit(of: $0) }) else { return 0 }
+      guard let iommu = state.iommu, let domain = iommu.domain(of: device) else { return 0 }
+      let unit = iommu.vtds.isEmpty ? iommu.unit(of: domain) : iommu.unit(of: device)
       return state.iommu!.translate(addresses, rounds: rounds, UInt32(device.requesterID), unit: unit)
     }
   }
@@ -129,6 +134,7 @@ extension SimulatedKernel {
 
 extension SimulatedIOMMU {
   fileprivate mutating func translate(_ addresses: [UInt64], rounds: Int, _ stream: UInt32, unit: Int) -> Int {
+    if vtds.indices.contains(unit) { return vtds[unit].translate(addresses, rounds: rounds, stream) }
     guard smmus.indices.contains(unit) else { return 0 }
     var count = 0
     do throws(SMMUFault) {
@@ -145,7 +151,7 @@ extension SimulatedIOMMU {
 
 extension SimulatedIOMMU.Domain {
   /// The domain that is stage 2 of this one.
-  var parent: SimulatedIOMMU.DomainID? { nesting?.parent ?? hardware?.parent }
+  var parent: SimulatedIOMMU.DomainID? { nesting?.parent ?? hardware?.parent ?? vtd?.parent }
 }
 
 extension SimulatedMachine {

@@ -8,4 +8,10 @@ enum TableMemory {
   static func word(_ address: UInt) -> UInt64 {
     unsafe UnsafePointer<Atomic<UInt64>>(bitPattern: address).unsafelyUnwrapped.pointee.load(ordering: .acquiring)
   }
+
+  /// Puts a word in the place of another; false where there is none such any more.
+  static func exchange(_ address: UInt, _ old: UInt64, _ new: UInt64) -> Bool {
+    let place = unsafe UnsafePointer<Atomic<UInt64>>(bitPattern: address).unsafelyUnwrapped
+    return unsafe place.pointee.compareExchange(expected: old, desired: new, ordering: .acquiringAndReleasing).exchanged
+  }
 }

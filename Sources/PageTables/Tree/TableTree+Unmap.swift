@@ -15,7 +15,7 @@ extension TableTree {
     return .unmapped(byteCount: clearPages(table, index(iova, 0), count, iova, into: &gather))
   }
 
-  /// ``SMMUTable/clear(iova:byteCount:)``.
+  /// ``PageTable/clear(iova:byteCount:)``.
   @inline(__always)
   func clearInOneTable(_ iova: UInt64, _ byteCount: UInt64) -> UInt64? {
     check(iova, byteCount)

@@ -106,10 +106,12 @@ private struct TranslationCandidate {
   /// nil when it cannot be told.
   var isPossible: Bool?
   var reason: String
+  /// Why it is not chosen without being asked for, where it could be.
+  var reasonToAsk: String?
 
   /// What opening the device told, where nothing did before.
   mutating func note(_ used: TranslationInUse) {
-    guard isPossible == nil else { return }
+    guard isPossible == nil, reasonToAsk == nil else { return }
     (isPossible, reason) = (used.owner == .process, used.reason)
   }
 
@@ -127,8 +129,10 @@ private struct TranslationCandidate {
       TranslationInUse.processRefusal(on: machine.host.kernel, interface, unit: device.unit)
       ?? (kernel.isPossible == true ? nil : kernel.reason)
     if refusal == nil, TranslationInUse.isDecidedByOpening(on: machine.host.kernel) {
-      let reason = "The kernel tells when the device is opened"
-      return [kernel, Self(name: "process", isPossible: nil, reason: reason)]
+      let ask = TranslationInUse.reasonToAsk(on: machine.host.kernel, unit: device.unit)
+      let reason = ask ?? "The kernel tells when the device is opened"
+      let isKnown = ask != nil && TranslationInUse.vtdIdentity(on: machine.host.kernel, device.unit!) != nil
+      return [kernel, Self(name: "process", isPossible: isKnown ? true : nil, reason: reason, reasonToAsk: ask)]
     }
     let process = Self(
       name: "process", isPossible: refusal == nil,
@@ -140,6 +144,7 @@ private struct TranslationCandidate {
   static func choice(of candidates: [Self]) -> (name: String?, reason: String) {
     let (kernel, process) = (candidates[0], candidates[1])
     guard kernel.isPossible == true else { return (nil, kernel.reason) }
+    if let reason = process.reasonToAsk { return (kernel.name, reason) }
     guard let isPossible = process.isPossible else { return (nil, process.reason) }
     return isPossible ? (process.name, TranslationInUse.nests) : (kernel.name, process.reason)
   }

@@ -66,7 +66,55 @@ extension Cases {
       try expectEqual(try smmu.send(all[0], all[1], all[2], SMMUWords.invalidateAll), 4, "commands handled")
       try smmu.takeDown()
     },
+    ConformanceCase(.conformance, "nesting/vtd-objects") { environment in
+      let raw = try RawDevice(environment.devices.edu, environment)
+      try raw.bind()
+      try vtdObjects(raw)
+    },
   ]
+
+  /// On VT-d a nested table stands on the parent itself, and takes commands; each holds what it was made of.
+  private static func vtdObjects(_ raw: RawDevice) throws {
+    let (kernel, iommufd, device) = (raw.kernel, raw.space, raw.deviceID)
+    let stage1 = [0, 0x1000, 48].flatMap { word in (0..<8).map { UInt8(truncatingIfNeeded: word >> ($0 * 8)) } }
+    func nest(over parent: UInt32, _ bytes: [UInt8]) throws(Errno) -> UInt32 {
+      let data = HWPTData(type: NestingTypes.vtdData, bytes: bytes)
+      return try kernel.hwptAllocate(iommufd, flags: 0, device: device, pageTable: parent, data: data)
+    }
+    func send(_ table: UInt32, type: UInt32 = NestingTypes.vtdCommand, _ command: VTdCommand) throws(Errno) -> Int {
+      try unsafe withUnsafeBytes(of: command) { bytes throws(Errno) in
+        try unsafe kernel.hwptInvalidate(
+          iommufd, pageTable: table, type: type, entries: bytes, byteCount: bytes.count)
+      }
+    }
+    let ioas = try kernel.ioasAllocate(iommufd)
+    let plain = try kernel.hwptAllocate(iommufd, flags: 0, device: device, pageTable: ioas)
+    let parent = try kernel.hwptAllocate(iommufd, flags: HWPTFlags.nestParent, device: device, pageTable: ioas)
+    try expectErrno(.invalidArgument, what: "a table over one that is no parent") { () throws(Errno) in
+      try nest(over: plain, stage1)
+    }
+    try expectErrno(.invalidArgument, what: "a short description") { () throws(Errno) in
+      try nest(over: parent, Array(stage1.dropLast()))
+    }
+    let nested = try nest(over: parent, stage1)
+    try expectEqual(try send(nested, .everything), 1, "commands")
+    try expectErrno(.invalidArgument, what: "another format's command") { () throws(Errno) in
+      try send(nested, type: NestingTypes.smmuCommand, .everything)
+    }
+    try expectErrno(.invalidArgument, what: "a command for the parent") { () throws(Errno) in
+      try send(parent, .everything)
+    }
+    var command = VTdCommand(address: 0x1001, pageCount: 1)
+    try expectErrno(.invalidArgument, what: "a command in mid page") { () throws(Errno) in try send(nested, command) }
+    (command.address, command.flags) = (0x1000, 2)
+    try expectErrno(.notSupported, what: "an unknown flag") { () throws(Errno) in try send(nested, command) }
+    for (id, what) in [(parent, "a parent with a nested table"), (ioas, "an IOAS with a parent")] {
+      try expectErrno(.busy, what: "destroying \(what)") { () throws(Errno) in
+        try kernel.iommufdDestroy(iommufd, id: id)
+      }
+    }
+    for id in [nested, plain, parent, ioas] { try kernel.iommufdDestroy(iommufd, id: id) }
+  }
 
   /// Parent, vIOMMU, vDEVICE, event queue; each holds what it was made of.
   private static func offered(_ raw: RawDevice, _ environment: Environment) throws {

@@ -22,6 +22,7 @@ enum Applicability {
     Rule("stale/", "count/nested-", reason: "this process does not own the tables of an SMMUv3") {
       $0.translation != .process || !$0.nestsOnSMMU
     },
+    Rule("nesting/vtd-", reason: "no first-stage tables of a VT-d can be the process's here") { !$0.nestsOnVTd },
     Rule("type1/", reason: "an ioctl of the type1 container") { $0.interface != .type1 },
     Rule("error/unsafe-interrupts", reason: "the platform isolates interrupts, or is told to trust devices") {
       !$0.lacksInterruptRemapping

@@ -89,6 +89,7 @@ extension SimulatedMachine {
     case "smmuv3-nested": .smmuv3Nested
     case _ where name.hasPrefix("smmuv3"): .smmuv3
     case "vtd-caching": .vtdCaching
+    case "vtd-nested": .vtdNested
     default: .vtd
     }
   }

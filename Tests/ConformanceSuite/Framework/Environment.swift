@@ -60,6 +60,8 @@ public struct Environment: Sendable {
   var isSMMU: Bool { machine.hasPrefix("smmuv3") }
   /// Whether the kernel lets this process own stage-1 tables of an SMMUv3.
   var nestsOnSMMU: Bool { machine == "smmuv3-nested" }
+  /// The same of a VT-d, which no emulator allows.
+  var nestsOnVTd: Bool { machine == "vtd-nested" }
 
   /// Whether the machine was booted without interrupt remapping; then nothing but that error is to be seen on it.
   var lacksInterruptRemapping: Bool { machine.hasSuffix("-no-remapping") }

@@ -17,14 +17,18 @@ import Testing
       for interface in Interface.allCases { try ForkTests.forkAndUse(interface, .vtd) }
       // Where the tables are memory that a fork does not have.
       try ForkTests.forkAndUse(.iommufd, .smmuv3Nested)
+      try ForkTests.forkAndUse(.iommufd, .vtdNested, .process)
     }
   }
 
   /// Opens a device, forks, and uses and drops everything in the child; then the parent goes on.
-  static func forkAndUse(_ interface: Interface, _ machine: SimulatedMachine) throws {
+  static func forkAndUse(
+    _ interface: Interface, _ machine: SimulatedMachine, _ translation: TranslationChoice = .automatic
+  ) throws {
     let machine = SimulatedHost(machine, devices: ["0000:00:02.0": EduModel()])
     let kernel = FaultingKernel(machine.kernel)
-    var device: Device? = try Device("0000:00:02.0", on: Host(kernel: kernel), interface: interface)
+    var device: Device? = try Device(
+      "0000:00:02.0", on: Host(kernel: kernel), interface: interface, translation: translation)
     try device!.dma.setMask(.bits(28))
     let ring = try device!.dma.allocate(UInt64.self, count: 8)
     ring[0] = 42
