@@ -1,5 +1,5 @@
 package import AddressSpace
-import PageTables
+package import PageTables
 import Synchronization
 
 /// Page tables that this process owns on an SMMUv3: stage 1 in its memory, over a stage 2 that the kernel owns.

@@ -32,7 +32,7 @@ extension SimulatedHost {
   ///   - commands: How many commands each has, beside its sync.
   ///   - unit: Which of the machine's SMMUs.
   public func crowdCommandQueue(_ batches: Int, of commands: Int = 63, unit: Int = 0) {
-    withUnit(unit) { $0.misbehaviour.crowd = batches > 0 ? (batches, commands) : nil }
+    withUnit(unit) { $0.crowd = batches > 0 ? (batches, commands) : nil }
   }
 
   /// Lets the event queue overflow: the next events find it full and are lost, and the kernel's log tells of it without saying
