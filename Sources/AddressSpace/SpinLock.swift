@@ -24,6 +24,7 @@ package struct SpinLock: ~Copyable, Sendable {
   @inlinable @inline(__always)
   package func lockInOrder() {
     if word.exchange(1, ordering: .sequentiallyConsistent) != 0 { wait() }
+    Self.noteHeld(1)
   }
 
   /// Takes the lock if nobody has it.
