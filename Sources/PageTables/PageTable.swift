@@ -39,6 +39,13 @@ package protocol PageTable: ~Copyable, Sendable {
     iova: UInt64, to address: UInt64, byteCount: UInt64, attributes: LeafAttributes
   ) -> MapOutcome
 
+  /// Maps pages whose entries lie in one table; `false`, and nothing has changed that hardware could see, for any other range, where
+  /// something is in the way, and where a table is missing that the pool does not have.
+  ///
+  /// - Precondition: As for ``map(iova:to:byteCount:attributes:)``.
+  /// - Complexity: O(entries).
+  borrowing func mapPages(iova: UInt64, to address: UInt64, byteCount: UInt64, attributes: LeafAttributes) -> Bool
+
   /// Clears the leaves of a range that the caller owns, and keeps owning until the invalidation of what was gathered has completed.
   /// There may be gaps. Tables all of whose region lies inside go too; those that lie partly inside stay, even empty.
   ///

@@ -38,6 +38,13 @@ extension SecondStageTable {
     tree.map(iova, address, byteCount, attributes)
   }
 
+  /// Maps pages of one table: ``PageTable/mapPages(iova:to:byteCount:attributes:)``.
+  package borrowing func mapPages(
+    iova: UInt64, to address: UInt64, byteCount: UInt64, attributes: LeafAttributes
+  ) -> Bool {
+    tree.mapInOneTable(iova, address, byteCount, attributes)
+  }
+
   /// Clears a range: ``PageTable/unmap(iova:byteCount:into:)``.
   package borrowing func unmap(iova: UInt64, byteCount: UInt64, into gather: inout Gather) -> UnmapOutcome {
     tree.unmap(iova, byteCount, into: &gather)

@@ -33,15 +33,17 @@ final class OwnedStage1<Format: PageTable & ~Copyable>: Sendable {
 // MARK: - Maps
 
 extension OwnedStage1 where Format: ~Copyable {
-  /// With more tables, or over what was in the way. The table says each time what is missing, and has mapped nothing.
+  /// With more tables, or over what was in the way. The table says each time what is missing, and has mapped nothing; what the first
+  /// try has unlinked is dealt with here too.
   @inline(never)
   func mapAgain(
-    _ iova: UInt64, _ ipa: UInt64, _ byteCount: UInt64, _ attributes: LeafAttributes,
+    _ iova: UInt64, _ ipa: UInt64, _ byteCount: UInt64, _ attributes: LeafAttributes, after first: MapOutcome? = nil,
     for owner: any ProcessOwnedTranslation
   ) throws(Errno) {
+    var first = first
     while true {
       let ready = tables.readyByteCount
-      switch table.map(iova: iova, to: ipa, byteCount: byteCount, attributes: attributes) {
+      switch first.take() ?? table.map(iova: iova, to: ipa, byteCount: byteCount, attributes: attributes) {
       case .mapped: return
       case .exists: throw .exists
       case .noTables:

@@ -10,15 +10,16 @@ extension ProcessOwnedSMMU {
       return try mapUnregistered(iova, address, byteCount, access)
     }
     let attributes = LeafAttributes(access)
-    if case .mapped = stage1.table.map(iova: iova, to: ipa, byteCount: byteCount, attributes: attributes) { return }
-    try mapAgain(iova, ipa, byteCount, attributes)
+    let outcome = stage1.table.map(iova: iova, to: ipa, byteCount: byteCount, attributes: attributes)
+    if case .mapped = outcome { return }
+    try mapAgain(iova, ipa, byteCount, attributes, after: outcome)
   }
 
   @inline(never)
   private func mapAgain(
-    _ iova: UInt64, _ ipa: UInt64, _ byteCount: UInt64, _ attributes: LeafAttributes
+    _ iova: UInt64, _ ipa: UInt64, _ byteCount: UInt64, _ attributes: LeafAttributes, after outcome: MapOutcome
   ) throws(Errno) {
-    try stage1.mapAgain(iova, ipa, byteCount, attributes, for: self)
+    try stage1.mapAgain(iova, ipa, byteCount, attributes, after: outcome, for: self)
   }
 
   @inline(never)
@@ -34,10 +35,7 @@ extension ProcessOwnedSMMU {
 
   package func mapHere(iova: UInt64, address: UInt64, byteCount: UInt64, access: DMAAccess) -> Bool {
     guard let ipa = memory.knownIPA(of: address, byteCount: byteCount) else { return false }
-    if case .mapped = stage1.table.map(iova: iova, to: ipa, byteCount: byteCount, attributes: LeafAttributes(access)) {
-      return true
-    }
-    return false
+    return stage1.table.mapPages(iova: iova, to: ipa, byteCount: byteCount, attributes: LeafAttributes(access))
   }
 
   package func clearHere(iova: UInt64, byteCount: UInt64) -> UInt64? {

@@ -6,21 +6,45 @@ extension TableTree {
   /// ``PageTable/map(iova:to:byteCount:attributes:)``.
   @inline(__always)
   func map(_ iova: UInt64, _ address: UInt64, _ byteCount: UInt64, _ attributes: LeafAttributes) -> MapOutcome {
-    check(iova, byteCount)
-    precondition(address & geometry.granule.mask == 0 && attributes.isPresent, "whole granules, to be reached somehow")
-    precondition(address <= Format.lastOutput && byteCount &- 1 <= Format.lastOutput &- address)
+    check(iova, address, byteCount, attributes)
     guard isInOneTable(iova, byteCount) else { return mapParts(iova, address, byteCount, attributes) }
     guard let table = makeLowest(iova) else { return obstacle(iova, 0) }
-    let first = index(iova, 0)
-    if byteCount == geometry.granule.byteCount {
-      guard table.peek(first) == 0 else { return .exists(iova: iova) }
-      table.store(Format.leaf(attributes, isBlock: false) | address, at: first)
-      return .mapped(entryCount: 1)
-    }
-    let count = Int(truncatingIfNeeded: byteCount &>> UInt64(geometry.granule.shift))
+    let first = index(iova, 0), count = pageCount(byteCount)
     guard table.isClear(first, count) else { return occupied(table, first, count, iova) }
     fill(table, first, count, Format.leaf(attributes, isBlock: false) | address, step: geometry.granule.byteCount)
     return .mapped(entryCount: count)
+  }
+
+  /// ``PageTable/mapPages(iova:to:byteCount:attributes:)``.
+  @inline(__always)
+  func mapInOneTable(
+    _ iova: UInt64, _ address: UInt64, _ byteCount: UInt64, _ attributes: LeafAttributes
+  ) -> Bool {
+    check(iova, address, byteCount, attributes)
+    guard isInOneTable(iova, byteCount), let table = makeLowest(iova) else { return false }
+    let first = index(iova, 0), entry = Format.leaf(attributes, isBlock: false) | address
+    if byteCount == geometry.granule.byteCount {
+      guard table.peek(first) == 0 else { return false }
+      table.store(entry, at: first)
+      return true
+    }
+    let count = pageCount(byteCount)
+    guard table.isClear(first, count) else { return false }
+    fill(table, first, count, entry, step: geometry.granule.byteCount)
+    return true
+  }
+
+  @inline(__always)
+  private func pageCount(_ byteCount: UInt64) -> Int {
+    Int(truncatingIfNeeded: byteCount &>> UInt64(geometry.granule.shift))
+  }
+
+  /// Traps unless a map is one of whole granules, all of which entries can lead to.
+  @inline(__always)
+  private func check(_ iova: UInt64, _ address: UInt64, _ byteCount: UInt64, _ attributes: LeafAttributes) {
+    check(iova, byteCount)
+    precondition(address & geometry.granule.mask == 0 && attributes.isPresent, "whole granules, to be reached somehow")
+    precondition(address <= Format.lastOutput && byteCount &- 1 <= Format.lastOutput &- address)
   }
 
   /// Writes leaves that lead to consecutive addresses.
