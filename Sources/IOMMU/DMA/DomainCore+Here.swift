@@ -4,6 +4,9 @@ import Synchronization
 /// The shortest way: on tables in a hardware's format, of registered memory, a map is an address from a magazine, a record and a
 /// store, and a lazy unmap a store and an entry in a ring. One taking of a slot covers all of it, with no call that can wait.
 ///
+/// What looks from outside whether something is mapped, or wants no more mapped, passes all slots first (``DomainSlots/passAll()``):
+/// who has one is done then, or sees what was changed.
+///
 /// Whatever is more than that goes the way that all others go, from its beginning.
 extension DomainCore {
   /// As ``map(_:byteCount:limits:access:)``; the address, or 0, and nothing has changed.

@@ -182,7 +182,8 @@ extension DomainCore {
     defer { leave() }
     let host = unsafe range.pointee.host
     // In this order: what is mapped after it was hidden does not use it, what was mapped before is seen by the first step,
-    // and what was unmapped before that is out of reach after the second.
+    // and what was unmapped before that is out of reach after the second. Who holds a slot may have found it, and not told yet.
+    slots.passAll()
     if unsafe isMapped(range.pointee.hostRange) { return .inUse }
     if let failure = drain() { return .failed(failure) }
     do throws(Errno) { try processOwned.unregister(address: host) } catch { return .failed(.system(error)) }

@@ -101,9 +101,9 @@ extension RegisteredMemory {
     cache.ipa(of: address, byteCount: byteCount) ?? find(address, byteCount)
   }
 
-  /// The same, if it was found before: without a lock. nil says nothing.
+  /// The same, if it was found before: without a lock. nil says nothing. For callers as of ``RegistrationCache/ipaHere(of:byteCount:)``.
   @inline(__always)
-  func knownIPA(of address: UInt64, byteCount: UInt64) -> UInt64? { cache.ipa(of: address, byteCount: byteCount) }
+  func knownIPA(of address: UInt64, byteCount: UInt64) -> UInt64? { cache.ipaHere(of: address, byteCount: byteCount) }
 
   @inline(never)
   private func find(_ address: UInt64, _ byteCount: UInt64) -> UInt64? {

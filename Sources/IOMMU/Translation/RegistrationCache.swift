@@ -38,13 +38,19 @@ package final class RegistrationCache: Sendable {
   /// The IPA of memory that lies in one known registration.
   @inline(__always)
   package func ipa(of address: UInt64, byteCount: UInt64) -> UInt64? {
-    let place = unsafe place(address)
     #if arch(x86_64)
       // The caller has entered the mapping where who ends a registration looks, after having hidden it here. One of the two must see
       // what the other wrote; but on x86 this load may be done before that store is visible. On Arm it may not: a load that acquires
       // comes after a store that releases.
       atomicMemoryFence(ordering: .sequentiallyConsistent)
     #endif
+    return ipaHere(of: address, byteCount: byteCount)
+  }
+
+  /// The same for a caller that who ends a registration waits for, after having hidden it: one that holds a slot of its domain.
+  @inline(__always)
+  package func ipaHere(of address: UInt64, byteCount: UInt64) -> UInt64? {
+    let place = unsafe place(address)
     let number = unsafe place.pointee.number.load(ordering: .acquiring)
     let first = unsafe place.pointee.first.load(ordering: .relaxed)
     let last = unsafe place.pointee.last.load(ordering: .relaxed)
