@@ -50,9 +50,8 @@ extension DomainCore {
   @inline(never)
   func unmapHere(_ iova: IOVA, _ byteCount: Int) -> Result<UInt64, MapFailure>? {
     let now = coarseNow(), length = padded(byteCount)
-    guard isOwner, length <= records.largestByteCount, !isFlushDue(at: now), !cache.isOpen.load(ordering: .relaxed) else {
-      return nil
-    }
+    guard isOwner, length <= records.largestByteCount, !isFlushDue(at: now), !cache.isOpen.load(ordering: .relaxed)
+    else { return nil }
     let slot = unsafe slots.lock(), mode = lazyMode.load(ordering: .acquiring)
     guard unsafe !slot.pointee.tally.isClosed, mode != .strict,
       let (place, record) = unsafe records.live(iova),

@@ -61,36 +61,27 @@ enum OwnedTables {
     }
     let registered = try registeredPair(dma)
     device.close()
-    let lazyTimes = modes["DMA-FQ"]!, strictTimes = modes["DMA"]!
+    let faster: ([Times], String) -> Measurement = { measurement($0, { $0.theirs / $0.ours }, $1) }
     return [
       (
         "owned_lazy_vs_kernel",
-        measurement(
-          lazyTimes, { $0.theirs }, { $0.ours },
-          "ours \(Int(median(lazyTimes.map { $0.ours }))), with a registration each \(Int(registered)), the kernel's DMA API, ns a pair")
+        faster(modes["DMA-FQ"]!, "with a registration each \(Int(registered)), the kernel's DMA API, ns a pair")
       ),
       (
         "owned_strict_vs_kernel",
-        measurement(
-          strictTimes, { $0.ours }, { $0.theirs },
-          "ours \(Int(median(strictTimes.map { $0.ours }))), the kernel's DMA API, ns a pair")
+        measurement(modes["DMA"]!, { $0.ours / $0.theirs }, "the kernel's DMA API, ns a pair")
       ),
-      (
-        "owned_vs_ioctl",
-        measurement(
-          Array(ioctls.dropFirst()), { $0.theirs }, { $0.ours }, "ours \(Int(median(ioctls.map { $0.ours }))), C loop, ns a pair")
-      ),
+      ("owned_vs_ioctl", faster(Array(ioctls.dropFirst()), "C loop, ns a pair")),
     ]
   }
 
   private typealias Times = (ours: Double, theirs: Double)
 
-  private static func measurement(
-    _ rounds: [Times], _ above: (Times) -> Double, _ below: (Times) -> Double, _ anchor: String
-  ) -> Measurement {
-    Measurement(
-      value: median(rounds.map { above($0) / below($0) }), anchor: anchor, anchorValue: median(rounds.map { $0.theirs }),
-      repeats: rounds.count)
+  private static func measurement(_ rounds: [Times], _ value: (Times) -> Double, _ anchor: String) -> Measurement {
+    let ours = Int(median(rounds.map { $0.ours }))
+    return Measurement(
+      value: median(rounds.map(value)), anchor: "ours \(ours), \(anchor)",
+      anchorValue: median(rounds.map { $0.theirs }), repeats: rounds.count)
   }
 
   /// Nanoseconds a pair of ours, flushes included.

@@ -113,7 +113,8 @@ import Testing
       // A page of the region, so that its table is known; then all of the region, whose unmap takes the table.
       try unsafe dma.map(unsafe: pages.part(4096..<8192), .fromDevice, at: at + 4096).unmap()
       try unsafe dma.map(unsafe: pages.all, .fromDevice, at: at).unmap()
-      let other = try unsafe dma.map(unsafe: pages.part(0..<4096), .fromDevice, at: at + (1 << 21)), address = other.address
+      let other = try unsafe dma.map(unsafe: pages.part(0..<4096), .fromDevice, at: at + (1 << 21))
+      let address = other.address
       let mapping = try unsafe dma.map(unsafe: pages.part(8192..<12288), .fromDevice, at: at + 8192)
       #expect(try rig.writes(address) && rig.writes(at + 8192) && !rig.writes(at + (1 << 21) + 8192))
       try other.unmap()
