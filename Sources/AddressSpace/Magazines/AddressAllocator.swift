@@ -68,18 +68,29 @@ extension AddressAllocator {
   ///
   /// - Complexity: O(1).
   package func allocateHere(byteCount: UInt64, limit: UInt64, lowest: UInt64 = 0) -> IOVA? {
-    let order = order(byteCount), processor = processor
+    let processor = processor
+    guard let address = popHere(byteCount, limit: limit, processor) else { return nil }
+    if address.rawValue >= lowest { return address }
+    // Back to where it came from; what is asked for may lie below it.
+    free(address, byteCount: byteCount, processor: processor)
+    return nil
+  }
+
+  /// The address on top of the loaded magazine, however low, if it is below `limit`: a few instructions that take no other lock and no
+  /// memory, so that a spin lock may be held. What is not wanted is for the caller to free, without one.
+  @inline(__always)
+  package func popHere(byteCount: UInt64, limit: UInt64) -> IOVA? { popHere(byteCount, limit: limit, processor) }
+
+  @inline(__always)
+  private func popHere(_ byteCount: UInt64, limit: UInt64, _ processor: UInt32) -> IOVA? {
+    let order = order(byteCount)
     guard unsafe order < core.pointee.classCount else { return nil }
     let (highest, isTooLow) = unsafe limit.subtractingReportingOverflow(
       (core.pointee.granule.byteCount &<< order) &- 1)
     if isTooLow { return nil }
     let slot = unsafe slots(processor) + Int(truncatingIfNeeded: order)
     let address = unsafe Slot.pop(slot, core.pointee.method, cpu: processor, highest: highest)
-    if address == Slot.none { return nil }
-    if address >= lowest { return IOVA(address) }
-    // Back to where it came from; what is asked for may lie below it.
-    free(IOVA(address), byteCount: byteCount, processor: processor)
-    return nil
+    return address == Slot.none ? nil : IOVA(address)
   }
 
   /// The rest of it: from the other magazines, where an address below `lowest` is left for others, or else the highest of all

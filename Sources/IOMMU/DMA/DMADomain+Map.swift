@@ -23,7 +23,10 @@ extension DMADomain {
     if core.hardwareTables != nil, core.alternative.load(ordering: .relaxed) == .none, isOurs(buffer) {
       let access = direction.access
       let address = unsafe core.mapHere(buffer.base, buffer.byteCount, addressing.limits, access)
-      if address != 0 { return Mapping(buffer, at: IOVA(address), access: access.rawValue) }
+      if address != 0 {
+        let mapping = Mapping(buffer, at: IOVA(address), access: access.rawValue)
+        return address <= addressing.limit ? mapping : try mapAgain(mapping, direction)
+      }
     }
     return try mapElse(buffer, direction)
   }

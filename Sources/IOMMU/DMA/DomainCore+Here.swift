@@ -19,16 +19,17 @@ extension DomainCore {
     // The limits are read with the slot held: who lowers them passes all slots before it looks what is in use.
     let slot = unsafe slots.lock(), limits = limits.now
     guard unsafe !slot.pointee.tally.isClosed,
-      let iova = space.allocateHere(byteCount: length, limit: limits.first, lowest: lowest(limits))
+      let iova = space.popHere(byteCount: length, limit: limits.first)
     else {
       unsafe slot.pointee.unlock()
       return 0
     }
-    guard records.enterHere(iova, host: host, byteCount: length),
+    guard iova.rawValue >= lowest(limits), records.enterHere(iova, host: host, byteCount: length),
       hardwareTables!.mapHere(iova: iova.rawValue, address: host, byteCount: length, access: access)
     else {
+      records.remove(iova)
       unsafe slot.pointee.unlock()
-      return giveBack(iova, length)
+      return giveBack(iova, host, length)
     }
     unsafe slot.pointee.tally.counts.maps &+= 1
     unsafe slot.pointee.tally.counts.liveBytes &+= length
@@ -39,8 +40,9 @@ extension DomainCore {
   }
 
   @inline(never)
-  private func giveBack(_ iova: IOVA, _ length: UInt64) -> UInt64 {
-    records.remove(iova)
+  private func giveBack(_ iova: IOVA, _ host: UInt64, _ length: UInt64) -> UInt64 {
+    // Whoever makes the index now does not see it, and who was making it may have.
+    locked { $0.unindex(iova, host: host) }
     space.free(iova, byteCount: length)
     return 0
   }

@@ -186,6 +186,8 @@ extension DomainCore {
     slots.passAll()
     if unsafe isMapped(range.pointee.hostRange) { return .inUse }
     if let failure = drain() { return .failed(failure) }
+    // What was cleared, and is about to be queued, is not in what a drain sees.
+    if queue.ringCount > 0, let failure = flushAll() { return .failed(failure) }
     do throws(Errno) { try processOwned.unregister(address: host) } catch { return .failed(.system(error)) }
     return .done
   }

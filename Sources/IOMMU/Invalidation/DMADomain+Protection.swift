@@ -84,6 +84,8 @@ extension DomainCore {
     if let failure = emptyCache() { return failure }
     if queue.count == 0 {
       queue.waitForReleases(kernel)
+      // It was armed for what others have flushed since, and by another timeout.
+      disarmTimer()
       return nil
     }
     if let failure = flushAll() { return failure }

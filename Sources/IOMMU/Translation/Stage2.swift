@@ -67,8 +67,8 @@ final class Stage2: Sendable {
 
   /// As ``ProcessOwnedTranslation/unregister(address:)``.
   func unregister(address: UInt64) throws(Errno) {
-    guard let hidden = memory.takeHidden(address) else { return }
-    try leave(hidden)
+    // None of those that were refused before is in use any more either.
+    while let hidden = memory.takeHidden(address) { try leave(hidden) }
   }
 
   /// As ``ProcessOwnedTranslation/giveUp(address:)``.

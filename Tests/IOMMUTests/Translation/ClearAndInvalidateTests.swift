@@ -177,6 +177,11 @@ import Testing
     _ = try translation.register(address: rig.host, byteCount: 16 << 10, file: nil, areaByteCount: 16 << 10)
     translation.giveUp(address: rig.host)
     #expect(rig.machine.kernel.census.areas == 5)
+    // The next end at that address takes all that were refused before along.
+    _ = try translation.register(address: rig.host, byteCount: 16 << 10, file: nil, areaByteCount: 16 << 10)
+    translation.hide(address: rig.host)
+    try translation.unregister(address: rig.host)
+    #expect(rig.machine.kernel.census.areas == 0)
     rig.close()
   }
 
