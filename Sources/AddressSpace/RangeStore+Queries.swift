@@ -59,8 +59,8 @@ extension RangeStore {
   /// The number of nodes.
   package var count: Int { Kind.allCases.reduce(0) { $0 + count(of: $1) } }
 
-  /// The bytes that all nodes occupy.
-  package var byteCount: UInt64 { Kind.allCases.reduce(0) { $0 + byteCount(of: $1) } }
+  /// The bytes that all nodes occupy; 0 also where that is every address there is, 2⁶⁴ of them.
+  package var byteCount: UInt64 { Kind.allCases.reduce(0) { $0 &+ byteCount(of: $1) } }
 
   /// The number of nodes of a kind.
   package func count(of kind: Kind) -> Int { unsafe tiles.pointee.counts[Int(kind.rawValue)] }

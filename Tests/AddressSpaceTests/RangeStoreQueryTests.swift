@@ -218,4 +218,14 @@ struct RangeStoreGranuleTests {
       failure { () throws(RangeStoreFailure) in try store.insert(above, limit: highest - 1) }
         == .aboveLimit(limit: highest - 1))
   }
+
+  /// Every address there is in use, by nodes of different kinds: one byte more than a word can count.
+  @Test func bytesOfTheWholeSpace() throws {
+    let store = try RangeStore(usable: [.full], granule: .fourKiB)
+    let half = IOVARange(start: IOVA(0), byteCount: 1 << 63)!, rest = IOVARange(start: IOVA(1 << 63), last: IOVA(.max))!
+    try store.insert(RangeStore.Node(range: half, kind: .fixed, tag: 1))
+    #expect(store.byteCount == 1 << 63)
+    try store.insert(RangeStore.Node(range: rest, kind: .guard))
+    #expect(store.byteCount == 0 && store.count == 2)
+  }
 }
