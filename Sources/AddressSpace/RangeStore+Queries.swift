@@ -59,15 +59,19 @@ extension RangeStore {
   /// The number of nodes.
   package var count: Int { Kind.allCases.reduce(0) { $0 + count(of: $1) } }
 
-  /// The bytes that all nodes occupy; 0 also where that is every address there is, 2⁶⁴ of them.
-  package var byteCount: UInt64 { Kind.allCases.reduce(0) { $0 &+ byteCount(of: $1) } }
+  /// The bytes that all nodes occupy; the highest number there is for 2⁶⁴ of them, as ``IOVARange/byteCount``.
+  package var byteCount: UInt64 {
+    byteCount(Kind.allCases.reduce(0) { unsafe $0 + tiles.pointee.granules[Int($1.rawValue)] })
+  }
 
   /// The number of nodes of a kind.
   package func count(of kind: Kind) -> Int { unsafe tiles.pointee.counts[Int(kind.rawValue)] }
 
   /// The bytes that the nodes of a kind occupy.
-  package func byteCount(of kind: Kind) -> UInt64 {
-    unsafe tiles.pointee.granules[Int(kind.rawValue)] << UInt64(granule.shift)
+  package func byteCount(of kind: Kind) -> UInt64 { byteCount(unsafe tiles.pointee.granules[Int(kind.rawValue)]) }
+
+  private func byteCount(_ granules: UInt64) -> UInt64 {
+    granules > .max >> UInt64(granule.shift) ? .max : granules << UInt64(granule.shift)
   }
 
   /// The bytes of memory that the nodes take.

@@ -146,7 +146,7 @@ extension ModelTrace {
     store.forEach { all.append($0) }
     compare("all", all, model.nodes)
     compare("count", store.count, model.nodes.count)
-    compare("bytes", store.byteCount, model.nodes.reduce(0) { $0 &+ $1.byteCount })
+    compare("bytes", store.byteCount, model.nodes.reduce(0) { $1.byteCount > .max - $0 ? .max : $0 + $1.byteCount })
   }
 
   private mutating func measure() {

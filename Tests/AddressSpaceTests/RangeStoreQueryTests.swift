@@ -226,6 +226,9 @@ struct RangeStoreGranuleTests {
     try store.insert(RangeStore.Node(range: half, kind: .fixed, tag: 1))
     #expect(store.byteCount == 1 << 63)
     try store.insert(RangeStore.Node(range: rest, kind: .guard))
-    #expect(store.byteCount == 0 && store.count == 2)
+    #expect(store.byteCount == .max && store.count == 2)
+    let other = try RangeStore(usable: [.full], granule: .fourKiB)
+    try other.insert(RangeStore.Node(range: .full, kind: .guard))
+    #expect(other.byteCount == .max && other.byteCount(of: .guard) == .max)
   }
 }
