@@ -1,5 +1,4 @@
 import AddressSpace
-import CIOMMU
 import Synchronization
 
 /// Unmapping in lazy mode: the range waits in a ring, and with it its address and, where it was dropped, its memory.
@@ -202,48 +201,6 @@ extension DomainCore {
     return 0
   }
 
-  /// Whatever has waited longer than it may, since the process was stopped, goes before anything else is done.
-  @inline(__always)
-  func flushOverdue() {
-    if queue.oldest.load(ordering: .relaxed) != 0 { _ = flushOverdue(at: coarseNow()) }
-  }
-
-  /// As of a moment; what it is then.
-  @inline(__always)
-  private func flushOverdue(at now: UInt64) -> UInt64 { isFlushDue(at: now) ? flushIfOverdue(at: now) : now }
-
-  /// Whether something may have waited longer than it may.
-  @inline(__always)
-  var isFlushDue: Bool { queue.oldest.load(ordering: .relaxed) != 0 && isFlushDue(at: coarseNow()) }
-
-  @inline(__always)
-  func isFlushDue(at now: UInt64) -> Bool {
-    let oldest = queue.oldest.load(ordering: .relaxed)
-    return oldest != 0 && isOverdue(oldest, at: now)
-  }
-
-  /// The hint may be of an entry that was flushed while its thread was about to give the hint.
-  @inline(never)
-  private func flushIfOverdue(at now: UInt64) -> UInt64 {
-    let oldest = queue.refreshOldest()
-    guard oldest != 0, isOverdue(oldest, at: now) else { return now }
-    if case .done = flush() { reclaimAll() }
-    return coarseNow()
-  }
-
-  private func isOverdue(_ time: UInt64, at now: UInt64) -> Bool {
-    now > time && now - time > queue.timeout.load(ordering: .relaxed) &+ Limits.overdue
-  }
-
-  /// A clock that is cheap to read, a few milliseconds behind.
-  @inline(__always)
-  func coarseNow() -> UInt64 { isOnLinux ? UInt64(ci_coarse_monotonic_ns()) : kernel.coarseNow() }
-}
-
-extension Limits {
-  /// How much longer than its timeout an entry may wait before an operation does what the timer should have done, in
-  /// nanoseconds: the timer's thread is given the time to wake up.
-  package static let overdue: UInt64 = 10_000_000
 }
 
 // MARK: - Memory that was freed
@@ -282,32 +239,5 @@ extension FlushQueue {
     unsafe ring.pointee.lock.lock()
     defer { unsafe ring.pointee.lock.unlock() }
     return unsafe ring.pointee.waiting.tail - ring.pointee.waiting.head < ring.pointee.waiting.mask
-  }
-}
-
-extension DomainState {
-  /// A mapping ends, but its address stays taken until the flush.
-  mutating func retire(_ iova: IOVA, byteCount: UInt64) {
-    if let host = store.setTag(0, at: iova) { unindex(iova, host: host) }
-    noteEnded(iova, byteCount: byteCount)
-    statistics.unmaps &+= 1
-    statistics.liveMappings &-= 1
-    statistics.liveBytes &-= byteCount
-    statistics.queuedBytes &+= byteCount
-  }
-
-  /// A gap between two parts of a list waits with them, as addresses that were in use: a flush frees it, so that it is no
-  /// more in the way than they are.
-  mutating func retireGap(_ start: IOVA) {
-    guard let gap = store.find(containing: start), gap.start == start else { return }
-    store.replace(start, with: RangeStore.Node(range: gap.range, kind: .allocation))
-    statistics.queuedBytes &+= gap.byteCount
-  }
-
-  /// The addresses of a node that was retired are free; how many.
-  mutating func releaseRetired(_ iova: IOVA) -> UInt64? {
-    guard let node = release(iova) else { return nil }
-    statistics.queuedBytes &-= node.byteCount
-    return node.byteCount
   }
 }
