@@ -35,8 +35,8 @@ extension SimulatedKernel {
     }
   }
 
-  /// Has a request of a device translated, and moves no data: for measuring. How many descriptors of page tables were read for it
-  /// where the process owns those; nil when it was refused, as any such request is.
+  /// Has a request of a device translated, and moves no data: for measuring. How many descriptors of stage 1 tables were read for
+  /// it, where hardware walks such; nil when it was refused, as any such request is.
   package func deviceTouches(_ address: PCIAddress, _ iova: UInt64, byteCount: Int, isWrite: Bool) -> Int? {
     locked { state in
       let before = state.iommu?.tableReadCount ?? 0
@@ -123,9 +123,11 @@ enum HostMemory {
 }
 
 extension SimulatedIOMMU {
-  /// Descriptors of page tables of the process's that were read. In the simulation's own format each miss counts for one.
+  /// Descriptors of stage 1 tables that were read; those of the second stage lie where memory happens to, and an SMMU's are not
+  /// in memory at all. In the simulation's own format each miss counts for one.
   fileprivate var tableReadCount: Int {
-    smmus.indices.reduce(counters.cacheMisses) { $0 + smmus[$1].counters.descriptorReads }
+    let bySMMUs = smmus.indices.reduce(0) { $0 + smmus[$1].counters.descriptorReads }
+    return vtds.indices.reduce(counters.cacheMisses + bySMMUs) { $0 + vtds[$1].counters.firstStageReads }
   }
 
   mutating func countRead(_ byteCount: Int) { count { $0.bytesRead += UInt64(byteCount) } }

@@ -3,9 +3,10 @@ import IOMMU
 // The invalidation queue: putting descriptors in, and what the hardware does with them.
 
 extension VTd {
-  /// How many descriptors the driver puts in before a wait, at most: `QI_MAX_BATCHED_DESC_COUNT`, or what a smaller queue takes with
-  /// the wait and the slot that tells full from empty.
-  private var batchLength: Int { min(16, descriptors.capacity - 2) }
+  /// How many descriptors the driver puts in before a wait, at most: `QI_MAX_BATCHED_DESC_COUNT`.
+  private static let driverBatchLength = 16
+  /// The same, or what a smaller queue takes with the wait and the slot that tells full from empty.
+  private var batchLength: Int { min(Self.driverBatchLength, descriptors.capacity - 2) }
 
   /// Puts descriptors into the queue, a wait behind each batch of them, and waits until they are done: the driver never
   /// gives up. Returns the waits.
@@ -13,6 +14,7 @@ extension VTd {
   mutating func issue(_ batch: [VTdDescriptor], from sender: VTdCounters.Sender) -> Int {
     var waits = 0
     for start in stride(from: 0, to: batch.count, by: batchLength) {
+      if start > 0, batchLength < Self.driverBatchLength { counters.queueStalls += 1 }
       for descriptor in batch[start..<min(start + batchLength, batch.count)] + [.wait] {
         _ = descriptors.put(Sent(descriptor: descriptor, sender: sender))
       }

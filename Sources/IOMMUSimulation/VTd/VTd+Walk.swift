@@ -107,6 +107,7 @@ extension VTd {
       let place = try place(
         entry, pointer.table + (input >> shift & 511) * 8, input, isRoot: level == levels - 1)
       let found = read(place.host)
+      counters.firstStageReads += 1
       guard found & Self.present != 0 else { throw VTdFault(reason: .firstNotPresent, address: input) }
       guard !isReserved(found, level) else { throw VTdFault(reason: .firstReserved, address: input) }
       guard found >> 2 & 1 == 1 else { throw VTdFault(reason: .supervisor, address: input) }

@@ -44,8 +44,12 @@ public struct VTdCounters: Hashable, Sendable {
   public internal(set) var configurationCache = Lookups()
   /// Entries of page tables that were read from memory.
   public internal(set) var descriptorReads = 0
+  /// Of these, entries of first-stage tables, each found by the second stage where that is nested below.
+  public internal(set) var firstStageReads = 0
   /// Times that hardware set an accessed or a dirty flag in a first-stage table.
   public internal(set) var flagUpdates = 0
+  /// Times that a batch of the driver's had to wait for room, in a queue that is shorter than its batches.
+  public internal(set) var queueStalls = 0
   /// The most descriptors that ever waited in the queue.
   public internal(set) var deepestQueue = 0
   /// Descriptors that the hardware could not make sense of.

@@ -116,13 +116,13 @@ extension BenchResult {
   }
 }
 
-/// A number with so many decimals, less those that are zero at the end.
-func decimal(_ value: Double, _ places: Int) -> String {
+/// A number with so many decimals, less those that are zero at the end unless it is padded.
+func decimal(_ value: Double, _ places: Int, isPadded: Bool = false) -> String {
   guard value.isFinite, value.magnitude < 1e12 else { return "\(value)" }
   var scale = 1.0
   for _ in 0..<places { scale *= 10 }
   let scaled = Int64((value.magnitude * scale).rounded()), unit = Int64(scale)
   var fraction = String(scaled % unit + unit).dropFirst()
-  while fraction.last == "0" { fraction.removeLast() }
+  while !isPadded, fraction.last == "0" { fraction.removeLast() }
   return (value < 0 && scaled != 0 ? "-" : "") + "\(scaled / unit)" + (fraction.isEmpty ? "" : ".\(fraction)")
 }

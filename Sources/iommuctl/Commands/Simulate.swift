@@ -7,8 +7,8 @@ struct Simulate: Subcommand {
   static let configuration = CommandConfiguration(
     abstract: "Compare invalidation policies on a workload, in virtual time.",
     discussion: """
-      Runs the operations of a workload, or of a trace's file, under each policy, on simulated machines whose page tables the \
-      process owns:
+      Runs the operations of a workload, or of a trace's file, under each policy, on a simulated VT-d and a simulated SMMUv3 \
+      whose page tables the process owns:
         strict        an unmap invalidates its range
         lazy-per-cpu  unmaps wait for a flush of everything, in a queue a processor
         lazy-single   the same with one deep queue
@@ -25,7 +25,8 @@ struct Simulate: Subcommand {
         smmu-300, smmu-800, virtual-20000   with smmuv3
 
       The same command gives the same figures on every machine: time is virtual, and one thread does all operations in their \
-      order. Only workloads follow from --seed.
+      order. Only workloads follow from --seed. On VT-d tables of a process were not yet run on hardware: its figures are the \
+      simulated VT-d's alone.
       """)
 
   @OptionGroup var global: GlobalOptions

@@ -50,7 +50,7 @@ struct DotPlot {
     let middle = Self.number(y), base = Self.number(y + 4)
     let name =
       "<text x=\"\(Self.number(Self.left - 8))\" y=\"\(base)\" text-anchor=\"end\">\(Markup.text(row.name))</text>"
-    let text = "<text x=\"\(Self.number(Self.right + 8))\" y=\"\(base)\">\(row.value.map(label) ?? "–")</text>"
+    let text = "<text x=\"\(Self.number(Self.right + 12))\" y=\"\(base)\">\(row.value.map(label) ?? "–")</text>"
     guard let value = row.value, scale == .linear || value > 0 else { return name + text }
     let x = Self.number(position(value))
     return name

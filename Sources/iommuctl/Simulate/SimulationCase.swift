@@ -18,13 +18,12 @@ struct SimulationCase: Hashable {
     return cases
   }
 
-  /// The machine: one on which the process owns the page tables, and whose time is its own.
+  /// The machine: hardware that walks page tables of the process's in its own format, and whose time is its own.
   var machine: SimulatedMachine {
     var machine: SimulatedMachine =
       switch iommu {
       case .smmuv3: .smmuv3Nested
-      // In the simulation's own format.
-      case .vtd: .vtd
+      case .vtd: .vtdNested
       }
     (machine.costs, machine.followsRealTime) = (costs, false)
     return machine

@@ -3,8 +3,8 @@ import IOMMUSimulation
 
 /// What came of a simulation.
 struct SimulationOutcome: Sendable {
-  /// Commands that were put into the hardware's queue, waits for them, and times that a command found the queue full.
-  var commands: UInt64 = 0, syncs: UInt64 = 0, stalls: UInt64 = 0
+  /// What was put into the hardware's queue.
+  var sent = QueueCounts()
   /// What each unmap took, in nanoseconds, in any order.
   var latencies: [UInt64] = []
   /// The longest from an unmap until the invalidation that covers it was done, in nanoseconds.
@@ -25,7 +25,7 @@ struct SimulationOutcome: Sendable {
 struct SimulationResult: Sendable {
   let what: SimulationCase
   let unmaps: Int
-  let commands: UInt64, syncs: UInt64, stalls: UInt64
+  let sent: QueueCounts
   let p50: UInt64?, p99: UInt64?, longestExposure: UInt64
   /// By the formula, and by the clock, in 10⁹ bits a second to three places.
   let throughput: Double?, achieved: Double?
@@ -37,7 +37,7 @@ struct SimulationResult: Sendable {
     let latencies = outcome.latencies.sorted()
     self.what = what
     unmaps = latencies.count
-    (commands, syncs, stalls) = (outcome.commands, outcome.syncs, outcome.stalls)
+    sent = outcome.sent
     (p50, p99) = (outcome.percentile(50, of: latencies), outcome.percentile(99, of: latencies))
     longestExposure = outcome.longestExposure
     throughput = rounded(outcome.transfer.gigabits)
@@ -47,13 +47,14 @@ struct SimulationResult: Sendable {
   }
 
   /// Of an unmap; nil of none.
-  var commandsPerUnmap: Double? { unmaps == 0 ? nil : Double(commands) / Double(unmaps) }
+  var commandsPerUnmap: Double? { unmaps == 0 ? nil : Double(sent.commands) / Double(unmaps) }
 
   var keys: [(String, JSON)] {
     [
       ("name", .string(what.policy.rawValue)), ("iommu", .string(what.iommu.rawValue)),
-      ("costs", .string(what.costs.name)), ("unmaps", JSON(unmaps)), ("commands", .uint(commands)),
-      ("syncs", .uint(syncs)), ("stalls", .uint(stalls)), ("p50_unmap_ns", JSON(p50)), ("p99_unmap_ns", JSON(p99)),
+      ("costs", .string(what.costs.name)), ("unmaps", JSON(unmaps)), ("commands", JSON(sent.commands)),
+      ("syncs", JSON(sent.syncs)), ("stalls", JSON(sent.stalls)), ("p50_unmap_ns", JSON(p50)),
+      ("p99_unmap_ns", JSON(p99)),
       ("longest_exposure_ns", .uint(longestExposure)), ("throughput_gbps", JSON(throughput)),
       ("achieved_gbps", JSON(achieved)), ("memory_reads_per_page", JSON(readsPerPage)), ("no_room", JSON(noRoom)),
     ]

@@ -27,7 +27,7 @@ struct SimulationPage {
       <body>
       <h1>\(title)</h1>
       <p>What was run: \(Markup.text(report.heading)). Simulated by iommuctl: all times are virtual, and the same command comes to the same
-      figures on every machine.</p>
+      figures on every machine.\(report.doubt.map { " \(Markup.text($0))" } ?? "")</p>
       <div class="plots">
       \(plots.map(\.svg).joined(separator: "\n"))
       </div>
@@ -85,11 +85,13 @@ struct SimulationPage {
   private var explanation: String {
     """
     <p>The library itself runs, on a simulated machine each time: its mappings, its page tables, its queues and its choice of
-    commands. The operations are done in the order of the trace by one thread on one processor. For each mapping the device reads
+    commands. The page tables are the process's, in the format of the hardware, which is simulated and walks them: an SMMUv3 as
+    QEMU's, on which they were tried as well, and a VT-d that nests, by its specification. The operations are done in the order of the trace by one thread on one processor. For each mapping the device reads
     its descriptor, in a page that stays mapped, and every page of the mapping once; then the driver unmaps it.</p>
     <p><b>Commands</b>, <b>syncs</b> and <b>stalls</b> are the hardware's own counts: commands put into its queue, waits for them, and
     commands that found the queue full. One thread waits for each of its calls, so that it cannot fill a queue that holds a call's
-    commands. What is queued at the end is flushed and counted.</p>
+    commands. On VT-d each command is for an aligned power of two of pages and has a wait of its own, on SMMUv3 a call has one
+    wait. What is queued at the end is flushed and counted.</p>
     <p><b>Latency</b> is what an unmap takes: \(DriverCosts.unmap(1)) ns and 1.5 ns for each further page for the tables, and
     what the table of costs says of a system call, of a command and of the wait. A table is named by the hardware and the
     nanoseconds of one invalidation.
@@ -97,26 +99,26 @@ struct SimulationPage {
     <p><b>Throughput by the formula</b> is T = p / (l<sub>0</sub> + M · l<sub>m</sub>) with p = \(Transfer.unit) bytes,
     l<sub>0</sub> = \(Transfer.base) ns, l<sub>m</sub> = \(Transfer.perRead) ns, and M the reads of page tables for each page that the device
     moves: what the device could do if the driver were never late. The model is that of Rubin and others, <i>Fast &amp; Safe IO Memory
-    Protection</i>, SOSP 2024. Reads of the second stage are not counted. On VT-d the tables are in a format of the
-    simulation's own, in which a miss of the IOTLB is one read.
+    Protection</i>, SOSP 2024. Reads of the second stage are not counted.
     <b>Throughput by the clock</b> is what was moved over all the time that it took: the device moves one mapping after the other,
     by the same formula, while the driver maps and unmaps others, and each waits for the other where it must.</p>
     """
   }
 
   private var table: String {
-    let headings = [
-      "IOMMU", "Costs", "Policy", "Unmaps", "Commands", "Syncs", "Stalls", "p50 ns", "p99 ns", "Exposure ns",
-      "Formula Gbit/s", "Clock Gbit/s", "Reads a page", "No room",
+    let names = ["IOMMU", "Costs", "Policy"].map { "<th>\($0)</th>" }
+    let numbers = [
+      "Unmaps", "Commands", "Syncs", "Stalls", "p50 ns", "p99 ns", "Exposure ns", "Formula Gbit/s", "Clock Gbit/s",
+      "Reads a page", "No room",
     ]
-    let head = headings.map { "<th>\($0)</th>" }.joined()
+    let head = (names + numbers.map { "<th class=\"number\">\($0)</th>" }).joined()
     let rows = report.results.map { result in
       let names = [result.what.iommu.rawValue, result.what.costs.name, result.what.policy.rawValue]
       let numbers: [String?] = [
-        String(result.unmaps), String(result.commands), String(result.syncs), String(result.stalls),
+        String(result.unmaps), String(result.sent.commands), String(result.sent.syncs), String(result.sent.stalls),
         result.p50.map { String($0) }, result.p99.map { String($0) }, String(result.longestExposure),
-        result.throughput.map { decimal($0, 1) }, result.achieved.map { decimal($0, 1) },
-        result.readsPerPage.map { decimal($0, 3) }, String(result.noRoom),
+        result.throughput.map(SimulationReport.gigabits), result.achieved.map(SimulationReport.gigabits),
+        result.readsPerPage.map(SimulationReport.reads), String(result.noRoom),
       ]
       let cells = names.map { "<td>\($0)</td>" } + numbers.map { "<td class=\"number\">\($0 ?? "–")</td>" }
       return "<tr>\(cells.joined())</tr>"

@@ -9,7 +9,7 @@ import IOMMUSimulation
 @safe
 final class SimulationPlayer {
   private let domain: DMADomain
-  private let machine: Machine
+  private let machine: SimulatedHost
   private let device: PCIAddress
   private let memory: UnsafeRawBufferPointer
   private var time: SimulatedTime
@@ -28,7 +28,7 @@ final class SimulationPlayer {
 
   /// - Parameter memory: Registered memory, as long as the longest mapping.
   init(
-    _ device: Device, _ machine: Machine, _ memory: UnsafeRawBufferPointer, _ time: SimulatedTime, slotCount: Int
+    _ device: Device, _ machine: SimulatedHost, _ memory: UnsafeRawBufferPointer, _ time: SimulatedTime, slotCount: Int
   ) throws(DMAError) {
     let page = unsafe UnsafeRawBufferPointer(rebasing: memory[..<4096])
     ring = try unsafe device.dma.map(unsafe: page, .bidirectional)
@@ -41,7 +41,7 @@ final class SimulationPlayer {
 
   /// Does all operations in order, and what was postponed at the end.
   func play(_ trace: Trace, isLazy: Bool) throws(DMAError) -> SimulationOutcome {
-    let before = BenchCounters(domain, machine), stalls = machine.stalls, began = time.now
+    let before = machine.queueCounts, began = time.now
     for phase in trace.phases {
       for operation in phase.operations {
         time.pass(0)
@@ -52,9 +52,7 @@ final class SimulationPlayer {
       }
     }
     try domain.drain()
-    let done = BenchCounters(domain, machine).since(before)
-    (outcome.commands, outcome.syncs) = (done.invalidations ?? 0, done.syncs ?? 0)
-    outcome.stalls = UInt64(machine.stalls - stalls)
+    outcome.sent = machine.queueCounts.since(before)
     outcome.elapsed = time.now - began
     // What does not wait for a flush is out of reach when it returns.
     outcome.longestExposure =
@@ -125,17 +123,11 @@ final class SimulationPlayer {
 
   /// What a request of the device takes in reads of page tables.
   private func touch(_ iova: UInt64, _ byteCount: Int, isWritten: Bool) throws(DMAError) -> Int {
-    let kernel = machine.simulated!.kernel
-    guard let reads = kernel.deviceTouches(device, iova, byteCount: byteCount, isWrite: isWritten) else {
+    guard let reads = machine.kernel.deviceTouches(device, iova, byteCount: byteCount, isWrite: isWritten) else {
       throw DMAError(
         .notMapped, "simulate", address: iova, byteCount: UInt64(byteCount), device: device.description,
         detail: "The device was refused what is mapped")
     }
     return reads
   }
-}
-
-extension Machine {
-  /// Times that a producer found the queue of commands full.
-  fileprivate var stalls: Int { simulated?.smmuCounters().queueStalls ?? 0 }
 }

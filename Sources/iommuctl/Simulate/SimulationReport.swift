@@ -15,10 +15,17 @@ struct SimulationReport {
     context.say(heading)
     context.say()
     context.console.out(table)
+    if let doubt { context.say("\n\(doubt)") }
     if results.contains(where: { $0.noRoom > 0 }) {
       context.say("\nFor some maps there was no room: --json tells of how many.")
     }
     if let page { context.say("\nThe page is \(page)") }
+  }
+
+  /// What is to be known of the rows; nil where nothing is.
+  var doubt: String? {
+    guard results.contains(where: { $0.what.iommu == .vtd }) else { return nil }
+    return "On VT-d tables of a process were not yet run on hardware: its rows are the simulated VT-d's alone."
   }
 
   /// What was run, in a line.
@@ -27,16 +34,20 @@ struct SimulationReport {
       + "mappings \(trace.mapCount)"
   }
 
+  // With all places, so that columns are easily read.
+  static func gigabits(_ value: Double) -> String { decimal(value, 1, isPadded: true) }
+  static func reads(_ value: Double) -> String { decimal(value, 3, isPadded: true) }
+
   private var table: String {
     var table = Table(
       "IOMMU", "COSTS", "POLICY", "COMMANDS", "SYNCS", "STALLS", "P50 NS", "P99 NS", "EXPOSED NS", "GBIT/S", "ACHIEVED",
       "READS/PAGE")
     for result in results {
       table.add(
-        result.what.iommu.rawValue, result.what.costs.name, result.what.policy.rawValue, String(result.commands),
-        String(result.syncs), String(result.stalls), result.p50.map { String($0) }, result.p99.map { String($0) },
-        String(result.longestExposure), result.throughput.map { decimal($0, 1) },
-        result.achieved.map { decimal($0, 1) }, result.readsPerPage.map { decimal($0, 3) })
+        result.what.iommu.rawValue, result.what.costs.name, result.what.policy.rawValue, String(result.sent.commands),
+        String(result.sent.syncs), String(result.sent.stalls), result.p50.map { String($0) },
+        result.p99.map { String($0) }, String(result.longestExposure), result.throughput.map(Self.gigabits),
+        result.achieved.map(Self.gigabits), result.readsPerPage.map(Self.reads))
     }
     return table.text
   }

@@ -40,8 +40,9 @@ struct SimulationRun: Sendable {
       throw DMAError(.system, "simulate", errno: error, detail: "No event descriptor")
     }
     defer { timer.end() }
-    // All mappings are of the same memory: what a device reaches is told by their addresses.
-    let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: Int(trace.longestByteCount), alignment: 4096)
+    // All mappings are of the same memory: what a device reaches is told by their addresses. It lies as huge pages do, so that the
+    // second stage has the same leaves each time.
+    let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: Int(trace.longestByteCount), alignment: 2 << 20)
     defer { unsafe memory.deallocate() }
     let device = try Device(Self.address, on: host, translation: .process, debug: .off)
     defer { device.close() }
@@ -51,9 +52,7 @@ struct SimulationRun: Sendable {
       device.dma.processOwned?.budget.setLongest(UInt64(pages) * 4096)
     }
     let player = try unsafe SimulationPlayer(
-      device, Machine(host: host, simulated: simulated), UnsafeRawBufferPointer(memory),
-      SimulatedTime(host.kernel, timer),
-      slotCount: trace.slotCount)
+      device, simulated, UnsafeRawBufferPointer(memory), SimulatedTime(host.kernel, timer), slotCount: trace.slotCount)
     let outcome = try player.play(trace, isLazy: what.policy.isLazy)
     try registration.unregister()
     return outcome

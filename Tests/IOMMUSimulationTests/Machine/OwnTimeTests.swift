@@ -43,7 +43,8 @@ import Testing
   private static let address = IOMMUFDRig.address
 
   /// Four tables for the first page, one entry for its neighbour, nothing for what is cached; in the simulation's own format one each.
-  @Test(arguments: [(SimulatedMachine.smmuv3Nested, [4, 1, 0]), (.vtd, [1, 1, 0])])
+  /// What the second stage of a VT-d takes beside does not count.
+  @Test(arguments: [(SimulatedMachine.smmuv3Nested, [4, 1, 0]), (.vtdNested, [4, 1, 0]), (.vtd, [1, 1, 0])])
   func tableReads(_ preset: SimulatedMachine, _ expected: [Int]) throws {
     let machine = SimulatedHost(preset, devices: [Self.address: EduModel(addressBits: 64)])
     let device = try Device(Self.address, on: machine.host, translation: .process)

@@ -33,7 +33,9 @@ import Testing
     var machine = SimulatedMachine.smmuv3Nested
     machine.smmu.commandQueueShift = 2
     let rig = try stale(machine)
+    let before = rig.machine.queueCounts
     #expect(try rig.invalidate(Array(repeating: (0x10, 0), count: 9) + [Self.page]) == 10)
+    #expect(rig.machine.queueCounts.since(before) == QueueCounts(commands: 10, syncs: 1, stalls: 2))
     #expect(rig.counters.queueStalls == 2 && rig.counters.deepestQueue == 4)
     #expect(rig.counters.process[.invalidateAll] == 9 && rig.counters.process.syncs == 1)
     #expect(try !rig.access(0x1000))

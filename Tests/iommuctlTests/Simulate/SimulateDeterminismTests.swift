@@ -4,15 +4,18 @@ import iommuctl
 
 /// The same command, the same bytes: nothing of the real time, of addresses or of the environment is in a result.
 @Suite struct SimulateDeterminismTests {
-  private static let line = "--json simulate --workload W3 --operations 150 --iommu smmuv3 --seed 7"
+  private static let line = "--json simulate --workload W3 --operations 100 --costs virtual-20000 --seed 7"
 
   @Test func twiceTheSame() throws {
     let first = Invocation(Self.line), second = Invocation(Self.line)
     #expect(first.status == .fine && first.out == second.out)
+    #expect(
+      try first.document["policies"].list.map { $0["iommu"].text }
+        == ["vtd", "smmuv3"].flatMap { Array(repeating: $0, count: 5) })
     let other = Invocation(Self.line.replacing("--seed 7", with: "--seed 8"))
     #expect(first.out != other.out)
     let usual = Invocation(Self.line.replacing("--seed 7", with: "")),
-      one = Invocation(Self.line.replacing("7", with: "1"))
+      one = Invocation(Self.line.replacing("--seed 7", with: "--seed 1"))
     #expect(usual.out == one.out && usual.out != first.out)
   }
 

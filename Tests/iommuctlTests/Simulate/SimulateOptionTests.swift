@@ -39,7 +39,7 @@ import iommuctl
     #expect(help.status == .fine)
     for word in [
       "smmu-300, smmu-800, virtual-20000   with smmuv3", "W1, W2, ", "lazy-per-cpu  unmaps wait", "--threshold",
-      "Rubin et al.",
+      "Rubin et al.", "not yet run on hardware",
     ] {
       #expect(help.out.contains(word), "\(word): \(help.out)")
     }
@@ -93,15 +93,16 @@ import iommuctl
     #expect(error["errno"].text == errno && error["operation"].text == "write page" && error["detail"].text == path)
   }
 
-  /// An error of the library's ends it as anywhere.
-  @Test func errorsOfTheKernel() throws {
+  /// An error of the library's ends it as anywhere. Opening a device takes the first invalidations.
+  @Test(arguments: ["vtd", "smmuv3"])
+  func errorsOfTheKernel(_ iommu: String) throws {
     var simulation = Simulation.standard
     simulation.kernel = { kernel in
       let failing = FaultingKernel(kernel)
-      failing.fail(1, of: "hwptInvalidate", with: .inputOutput)
+      failing.failFrom(12, of: "hwptInvalidate", with: .inputOutput)
       return failing
     }
-    let line = "--json simulate --workload W6 --operations 9 --iommu vtd"
+    let line = "--json simulate --workload W6 --operations 9 --iommu \(iommu)"
     let result = Invocation(line, simulation: simulation)
     #expect(result.status == .failed && result.out.isEmpty)
     let error = try result.error

@@ -28,6 +28,8 @@ import iommuctl
       #expect(Array(row.prefix(10)) == keys.map { policy[$0].description })
       let throughput = try #require(policy["throughput_gbps"].real), shown = try #require(Double(row[10]))
       #expect(abs(throughput - shown) <= 0.05001)
+      // Points stand below each other.
+      #expect(row[10].wholeMatch(of: /\d+\.\d/) != nil && row[12].wholeMatch(of: /\d+\.\d{3}/) != nil)
     }
     #expect(reader.headings.count == 14 && reader.rows.allSatisfy { $0.count == 14 })
     #expect(!text.contains("http") && !text.contains("src=") && !text.contains("url("))

@@ -1,3 +1,4 @@
+import Foundation
 import IOMMUSimulation
 import Testing
 import iommuctl
@@ -85,6 +86,17 @@ import iommuctl
     let usual = try reads(""), low = try reads("--threshold 1"), middle = try reads("--threshold 8")
     #expect(usual[1] == usual[0], "nothing has more than 32 pages")
     #expect(usual[0]! < middle[1]! && middle[1]! < low[1]! && low[1]! < usual[2]!)
+  }
+
+  @Test(arguments: ["vtd", "smmuv3"])
+  func whatIsOnlySimulatedIsSaid(_ iommu: String) throws {
+    let path = FileManager.default.temporaryDirectory.appendingPathComponent("page-\(UUID().uuidString)").path
+    defer { try? FileManager.default.removeItem(atPath: path) }
+    let result = Invocation(
+      "simulate --workload W6 --operations 2 --iommu \(iommu) --costs virtual-20000 --html \(path)")
+    for text in [result.out, try textFile(path)] {
+      #expect(text.contains("were not yet run on hardware") == (iommu == "vtd"), "\(text)")
+    }
   }
 
   @Test func theTextIsATable() throws {
