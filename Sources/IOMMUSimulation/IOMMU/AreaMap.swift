@@ -32,6 +32,23 @@ struct AreaMap<Value> {
     return index < areas.count && areas[index].start <= address ? areas[index] : nil
   }
 
+  /// The same, by the index of an area that was found before, which becomes that of this one. O(1) for itself and its neighbours.
+  func area(at address: UInt64, near guess: inout Int) -> Area? {
+    for index in guess - 1...guess + 1 where holds(index, address) {
+      guess = index
+      return areas[index]
+    }
+    let index = firstIndex(endingAtOrAfter: address)
+    guard holds(index, address) else { return nil }
+    guess = index
+    return areas[index]
+  }
+
+  @inline(__always)
+  private func holds(_ index: Int, _ address: UInt64) -> Bool {
+    areas.indices.contains(index) && areas[index].start <= address && address <= areas[index].last
+  }
+
   /// The lowest area that has an address in a range. O(log n).
   func first(in start: UInt64, through last: UInt64) -> Area? {
     let index = firstIndex(endingAtOrAfter: start)

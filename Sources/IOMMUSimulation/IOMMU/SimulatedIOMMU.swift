@@ -61,7 +61,7 @@ struct SimulatedIOMMU {
   /// First-stage tables have no write-only pages: what may be written may be read.
   private let writeImpliesRead: Bool
   private(set) var counters = SimulatedCounters()
-  var domains: [DomainID: Domain] = [:]
+  var domains = DomainTable()
   private var domainOf: [PCIAddress: DomainID] = [:]
   /// The SMMUs, where the machine has such.
   var smmus: [SMMU] = []

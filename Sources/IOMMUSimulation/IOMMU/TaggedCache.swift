@@ -7,11 +7,12 @@ package struct TaggedCache<Payload: BitwiseCopyable> {
     package var tag: UInt64, address: UInt64
   }
 
-  /// An entry, and its neighbours in the chain of its bucket; 0 for none, else a slot's number + 1.
+  /// An entry, its bucket, and its neighbours in the chain of that; 0 for none, else a slot's number + 1.
   private struct Slot {
     var key = Key(tag: 0, address: 0)
     var payload: Payload
     var next: Int32 = 0, previous: Int32 = 0
+    var bucket: Int32 = 0
     var isUsed = false
   }
 
@@ -69,7 +70,7 @@ package struct TaggedCache<Payload: BitwiseCopyable> {
       remove(slot)
     }
     let key = Key(tag: tag, address: address), bucket = bucket(of: key), first = buckets[bucket]
-    slots[slot] = Slot(key: key, payload: payload, next: first, previous: 0, isUsed: true)
+    slots[slot] = Slot(key: key, payload: payload, next: first, previous: 0, bucket: Int32(bucket), isUsed: true)
     if first > 0 { slots[Int(first) - 1].previous = Int32(slot + 1) }
     buckets[bucket] = Int32(slot + 1)
     count += 1
@@ -83,11 +84,11 @@ package struct TaggedCache<Payload: BitwiseCopyable> {
   }
 
   private mutating func remove(_ slot: Int) {
-    let (previous, following) = (slots[slot].previous, slots[slot].next)
+    let (previous, following, bucket) = (slots[slot].previous, slots[slot].next, Int(slots[slot].bucket))
     if previous > 0 {
       slots[Int(previous) - 1].next = following
     } else {
-      buckets[bucket(of: slots[slot].key)] = following
+      buckets[bucket] = following
     }
     if following > 0 { slots[Int(following) - 1].previous = previous }
     slots[slot].isUsed = false

@@ -20,7 +20,7 @@ extension SMMU {
   @inline(__always)
   mutating func context(
     _ stream: UInt32, _ entry: StreamTableEntry, _ input: UInt64,
-    over domains: [SimulatedIOMMU.DomainID: SimulatedIOMMU.Domain]
+    over domains: DomainTable
   ) throws(SMMUFault) -> ContextDescriptor {
     if let slot = contexts.find(tag: 0, address: UInt64(stream)) {
       counters.configurationCache.hits += 1
@@ -32,7 +32,7 @@ extension SMMU {
   @inline(never)
   private mutating func fetchContext(
     _ stream: UInt32, _ entry: StreamTableEntry, _ input: UInt64,
-    over domains: [SimulatedIOMMU.DomainID: SimulatedIOMMU.Domain]
+    over domains: DomainTable
   ) throws(SMMUFault) -> ContextDescriptor {
     counters.configurationCache.misses += 1
     let pointer = entry.contextPointer
@@ -51,7 +51,7 @@ extension SMMU {
   /// The area of stage 2 that has an address: from the cache, else from the kernel's map.
   @inline(__always)
   mutating func area(
-    _ entry: StreamTableEntry, _ ipa: UInt64, over domains: [SimulatedIOMMU.DomainID: SimulatedIOMMU.Domain]
+    _ entry: StreamTableEntry, _ ipa: UInt64, over domains: DomainTable
   ) -> Stage2Cache.Area? {
     if let area = stage2.find(entry.vmid, ipa) {
       counters.stage2Cache.hits += 1
@@ -62,7 +62,7 @@ extension SMMU {
 
   @inline(never)
   private mutating func findArea(
-    _ entry: StreamTableEntry, _ ipa: UInt64, over domains: [SimulatedIOMMU.DomainID: SimulatedIOMMU.Domain]
+    _ entry: StreamTableEntry, _ ipa: UInt64, over domains: DomainTable
   ) -> Stage2Cache.Area? {
     counters.stage2Cache.misses += 1
     let area: Stage2Cache.Area
@@ -72,7 +72,7 @@ extension SMMU {
         vmid: entry.vmid, start: Doorbell.page, last: Doorbell.page | 0xfff, host: Doorbell.host,
         permissions: [.read, .write])
     } else {
-      guard let found = domains[entry.stage2]?.table.area(at: ipa) else { return nil }
+      guard let found = domains.area(entry.stage2, at: ipa, near: &lastArea) else { return nil }
       area = Stage2Cache.Area(
         vmid: entry.vmid, start: found.start, last: found.last, host: found.value.host,
         permissions: found.value.permissions)
@@ -86,7 +86,7 @@ extension SMMU {
   @inline(never)
   mutating func walk(
     _ address: UInt64, _ input: UInt64, _ entry: StreamTableEntry, _ context: ContextDescriptor,
-    over domains: [SimulatedIOMMU.DomainID: SimulatedIOMMU.Domain]
+    over domains: DomainTable
   ) throws(SMMUFault) -> SMMUTLB.Entry {
     func fault(_ kind: SMMUEvent.Kind) -> SMMUFault {
       SMMUFault(kind: kind, address: input, isRecorded: context.recordsFaults)
@@ -153,7 +153,7 @@ extension SMMU {
   private mutating func leaf(
     _ descriptor: UInt64, at level: UInt8, _ allowed: SimulatedIOMMU.Permissions, _ address: UInt64,
     _ input: UInt64, _ entry: StreamTableEntry, _ context: ContextDescriptor,
-    over domains: [SimulatedIOMMU.DomainID: SimulatedIOMMU.Domain]
+    over domains: DomainTable
   ) throws(SMMUFault) -> SMMUTLB.Entry {
     func fault(_ kind: SMMUEvent.Kind) -> SMMUFault {
       SMMUFault(kind: kind, address: input, isRecorded: context.recordsFaults)

@@ -22,6 +22,8 @@ struct SMMU {
   /// Tables below a table descriptor, by VMID, ASID, and the address that leads there.
   var walks: TaggedCache<TablePointer>
   var stage2: Stage2Cache
+  /// No cache, but where the simulator found an area last.
+  var lastArea = 0
   var entries: TaggedCache<StreamTableEntry>
   var contexts: TaggedCache<ContextDescriptor>
 
@@ -73,7 +75,7 @@ extension SMMU {
   /// Translates a request as a whole: every byte of it, or a refusal, for which an event may be in the queue.
   mutating func request(
     _ stream: UInt32, _ iova: UInt64, byteCount: Int, _ access: SimulatedIOMMU.Permissions,
-    over domains: [SimulatedIOMMU.DomainID: SimulatedIOMMU.Domain]
+    over domains: DomainTable
   ) throws(SimulatedIOMMU.Refusal) -> [SimulatedIOMMU.Segment] {
     do throws(SMMUFault) {
       return try SimulatedIOMMU.segments(iova, byteCount) { address throws(SMMUFault) in
@@ -102,7 +104,7 @@ extension SMMU {
   @inline(__always)
   mutating func translate(
     _ stream: UInt32, _ input: UInt64, _ access: SimulatedIOMMU.Permissions,
-    over domains: [SimulatedIOMMU.DomainID: SimulatedIOMMU.Domain]
+    over domains: DomainTable
   ) throws(SMMUFault) -> Place {
     let entry = try entry(stream, input)
     switch entry.configuration(registers) {
@@ -137,7 +139,7 @@ extension SMMU {
   /// Translates one address after another, as reads of a device; how many went through. What faults is not recorded.
   mutating func touch(
     _ stream: UInt32, _ addresses: [UInt64],
-    over domains: [SimulatedIOMMU.DomainID: SimulatedIOMMU.Domain]
+    over domains: DomainTable
   ) -> Int {
     var done = 0
     for address in addresses {
@@ -149,7 +151,7 @@ extension SMMU {
   /// Stage 2 alone.
   private mutating func bypass(
     _ entry: StreamTableEntry, _ input: UInt64, _ access: SimulatedIOMMU.Permissions,
-    over domains: [SimulatedIOMMU.DomainID: SimulatedIOMMU.Domain]
+    over domains: DomainTable
   ) throws(SMMUFault) -> Place {
     guard let area = area(entry, input, over: domains) else {
       throw SMMUFault(kind: .translation, address: input, isStage2: true, ipa: input)

@@ -51,9 +51,10 @@ struct StreamTableEntry: Equatable, Sendable, BitwiseCopyable {
     case 4: return .stage2
     default: break
     }
-    let contextBits = word0 >> 59
-    let mayStall = registers.stallModel == .chosen
-    guard contextBits <= registers.substreamBits, mayStall || word1 >> 27 & 1 == 0 else { return .illegal }
+    let contextBits = word0 >> 59, stallsAreOff = word1 >> 27 & 1
+    guard contextBits == 0 || contextBits <= registers.substreamBits,
+      stallsAreOff == 0 || registers.stallModel == .chosen
+    else { return .illegal }
     return .nested
   }
 
