@@ -60,19 +60,25 @@ extension DomainCore {
       _ = drain()
       leave()
     }
-    var refused = reserveAll(but: usable)
-    // Cached addresses make room; in debug mode gaps do, one with each try.
-    var tries = debug == nil ? 1 : Limits.debugGapsInTheWay
-    while tries > 0, let reason = refused?.1, mayPass(reason), makeAddressRoom(reason) {
-      refused = reserveAll(but: usable)
-      tries -= 1
-    }
-    if let (range, reason) = refused {
+    holdReclaim()
+    defer { resumeReclaim() }
+    if let (range, reason) = reserveMakingRoom(usable) {
       throw DMAError(
         .reserved, "open", address: range.start.rawValue, byteCount: range.byteCount, device: device,
         detail: "The device cannot use \(range), and the domain has a mapping there (\(reason))",
         remedy: "Attach all devices of a domain before mapping")
     }
+  }
+
+  /// Cached addresses make room; in debug mode gaps do, one with each try.
+  private func reserveMakingRoom(_ usable: IOVARanges) -> (IOVARange, RangeStoreFailure)? {
+    var refused = reserveAll(but: usable)
+    var tries = debug == nil ? 1 : Limits.debugGapsInTheWay
+    while tries > 0, let reason = refused?.1, mayPass(reason), makeAddressRoom(reason) {
+      refused = reserveAll(but: usable)
+      tries -= 1
+    }
+    return refused
   }
 
   /// Reserves all but `usable`; nothing, and why, when that is not possible.

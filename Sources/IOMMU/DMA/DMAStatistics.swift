@@ -22,7 +22,8 @@ public struct DMAStatistics: Hashable, Sendable {
   /// Ranges of which unmaps kept track for the invalidation that follows, on page tables of this process. In a lazy mode none
   /// is: a flush is of everything.
   public var gatheredRanges: UInt64 = 0
-  /// Bytes of memory that is pinned for page tables of this process; they grow with the addresses in use and stay.
+  /// Bytes of memory that is pinned for page tables of this process. They grow with the addresses that are in use at one time, and
+  /// stay: tables without a mapping are used again before there are more.
   public var tableBytes: UInt64 = 0
   /// Maps that failed.
   public var failedMaps: UInt64 = 0

@@ -101,21 +101,38 @@ extension DomainCore {
     return .success(iova)
   }
 
-  /// Tries again when addresses that are cached, or wait for a flush, may be what is in the way, and not what was asked for.
+  /// Tries again when addresses that are cached, wait for a flush, or are looked after for a moment may be what is in the way, and not
+  /// what was asked for.
   @inline(__always)
   func afterDrain(_ body: () throws(RangeStoreFailure) -> IOVA) throws(RangeStoreFailure) -> IOVA {
     do throws(RangeStoreFailure) { return try body() } catch {
-      var reason = error, tries = roomTries
-      guard mayPass(reason) else { throw reason }
-      while tries > 0, makeAddressRoom(reason, sparesGaps: tries > 1) {
-        do throws(RangeStoreFailure) { return try body() } catch { reason = error }
-        guard mayPass(reason) else { throw reason }
-        tries -= 1
-      }
-      guard lazyMode.load(ordering: .relaxed) != .strict || cache.count > 0, drain() == nil else { throw reason }
-      // What was flushed is cached now.
-      _ = makeAddressRoom(reason)
+      guard mayPass(error) else { throw error }
+      let isHeld = processOwned != nil
+      if isHeld { holdReclaim() }
+      defer { if isHeld { resumeReclaim() } }
+      return try makingRoom(error, triesAtOnce: isHeld, body)
     }
+  }
+
+  /// Makes room as far as there is any to be made, after a try that failed.
+  ///
+  /// - Parameter triesAtOnce: Whether there may be some already.
+  private func makingRoom(
+    _ reason: RangeStoreFailure, triesAtOnce: Bool, _ body: () throws(RangeStoreFailure) -> IOVA
+  ) throws(RangeStoreFailure) -> IOVA {
+    var reason = reason, tries = roomTries
+    if triesAtOnce {
+      do throws(RangeStoreFailure) { return try body() } catch { reason = error }
+      guard mayPass(reason) else { throw reason }
+    }
+    while tries > 0, makeAddressRoom(reason, sparesGaps: tries > 1) {
+      do throws(RangeStoreFailure) { return try body() } catch { reason = error }
+      guard mayPass(reason) else { throw reason }
+      tries -= 1
+    }
+    guard lazyMode.load(ordering: .relaxed) != .strict || cache.count > 0, drain() == nil else { throw reason }
+    // What was flushed is cached now.
+    _ = makeAddressRoom(reason)
     return try body()
   }
 

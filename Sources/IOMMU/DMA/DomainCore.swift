@@ -106,6 +106,7 @@ final class DomainCore: @unchecked Sendable {
       kernel: kernel, granule: granule, node: node, name: "iommu-buffers", usesHugePages: debug?.ownership == nil)
     queue = FlushQueue(processors: processors)
     if debug != nil { alternative.store(.debug, ordering: .relaxed) }
+    processOwned?.reclaim?.setOwner(self)
   }
 
   /// The order matters: nothing is unmapped from memory before the device cannot reach it.

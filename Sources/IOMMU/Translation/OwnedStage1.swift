@@ -12,6 +12,7 @@ final class OwnedStage1<Format: PageTable & ~Copyable>: Sendable {
   let tables: PinnedTables
   let table: Format
   let channel: CommandChannel
+  let reclaim = TableReclaim()
   private let deferred = DeferredTables()
   private let isCareless = Atomic<Bool>(false)
 
@@ -51,8 +52,10 @@ extension OwnedStage1 where Format: ~Copyable {
           try owner.invalidateAll()
           continue
         }
+        let reclaimed = reclaimTables(for: owner)
+        if reclaimed == .enough { continue }
         channel.counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
-        try tables.grow(beyond: ready)
+        do throws(Errno) { try tables.grow(beyond: ready) } catch { if reclaimed == .none { throw error } }
       case .mustInvalidate(let unlinked):
         do throws(Errno) { try owner.invalidate(iova: unlinked.iova, byteCount: unlinked.byteCount) } catch {
           deferred.add(unlinked.tables, in: tables.pool)

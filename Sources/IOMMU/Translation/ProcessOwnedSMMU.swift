@@ -115,6 +115,7 @@ package final class ProcessOwnedSMMU: HardwareTables {
   package var systemCalls: UInt64 { channel.counts.systemCalls.load(ordering: .relaxed) }
   package var implicitRegistrations: UInt64 { channel.counts.implicit.load(ordering: .relaxed) }
   package var tableBytes: UInt64 { state.withLock { $0.isClosed } ? 0 : UInt64(tables.readyByteCount) }
+  package var reclaim: TableReclaim? { stage1.reclaim }
   package var gatheredRanges: UInt64 { channel.counts.ranges.load(ordering: .relaxed) }
 }
 

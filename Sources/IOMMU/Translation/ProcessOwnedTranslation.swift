@@ -49,6 +49,8 @@ package protocol ProcessOwnedTranslation: Translation {
   var gatheredRanges: UInt64 { get }
   /// Bytes of memory that is pinned for page tables.
   var tableBytes: UInt64 { get }
+  /// How tables without entries come back while devices are attached; nil where the tables are of another kind.
+  var reclaim: TableReclaim? { get }
 }
 
 /// Tables in a hardware's format, of which a map and an unmap of what fits into one table, of registered memory, is a few stores:
@@ -66,4 +68,5 @@ extension ProcessOwnedTranslation {
   package var takesWritableMemoryOnly: Bool { false }
   package var gatheredRanges: UInt64 { 0 }
   package var tableBytes: UInt64 { 0 }
+  package var reclaim: TableReclaim? { nil }
 }

@@ -53,6 +53,8 @@ struct Scenario: Sendable {
     } + [
       Scenario(name: "switching under load, debug mode") { try Load(.iommufd, isDebugged: true).switching($0) },
       Scenario(name: "closing under load, debug mode") { try Load(.type1, isDebugged: true).closing($0) },
+      Scenario(name: "addresses that wander, SMMUv3") { try Wandering(.smmuv3Nested).run($0) },
+      Scenario(name: "addresses that wander, VT-d") { try Wandering(.vtdNested).run($0) },
       Scenario(name: "threads that end with full magazines") { try Allocation().endingThreads($0) },
       Scenario(name: "threads that change processors") { try Allocation().movingThreads($0) },
     ]
