@@ -165,13 +165,13 @@ extension NestedTables {
     kernel.close(attachment.descriptor)
   }
 
-  /// After the last detach: nested tables, all of stage 2 at once, which costs no invalidation then, parents, IOAS.
+  /// After the last detach: nested tables, all of stage 2 in steps, which cost no invalidation then, parents, IOAS.
   func close() {
     // A fork's unmap would be the parent's; its descriptors go when it ends.
     guard ProcessGuard.isOwner, let tables = takeTables() else { return }
     let (iommufd, ioas) = (descriptor.iommufd, descriptor.ioas)
     for table in tables { try? kernel.iommufdDestroy(iommufd, id: table.nested) }
-    _ = try? kernel.ioasUnmap(iommufd, ioas: ioas, iova: 0, byteCount: .max)
+    stage2.takeOutAll()
     for table in tables { try? kernel.iommufdDestroy(iommufd, id: table.parent) }
     try? kernel.iommufdDestroy(iommufd, id: ioas)
     kernel.close(iommufd)

@@ -19,7 +19,9 @@ final class PinnedTables: Sendable {
   /// Reserves, and enters the first piece.
   init(_ descriptor: IOMMUFDDescriptor, _ memory: RegisteredMemory, granule: PageSize, byteCount: Int) throws(Errno) {
     let kernel = descriptor.kernel
-    let address = try memory.allocate(byteCount: UInt64(byteCount)), reservation: TableReservation
+    // Pieces end on multiples of their greatest length.
+    let address = try memory.allocate(byteCount: UInt64(byteCount), area: UInt64(Limits.areaByteCount))
+    let reservation: TableReservation
     do throws(Errno) { reservation = try TableReservation(kernel, byteCount: byteCount) } catch {
       memory.free(address)
       throw error

@@ -164,7 +164,7 @@ extension ProcessOwnedSMMU {
     guard let slices = takeSlices() else { return }
     let (iommufd, ioas) = (descriptor.iommufd, descriptor.ioas)
     for slice in slices { destroy(slice) }
-    _ = try? kernel.ioasUnmap(iommufd, ioas: ioas, iova: 0, byteCount: .max)
+    stage2.takeOutAll()
     for slice in slices { try? kernel.iommufdDestroy(iommufd, id: slice.parent) }
     try? kernel.iommufdDestroy(iommufd, id: ioas)
     kernel.close(iommufd)

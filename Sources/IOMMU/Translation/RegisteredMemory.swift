@@ -80,13 +80,39 @@ extension RegisteredMemory {
   }
 
   /// Takes a range of IPAs; ENOSPC when there is none.
-  func allocate(byteCount: UInt64) throws(Errno) -> UInt64 {
+  ///
+  /// - Parameters:
+  ///   - byteCount: Its length.
+  ///   - area: The most that one call will enter there, from the start on; nil where one call enters all.
+  func allocate(byteCount: UInt64, area: UInt64? = nil) throws(Errno) -> UInt64 {
+    let pages = area.map { UInt32(clamping: $0 >> 12) } ?? 0
     let found = state.withLock { state -> IOVA? in
       let request = RangeStore.Request(byteCount: byteCount, alignment: DomainCore.alignment(byteCount), limit: .max)
-      return try? state.space?.allocate(request)
+      return try? state.space?.allocate(request, auxiliary: pages)
     }
     guard let found else { throw .noSpace }
     return found.rawValue
+  }
+
+  /// A range of IPAs in use, and the most that one call has entered there.
+  struct Taken {
+    let range: IOVARange
+    let area: UInt64?
+  }
+
+  /// The lowest range in use that begins at an IPA or above.
+  func next(from ipa: UInt64) -> Taken? {
+    state.withLock { state in
+      var from = IOVA(ipa)
+      while let node = state.space?.next(from: from) {
+        if node.kind == .allocation {
+          return Taken(range: node.range, area: node.auxiliary == 0 ? nil : UInt64(node.auxiliary) << 12)
+        }
+        guard let above = node.range.last.advanced(by: 1) else { return nil }
+        from = above
+      }
+      return nil
+    }
   }
 
   func free(_ ipa: UInt64) { state.withLock { state in _ = state.space?.remove(IOVA(ipa)) } }

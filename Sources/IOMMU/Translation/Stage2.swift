@@ -43,7 +43,7 @@ final class Stage2: Sendable {
   func register(
     address: UInt64, byteCount: UInt64, file: Int32?, areaByteCount: UInt64
   ) throws(Errno) -> (areas: Int, fileAreas: Int) {
-    let ipa = try memory.allocate(byteCount: byteCount)
+    let ipa = try memory.allocate(byteCount: byteCount, area: areaByteCount)
     var done: UInt64 = 0
     var count = (areas: 0, fileAreas: 0)
     do throws(Errno) {
@@ -140,15 +140,22 @@ final class Stage2: Sendable {
     }
   }
 
-  /// Takes memory out of stage 2. If the kernel will not, all or part of it stays pinned, out of reach for want of a stage 1
-  /// entry, and its IPAs are not used again; what of it went at the first attempt is missing at the next.
+  /// Takes memory out of stage 2, an area at a time. If the kernel will not, all or part of it stays pinned, out of reach for want of
+  /// a stage 1 entry, and its IPAs are not used again; what of it went at the first attempt is missing at the next.
   private func takeOut(_ ipa: UInt64, _ byteCount: UInt64, again: Bool) throws(Errno) {
-    do throws(Errno) {
-      let done = try kernel.ioasUnmap(descriptor.iommufd, ioas: descriptor.ioas, iova: ipa, byteCount: byteCount)
-      if done != byteCount && !again { throw .inputOutput }
-    } catch {
-      if error != .noEntry || !again { throw error }
+    let area = memory.next(from: ipa)?.area ?? byteCount
+    var done: UInt64 = 0
+    while done < byteCount {
+      let length = min(area, byteCount - done)
+      do throws(Errno) { if try unmap(ipa + done, length) != length && !again { throw .inputOutput } } catch {
+        if error != .noEntry || !again { throw error }
+      }
+      done += length
     }
     memory.free(ipa)
+  }
+
+  func unmap(_ ipa: UInt64, _ byteCount: UInt64) throws(Errno) -> UInt64 {
+    try kernel.ioasUnmap(descriptor.iommufd, ioas: descriptor.ioas, iova: ipa, byteCount: byteCount)
   }
 }
