@@ -14,6 +14,10 @@ struct Options {
   var listsOnly = false
   /// How long and from which seed random programs run.
   var steps: Int?, seed: UInt64?
+  /// Be a process that maps so much on a device, waits, and ends so: what ``ClosingProcess`` is told.
+  var holds: String?
+  var mapCount = 1000
+  var end = ClosingProcess.End.close
   /// Bind the devices and do nothing else.
   var bindsOnly = false
   /// Give the nodes of the first edu device to the group of users who drive devices.
@@ -22,7 +26,7 @@ struct Options {
   static let usage = """
     usage: conformance --interface iommufd|type1 [--translation kernel|process] [--machine NAME] [--simulated]
                        [--filter TEXT] [--list] [--bind] [--grant]
-                       [--steps N] [--seed N]
+                       [--steps N] [--seed N] [--hold DEVICE [--maps N] [--end close|exit]]
                        [--suite conformance|dma|counts|unprivileged|negative|all[,…]] [--json FILE|-]
     """
 
@@ -61,6 +65,12 @@ struct Options {
       case "--suite": suites = try Self.suites(value(option))
       case "--steps": steps = try number(option)
       case "--seed": seed = try number(option)
+      case "--hold": holds = try value(option)
+      case "--maps": mapCount = try number(option)
+      case "--end":
+        let text = try value(option)
+        guard let known = ClosingProcess.End(rawValue: text) else { throw Wrong(description: "no end \(text)") }
+        end = known
       case "--json": json = try value(option)
       case "--list": listsOnly = true
       case "--bind": bindsOnly = true

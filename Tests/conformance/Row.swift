@@ -15,6 +15,13 @@ struct Row {
       for item in options.suites.flatMap(\.cases) { write("\(item.suite.rawValue) \(item.name)\n", to: 1) }
       return 0
     }
+    if let device = options.holds {
+      try ClosingProcess(
+        device, interface: options.interface, translation: options.translation, mapCount: options.mapCount,
+        end: options.end
+      ).run()
+      return 0
+    }
     var environment = try environment()
     (environment.steps, environment.seed) = (options.steps, options.seed)
     environment.say = { write($0 + "\n", to: 1) }

@@ -33,6 +33,7 @@ enum Applicability {
     ) {
       $0.devices.sharedGroup.isEmpty
     },
+    Rule("life/close-at-once", "life/exit-at-once", reason: "a simulated machine has one process") { $0.isSimulated },
     Rule("interrupt/igb-", reason: "the simulated machine has no igb") { $0.devices.igb == nil },
     Rule("map/bar-memory", reason: "no BAR of the simulated kernel can be mapped") { $0.isSimulated },
     Rule("map/page-2m", reason: "no huge pages are reserved") { !hasHugePages($0) },

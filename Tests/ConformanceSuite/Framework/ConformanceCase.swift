@@ -53,7 +53,7 @@ public enum Suite: String, Sendable, CaseIterable {
 enum Cases {
   static let conformance =
     binding + attaching + nesting + registers + interrupts + mapping + limits + errors + sharing + library + lists
-    + reservations + magazines + debugMode + leaks
+    + reservations + magazines + debugMode + closing + leaks
   // A kernel reports few of the faults of five seconds: cases that look for one stand apart, and those that make faults
   // and look for none come last.
   static let dma =
