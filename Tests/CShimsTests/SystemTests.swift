@@ -228,6 +228,14 @@ struct ProcessTests {
     #expect(unsafe ci_getrlimit(-1, &limit) == -EINVAL)
   }
 
+  /// What `free` shows.
+  @Test func physicalMemory() throws {
+    let text = try unsafe contents(of: Descriptor(ci_open("/proc/meminfo", CI_O_RDONLY, 0)))
+    let line = try #require(text.split(separator: "\n").first { $0.hasPrefix("MemTotal:") })
+    let kibibytes = try #require(line.split(separator: " ").dropFirst().first.flatMap { UInt64($0) })
+    #expect(ci_physical_memory() == kibibytes << 10)
+  }
+
   @Test("The mask is the one that /proc shows")
   func capabilities() throws {
     var effective: UInt64 = 0

@@ -30,6 +30,9 @@ CI_SHIM int32_t ci_getgroups(int32_t capacity, uint32_t *_Nullable groups) {
 /// sysconf(_SC_PAGESIZE).
 CI_SHIM uint64_t ci_page_size(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
 
+/// sysconf(_SC_PHYS_PAGES): the machine's memory in bytes, without swap.
+CI_SHIM uint64_t ci_physical_memory(void) { return (uint64_t)sysconf(_SC_PHYS_PAGES) * ci_page_size(); }
+
 /// sysconf(_SC_NPROCESSORS_CONF): processors, online or not. For tables by processor see `ci_cpu_limit`.
 CI_SHIM int32_t ci_nproc_configured(void) { return (int32_t)sysconf(_SC_NPROCESSORS_CONF); }
 

@@ -16,6 +16,12 @@ extension Arena {
 
   /// Gets at least `byteCount` bytes, on huge pages where that much is asked for and they are to be had.
   func makeMemory(byteCount: Int) throws(DMAError) -> Memory {
+    // The kernel would not say so: it takes pages for it until there is none left, and then ends a process.
+    guard UInt64(byteCount) <= kernel.memoryByteCount else {
+      throw DMAError(
+        .outOfMemory, "allocate", byteCount: UInt64(byteCount),
+        detail: "That is more than all the memory that this process can have, \(kernel.memoryByteCount) bytes")
+    }
     if usesHugePages, byteCount >= Limits.hugePageByteCount, let memory = try? makeMemory(byteCount, hugePageShift: 21)
     {
       return memory

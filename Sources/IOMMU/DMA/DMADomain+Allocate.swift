@@ -9,8 +9,8 @@ extension DMADomain {
   /// lies between two multiples of the boundary if it is no longer than that.
   ///
   /// The corresponding kernel call is `dma_alloc_coherent`.
-  /// - Throws: `.empty`, `.overflow`, `.outOfMemory`, `.memoryLock`, `.noSpace`, `.closed`, `.forked`; `.invalidArgument`
-  ///   when one element is longer than the boundary.
+  /// - Throws: `.empty`, `.overflow`; `.outOfMemory`, also for more than the machine has, which is refused at once; `.memoryLock`,
+  ///   `.noSpace`, `.closed`, `.forked`; `.invalidArgument` when one element is longer than the boundary.
   public func allocate<Element: BitwiseCopyable>(
     _ type: Element.Type, count: Int
   ) throws(DMAError) -> CoherentArray<Element> {
@@ -66,8 +66,9 @@ extension DMADomain {
   /// Where this process owns the page tables, or with that protection, the arena's memory is pinned when it grows, and not by
   /// each map.
   ///
-  /// - Throws: `.empty`, `.outOfMemory`, `.memoryLock`, `.closed`, `.forked`; with ``Protection/persistent`` also `.noSpace`,
-  ///   `.tooManyMappings`, `.system`.
+  /// - Throws: `.empty`; `.overflow` for more than `Int.max / 4` bytes; `.outOfMemory`, also for more than the machine has, which is
+  ///   refused at once; `.memoryLock`, `.closed`, `.forked`; with ``Protection/persistent`` also `.noSpace`, `.tooManyMappings`,
+  ///   `.system`.
   public func buffer(byteCount: Int) throws(DMAError) -> DMABuffer {
     guard byteCount > 0 else { throw core.failed(.space(.empty), "buffer", byteCount: byteCount).on(deviceName) }
     guard byteCount <= Int.max / 4 else {

@@ -89,6 +89,8 @@ package protocol KernelMemory: AnyObject, Sendable {
   func readMemory(_ address: UInt64, byteCount: Int) throws(Errno) -> [UInt8]
   /// The CPU's smallest page in bytes. The corresponding call is `sysconf` with `_SC_PAGESIZE`.
   var pageByteCount: Int { get }
+  /// The most memory that this process can have, in bytes: see ``MachineMemory``.
+  var memoryByteCount: UInt64 { get }
   /// The soft limit of lockable memory in bytes, `UInt64.max` when unlimited. The corresponding limit is `RLIMIT_MEMLOCK`.
   func memoryLockLimit() -> UInt64
   /// Whether this process has a capability in its effective set: `CAP_IPC_LOCK` is 14, `CAP_SYS_ADMIN` 21.
@@ -148,4 +150,5 @@ extension KernelMemory {
   package func isResident(_ page: UInt64) throws(Errno) -> Bool { throw .notImplemented }
   package func readMemory(_ address: UInt64, byteCount: Int) throws(Errno) -> [UInt8] { throw .notImplemented }
   package var pageByteCount: Int { 4096 }
+  package var memoryByteCount: UInt64 { MachineMemory.byteCount }
 }

@@ -56,6 +56,8 @@ extension FaultingKernel {
 
   package var pageByteCount: Int { base.pageByteCount }
 
+  package var memoryByteCount: UInt64 { base.memoryByteCount }
+
   package func memoryLockLimit() -> UInt64 {
     note()
     return base.memoryLockLimit()

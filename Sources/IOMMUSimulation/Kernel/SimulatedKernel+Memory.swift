@@ -68,6 +68,8 @@ extension SimulatedKernel {
 
   package var pageByteCount: Int { Int(ci_page_size()) }
 
+  package var memoryByteCount: UInt64 { locked { $0.machine.memoryByteCount } ?? MachineMemory.byteCount }
+
   package func memoryLockLimit() -> UInt64 { locked { $0.memoryLock.limit } }
 
   package func hasCapability(_ capability: Int) -> Bool {

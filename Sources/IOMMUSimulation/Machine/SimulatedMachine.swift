@@ -83,6 +83,9 @@ public struct SimulatedMachine: Sendable {
 
   // The process
 
+  /// The memory that the machine has, in bytes; nil for that of the machine which this process runs on, whose memory it is in any
+  /// case.
+  public var memoryByteCount: UInt64?
   /// `RLIMIT_MEMLOCK` in bytes, `UInt64.max` for unlimited.
   public var memoryLockLimit: UInt64 = .max
   /// Whether the process has CAP_IPC_LOCK, which lifts the limit.

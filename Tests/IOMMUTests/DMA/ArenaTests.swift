@@ -22,6 +22,47 @@ import Testing
     #expect(machine.isClean)
   }
 
+  /// More than the machine has is refused before a page of it is taken; all that it has is asked of the kernel.
+  @Test(arguments: LazyTests.Tables.allCases)
+  func moreThanTheMachineHas(_ tables: LazyTests.Tables) throws {
+    var description = tables.machine
+    description.memoryByteCount = 3 << 20
+    let rig = try StandingRig(tables, description), dma = rig.dma
+    rig.kernel.resetCounts()
+    for length in [3 << 20 + 1, 4 << 20, 1 << 32, 1 << 40, Int.max / 4] {
+      do throws(DMAError) {
+        _ = try dma.buffer(byteCount: length)
+        Issue.record("a buffer of \(length) bytes")
+      } catch {
+        #expect(error.code == .outOfMemory && error.errno == nil && error.byteCount == UInt64(length + 4095) & ~4095)
+        #expect(error.detail?.hasSuffix(" 3145728 bytes") == true && error.device == LazyTests.address)
+      }
+      do throws(DMAError) {
+        _ = try dma.allocate(UInt8.self, count: length)
+        Issue.record("an array of \(length) bytes")
+      } catch { #expect(error.code == .outOfMemory && error.errno == nil) }
+    }
+    #expect(rig.kernel.count(of: "createMemoryFile") == 0)
+    // A chunk of 4 MiB would be too much by now; one that just suffices is not.
+    let buffer = try dma.buffer(byteCount: 3 << 20)
+    #expect(buffer.byteCount == 3 << 20)
+    #expect(rig.kernel.count(of: "createMemoryFile") > 0)
+    rig.device.close()
+  }
+
+  /// By default it is the memory of the machine that the process runs on.
+  @Test func moreThanThisMachineHas() throws {
+    let rig = try StandingRig(.process)
+    // Were it not refused, nothing should be filled.
+    rig.kernel.failFrom(1, of: "createMemoryFile", with: .tooManyDescriptors)
+    do throws(DMAError) {
+      _ = try rig.dma.buffer(byteCount: Int(MachineMemory.byteCount) + 1)
+      Issue.record("a buffer")
+    } catch { #expect(error.code == .outOfMemory && error.errno == nil) }
+    rig.kernel.passAll()
+    rig.device.close()
+  }
+
   /// Where the limit of lockable memory has room for what is asked, but not for a generous chunk.
   @Test(arguments: Interface.allCases)
   func littleLockableMemory(_ interface: Interface) throws {

@@ -5,7 +5,7 @@ import Testing
 
 /// Numbers that make no sense are refused with an error; none stops the process, and none leaves anything behind.
 @Suite struct HostileArgumentTests {
-  static let lengths = [Int.min, -4096, -1, 0, .max / 4, .max - 4095, .max]
+  static let lengths = [Int.min, -4096, -1, 0, 1 << 50, .max / 4, .max - 4095, .max]
 
   private func withDevice(_ interface: Interface, _ body: (Device) throws -> Void) throws {
     let machine = SimulatedHost(devices: ["0000:00:02.0": EduModel(addressBits: 64)])
