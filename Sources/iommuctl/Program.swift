@@ -11,7 +11,7 @@ package enum Program {
     let isJSON = options.contains("--json")
     let parsed: any ParsableCommand
     do {
-      if let error = wrongSubcommand(others.first, options, isJSON) { throw error }
+      if let error = wrongSubcommand(others, options, isJSON) { throw error }
       // Options alone ask for help, as nothing at all does: the root of the parser knows none of them.
       var command = try IOMMUCtl.parseAsRoot(others.isEmpty ? rest : others + options + rest)
       guard command is any Subcommand else {
@@ -34,7 +34,9 @@ package enum Program {
   }
 
   /// What is wrong with the first word. Told here, since the parser would complain of an option that stands there too.
-  private static func wrongSubcommand(_ word: String?, _ options: [String], _ isJSON: Bool) -> ValidationError? {
+  private static func wrongSubcommand(_ words: [String], _ options: [String], _ isJSON: Bool) -> ValidationError? {
+    // `help` asks of the one behind it.
+    let word = words.first == "help" ? words.dropFirst().first ?? "help" : words.first
     let names = IOMMUCtl.names, list = "The subcommands are \(names.joined(separator: ", "))."
     guard let word else {
       if let error = GlobalOptions.mistake(options) { return ValidationError(error) }

@@ -24,7 +24,7 @@ import iommuctl
   }
 
   @Test(arguments: [
-    "--help", "-h", "help", "list --help", "help selftest", "--json --help", "demo -h", "bind --help",
+    "--help", "-h", "help", "help help", "list --help", "help selftest", "--json --help", "demo -h", "bind --help",
   ])
   func helpIsFine(_ line: String) {
     let result = Invocation(line)
@@ -63,6 +63,13 @@ import iommuctl
     #expect(result.err.hasPrefix("Error: Unknown subcommand 'lst'. The subcommands are list, groups, show, "))
     #expect(!result.err.contains("option '"))
     #expect(result.err.contains(", bench, simulate. Did you mean 'list'?\n"))
+  }
+
+  @Test(arguments: ["help lst", "help lst extra", "--simulated help lst", "help --json lst"])
+  func helpOfAWrongSubcommand(_ line: String) {
+    let result = Invocation(line)
+    #expect(result.status == .usage && result.out.isEmpty)
+    #expect(result.err.contains("Unknown subcommand 'lst'.") && result.err.contains("Did you mean 'list'?"))
   }
 
   @Test(arguments: [

@@ -76,7 +76,7 @@ import iommuctl
     #expect(
       isOther
         || text.contains("as --simulated makes a new machine for each command; or name 0000:00:02.0, which is ready"))
-    #expect(!isOther || text.contains("`iommuctl --simulated selftest 0000:00:03.0`"))
+    #expect(!isOther || text.contains(". `iommuctl demo` takes the simulated machine's own, 0000:00:02.0\n"))
   }
 
   @Test func whatTellsWhyIsTheSimulatedMachinesDoctor() throws {
@@ -98,6 +98,16 @@ import iommuctl
     for line in ["--simulated bind 0:3.0 --dry-run", "--simulated bind 0:2.0", "--json --simulated bind 0:3.0"] {
       #expect(!Invocation(line).out.contains("simulated machine"), "\(line)")
     }
+  }
+
+  /// Documents say it as well.
+  @Test func bindingOfASimulatedMachine() throws {
+    for line in ["bind 0:3.0", "unbind 0:3.0", "restore 0:3.0", "bind 0:3.0 --dry-run"] {
+      #expect(try Invocation("--json --simulated \(line)").document["simulated"].flag == true)
+    }
+    let tree = try WrittenTree(.small)
+    let plan = try Invocation("--json --root \(tree.root) bind 2:0.0 --dry-run").document
+    #expect(plan["simulated"].flag == false)
   }
 
   @Test func missingDevicesAreSaidToBeMissing() throws {

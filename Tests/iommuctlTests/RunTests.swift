@@ -186,6 +186,12 @@ import iommuctl
     #expect(Invocation("demo --translation nobody").status == .usage)
   }
 
+  @Test func oneIsNotSeveral() {
+    let result = Invocation("--simulated selftest 0:2.0").out
+    #expect(result.contains(" mapped in 1 area, ") && result.contains(", 1 system call\n"), "\(result)")
+    #expect(!result.contains(/\b1 (areas|capabilities|system calls)\b/))
+  }
+
   @Test func theStoryIsTold() {
     let result = Invocation("demo")
     #expect(result.out.contains("simulated machine"))

@@ -39,7 +39,11 @@ extension DomainCore {
     return error
   }
 
-  private var liveMappings: Int { locked { $0.report(slots.sum(), processOwned).liveMappings } }
+  /// How many mappings are live, in words.
+  private var liveMappings: String {
+    let count = locked { $0.report(slots.sum(), processOwned).liveMappings }
+    return count == 1 ? "1 mapping is live" : "\(count) mappings are live"
+  }
 
   private func describe(_ reason: RangeStoreFailure, _ limit: UInt64, _ error: inout DMAError) {
     let range = error.address.flatMap { address in
@@ -70,7 +74,7 @@ extension DomainCore {
       error.detail = "\(asked) overlaps \(other), which is mapped"
     case .noSpace, .fragmented:
       error.code = .noSpace
-      error.detail = "No free range below \(IOVA(limit)); \(liveMappings) mappings are live"
+      error.detail = "No free range below \(IOVA(limit)); \(liveMappings)"
       error.remedy = "Unmap, or set a wider mask"
     case .boundaryTooSmall, .granuleTooSmall, .duplicate:
       error.code = .invalidArgument
@@ -84,7 +88,7 @@ extension DomainCore {
     case .noMemory: describeMemoryLock(&error)
     case .noSpace:
       error.code = .tooManyMappings
-      error.detail = "The container has no map entry left; \(liveMappings) mappings are live"
+      error.detail = "The container has no map entry left; \(liveMappings)"
       error.remedy = "Map larger pieces, or raise vfio_iommu_type1.dma_entry_limit (65535 by default)"
     case .badAddress:
       error.code = .badMemory

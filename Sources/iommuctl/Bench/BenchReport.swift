@@ -42,7 +42,7 @@ struct BenchReport {
       for (name, part) in result.phases { tell(part, "\(name): ", context) }
     }
     tell(result.sum, "", context)
-    context.say("\(result.sum.operations) operations, \(result.operationsPerSecond) a second")
+    context.say("\(counted(result.sum.operations, "operation")), \(result.operationsPerSecond) a second")
     tellCounts(context)
     if latencies.contains(where: \.isShort) { context.say(BenchResult.Latency.shortage) }
   }

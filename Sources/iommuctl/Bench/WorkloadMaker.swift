@@ -180,7 +180,7 @@ struct WorkloadMaker {
     for (row, threads) in [1, 2, 4, 8, 16].enumerated() {
       for (column, pages) in [1, 8, 64].enumerated() {
         let threads = min(threads, builder.trace.threads)
-        builder.beginPhase("\(threads) threads, \(pages) pages")
+        builder.beginPhase("\(counted(threads, "thread")), \(counted(pages, "page"))")
         pairs(
           share(3 * row + column, of: 15, size.operations), threads, UInt64(pages) * Self.page, .bidirectional)
       }

@@ -88,7 +88,7 @@ extension SelfTestRun {
         "It translates to elsewhere")
       let statistics = dma.statistics
       return
-        "\(array.byteCount) bytes at \(array.address); \(statistics.coherentArenaBytes) bytes mapped in \(statistics.arenaAreas) areas, \(statistics.arenaFileAreas) of them by file"
+        "\(array.byteCount) bytes at \(array.address); \(statistics.coherentArenaBytes) bytes mapped in \(counted(statistics.arenaAreas, "area")), \(statistics.arenaFileAreas) of them by file"
     }
     recorder.run("list") {
       let before = dma.statistics
@@ -106,7 +106,7 @@ extension SelfTestRun {
       let calls = dma.statistics.systemCalls - before.systemCalls
       // Neighbours go together; tables of the process take no call to map.
       let expected = isKernels ? 2...4 : 1...1 as ClosedRange<UInt64>
-      try require(expected.contains(calls), "\(calls) system calls for 3 maps and an unmap")
+      try require(expected.contains(calls), "\(counted(calls, "system call")) for 3 maps and an unmap")
       return "3 buffers in one range of \(6 * page) bytes, unmapped by one call"
     }
   }

@@ -23,7 +23,8 @@ struct SelfTestRun {
       )
       let capabilities = try device.config.capabilities().count
       let extended = try device.config.extendedCapabilities().count
-      return "\(device.config.byteCount) bytes, \(capabilities) capabilities, \(extended) extended"
+      let count = counted(capabilities, "capability", "capabilities")
+      return "\(device.config.byteCount) bytes, \(count), \(extended) extended"
     }
     recorder.run("bus-master") {
       let command = try device.config.command()
@@ -103,7 +104,7 @@ struct SelfTestRun {
     let after = dma.statistics
     try require(after.liveMappings == before.liveMappings, "The mapping is still counted after unmap")
     try require(after.leakedBytes == before.leakedBytes, "Memory leaked")
-    return "at \(address), \(after.systemCalls - before.systemCalls) system calls"
+    return "at \(address), \(counted(after.systemCalls - before.systemCalls, "system call"))"
   }
 
   private func translate() throws -> String {

@@ -42,8 +42,8 @@ struct BindingOptions: ParsableArguments {
           "writes",
           .array(plan.writes.map { .object([("path", .string($0.path)), ("value", .string($0.value))]) })
         ),
-        ("done", .bool(!dryRun)), ("skipped", JSON(plan.skipped.map(\.description))),
-        ("warnings", JSON(plan.warnings)),
+        ("done", .bool(!dryRun)), ("simulated", .bool(machine.host.isSimulated)),
+        ("skipped", JSON(plan.skipped.map(\.description))), ("warnings", JSON(plan.warnings)),
       ])
     } else {
       tell(plan, context)

@@ -23,7 +23,9 @@ struct Demo: Subcommand {
         DMAError(
           .notSupported, "demo", device: address.description,
           detail: "The demonstration moves bytes with QEMU's edu device, and this is another",
-          remedy: "`iommuctl \(isSimulated ? "--simulated " : "")selftest \(address)` runs on any device"))
+          remedy: isSimulated
+            ? "`iommuctl demo` takes the simulated machine's own, \(Simulation.edu)"
+            : "`iommuctl selftest \(address)` runs on any device that is bound to vfio-pci"))
     }
     if isSimulated { context.say("On a simulated machine, which exists only in this process.") }
     let recorder = Recorder(context)
