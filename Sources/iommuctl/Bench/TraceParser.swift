@@ -78,9 +78,11 @@ private struct Lines {
     while position < bytes.count {
       number += 1
       let end = bytes[position...].firstIndex(of: UInt8(ascii: "\n")) ?? bytes.count
-      let line = bytes[position..<end]
+      var line = bytes[position..<end]
       position = end + 1
-      if line.count > TraceText.lineByteCount { throw error("line", .tooLong) }
+      // An editor of another system may have been at it.
+      if line.last == UInt8(ascii: "\r") { line.removeLast() }
+      if line.count > TraceText.lineByteCount { throw error("line", .tooLong(TraceText.lineByteCount)) }
       if line.first != UInt8(ascii: "#") { return line }
     }
     return nil
@@ -101,7 +103,7 @@ private struct Lines {
   /// Printable ASCII, a few bytes.
   func text(of bytes: ArraySlice<UInt8>, _ field: String) throws(TraceError) -> String {
     if bytes.isEmpty { throw error(field, .missing) }
-    if bytes.count > Trace.Limits.nameByteCount { throw error(field, .tooLong) }
+    if bytes.count > Trace.Limits.nameByteCount { throw error(field, .tooLong(Trace.Limits.nameByteCount)) }
     guard bytes.allSatisfy({ (0x20...0x7e).contains($0) }) else {
       throw error(field, .unknown(expected: "printable ASCII"))
     }

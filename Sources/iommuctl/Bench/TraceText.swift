@@ -12,10 +12,15 @@ import IOMMU
 ///     u 0 17                   unmap: thread, slot
 ///
 /// One space between fields, decimal numbers, lines that begin with `#` say nothing. What follows `phase` begins when
-/// all before it is done. Every slot is unmapped before the end.
+/// all before it is done. Lines may end as on other systems, by a carriage return and a line feed. Every slot is unmapped before the end.
 package enum TraceText {
   static let heading = "swift-iommu-trace", version = 1
   static let lineByteCount = 200
+
+  /// Whether a text, of which there may be more, has a first line that is not too long, or may come to have one.
+  static func hasLine(_ bytes: [UInt8]) -> Bool {
+    bytes.count < lineByteCount + 2 || bytes.prefix(lineByteCount + 2).contains(UInt8(ascii: "\n"))
+  }
 
   /// The trace as text. O(operations).
   package static func text(of trace: Trace) -> [UInt8] {
@@ -56,7 +61,8 @@ package struct TraceError: Error, Equatable, CustomStringConvertible {
     case outOfRange(UInt64, UInt64)
     /// More than the line should have.
     case superfluous
-    case tooLong
+    /// Longer than so many bytes.
+    case tooLong(Int)
     case alreadyMapped, notMapped
     /// So many slots are still mapped at the end.
     case leftMapped(Int)
@@ -75,7 +81,7 @@ package struct TraceError: Error, Equatable, CustomStringConvertible {
       case .notANumber: "is not a decimal number"
       case .outOfRange(let lowest, let highest): "is not within \(lowest)…\(highest)"
       case .superfluous: "has no place here"
-      case .tooLong: "is too long"
+      case .tooLong(let limit): "is longer than \(limit) bytes"
       case .alreadyMapped: "is mapped already"
       case .notMapped: "is not mapped"
       case .leftMapped(let count): "is still mapped at the end, one of \(count)"

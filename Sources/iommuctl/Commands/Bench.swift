@@ -33,6 +33,18 @@ struct Bench: Subcommand {
       guard let objection = measured.objection(to: option) else { continue }
       throw ValidationError("\(option.name) does nothing \(objection.place): \(objection.reason).")
     }
+    if options.node != nil, kind != .alloc, isSimulated {
+      throw ValidationError(
+        "--node does nothing on a simulated machine, which has no NUMA nodes: it is for `bench alloc` and real devices."
+      )
+    }
+    if options.workload == .w6, let threads = options.givenThreads, threads % 2 == 1 {
+      throw ValidationError(
+        "--threads wants an even number with --workload W6: of each two threads one maps, and the other unmaps.")
+    }
+    if let file = options.traceIn, let other = options.traceOut, OutputFile.isSame(file, other) {
+      throw ValidationError("--trace-out \(other) is the file that --trace-in reads: it would be written over.")
+    }
     if kind == .queue, let protection = options.protection, [.strict, .persistent, .bounce].contains(protection) {
       throw ValidationError(
         "--protection \(protection.rawValue) has no flush queue: `bench queue` wants lazy-per-cpu, lazy-single or automatic."
@@ -40,13 +52,14 @@ struct Bench: Subcommand {
     }
   }
 
+  private var isSimulated: Bool { global.simulated || (device == nil && global.root == nil) }
+
   func perform(_ context: Context) throws(Failure) -> Outcome {
     let trace = try options.trace()
     let isDriven = kind != .alloc || device != nil
-    let isSimulated = global.simulated || (device == nil && global.root == nil)
     let machine = isSimulated ? context.simulatedMachine() : try context.machineToDrive(global)
     var run = BenchRun(kind: kind, options: options, trace: trace, machine: machine)
-    if let node = options.node { run.processors = try processors(of: node, machine) }
+    if let node = options.node { run.processors = try processors(of: node) }
     try run.checkMemory()
     var report = BenchReport(run: run)
     if isDriven {
@@ -61,12 +74,7 @@ struct Bench: Subcommand {
   }
 
   /// The processors of a NUMA node, of this machine in any case.
-  private func processors(of node: Int, _ machine: Machine) throws(Failure) -> [UInt32] {
-    if machine.host.isSimulated, kind != .alloc {
-      throw .usage(
-        "--node does nothing on a simulated machine, which has no NUMA nodes: it is for `bench alloc` and real devices."
-      )
-    }
+  private func processors(of node: Int) throws(Failure) -> [UInt32] {
     let path = "/sys/devices/system/node/node\(node)/cpulist"
     return try library { () throws(DMAError) -> [UInt32] in
       do throws(Errno) {

@@ -57,6 +57,9 @@ struct Simulate: Subcommand {
         throw ValidationError("\(name) does nothing with a trace's file: the trace has been made before.")
       }
     }
+    if case .file(let path) = workload, let html, OutputFile.isSame(path, html) {
+      throw ValidationError("--html \(html) is the file that --workload reads: it would be written over.")
+    }
     if let iommu, let costs, !costs.fits(iommu) {
       let names = CostTable.all.filter { $0.fits(iommu) }.map(\.name).joined(separator: ", ")
       throw ValidationError("--costs \(costs.name) are not those of \(iommu.rawValue), which has \(names).")
@@ -93,7 +96,7 @@ struct Simulate: Subcommand {
   private static func tooLong(_ byteCount: UInt64) -> Failure {
     .library(
       DMAError(
-        .outOfMemory, "simulate", byteCount: byteCount,
+        .invalidArgument, "simulate", byteCount: byteCount,
         detail: "The trace maps that much by one operation, and a simulation takes at most \(longestByteCount)",
         remedy: "`bench alloc` runs it without memory"))
   }

@@ -108,6 +108,8 @@ import iommuctl
     #expect(node.status == .usage)
     #expect(try node.error["detail"].text?.hasPrefix("--node does nothing on a simulated machine") == true)
     #expect(try node.error["remedy"].text == "iommuctl bench --help")
+    let plain = Invocation("--simulated bench map --node 0 --operations 1")
+    #expect(plain.err.hasPrefix("Error: --node does nothing on a simulated machine, "))
   }
 
   /// Those that have a use that is not at once seen.

@@ -26,12 +26,22 @@ import iommuctl
     #expect(commented == (try parse(Self.head + "phase x\nm 0 1 9 b\nu 0 1\n")))
   }
 
+  /// As an editor of another system writes lines; within one a carriage return is a mistake.
+  @Test func carriageReturns() throws {
+    let text = Self.head + "# c\nphase x\nm 0 1 9 b\nu 0 1\n"
+    #expect(try parse(text.replacing("\n", with: "\r\n")) == parse(text))
+    let full = "#" + String(repeating: "x", count: 199)
+    #expect(try parse("\(full)\r\n\(text)") == parse(text))
+    let error = #expect(throws: TraceError.self) { try parse(Self.head + "phase p\nm 0 0 4096 b\r\r\n") }
+    #expect(error?.field == "direction")
+  }
+
   /// A text behind the head (or instead of it), and what must be said of it.
   static let mistakes: [(String, Int, String, TraceError.Problem)] = [
     ("m 0 0 4096 b", 5, "phase", .missing),
     ("phase ", 5, "phase", .missing),
     ("phase p\u{e9}", 5, "phase", .unknown(expected: "printable ASCII")),
-    ("phase " + String(repeating: "x", count: 41), 5, "phase", .tooLong),
+    ("phase " + String(repeating: "x", count: 41), 5, "phase", .tooLong(40)),
     ("phase p\nx 0 0", 6, "operation", .unknown(expected: "m, l, u or phase")),
     ("phase p\n\n", 6, "operation", .unknown(expected: "m, l, u or phase")),
     ("phase p\nm", 6, "thread", .missing),
@@ -50,7 +60,7 @@ import iommuctl
     ("phase p\nu 0 3", 6, "slot", .notMapped),
     ("phase p\nm 0 3 1 b\nm 1 3 1 b", 7, "slot", .alreadyMapped),
     ("phase p\nm 0 3 1 b\nm 0 4 1 b\n", 7, "slot", .leftMapped(2)),
-    (String(repeating: "#", count: 201), 5, "line", .tooLong),
+    (String(repeating: "#", count: 201), 5, "line", .tooLong(200)),
     (String(repeating: "phase p\n", count: 257), 261, "phase", .outOfRange(1, 256)),
   ]
 

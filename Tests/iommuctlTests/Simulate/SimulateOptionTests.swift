@@ -49,7 +49,7 @@ import iommuctl
   func whatMapsTooMuchIsRefused(_ options: String) throws {
     let result = Invocation("--json simulate \(options)")
     #expect(result.status == .failed && result.out.isEmpty)
-    #expect(try result.error["code"].text == "out-of-memory")
+    #expect(try result.error["code"].text == "invalid-argument")
     #expect(try result.error["length_bytes"].number == 1 << 40)
     #expect(try result.error["remedy"].text == "`bench alloc` runs it without memory")
   }
