@@ -65,6 +65,17 @@ extension Machine {
 }
 
 extension Machine {
+  /// The memory that is to be had, in bytes: what is free of that of this machine, or all that a simulated one was said to have.
+  var memoryByteCount: UInt64 {
+    let all = host.kernel.memoryByteCount
+    guard all == MachineMemory.byteCount, let bytes = try? LiveKernel().readFile("/proc/meminfo") else { return all }
+    let lines = String(decoding: bytes, as: UTF8.self).split(separator: "\n")
+    let fields = lines.first { $0.hasPrefix("MemAvailable:") }?.split(separator: " ") ?? []
+    return fields.count > 1 ? min(all, UInt64(fields[1]).map { $0 << 10 } ?? all) : all
+  }
+}
+
+extension Machine {
   /// The last case: what the kernel still holds, where it can be asked.
   func checkNothingLeft(_ recorder: Recorder) {
     recorder.run("close") {

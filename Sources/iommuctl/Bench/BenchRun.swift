@@ -11,8 +11,6 @@ struct BenchRun {
   /// Those that threads are bound to; empty leaves it to the kernel.
   var processors: [UInt32] = []
 
-  /// What a trace may map at a time: it is memory that this process has.
-  static let memoryByteCount: UInt64 = 1 << 30
   /// The usable space of x86, where no device says another.
   private static let usable: IOVARanges = IOVARanges([
     IOVARange(start: IOVA(0x1000), last: IOVA(0xfedf_ffff))!,
@@ -21,13 +19,17 @@ struct BenchRun {
 
   var protection: BenchProtection { options.protection ?? (kind == .queue ? .lazyPerCPU : .strict) }
 
-  /// Refuses what needs more memory than a benchmark should take.
+  /// Refuses what needs more memory than there is: all but a quarter may be taken, as a kernel that has none left ends processes.
   func checkMemory() throws(Failure) {
-    guard let need, need.byteCount > Self.memoryByteCount else { return }
+    guard let need else { return }
+    let memory = machine.memoryByteCount
+    guard need.byteCount > memory / 4 * 3 else { return }
     throw .library(
       DMAError(
         .outOfMemory, "bench", byteCount: need.byteCount,
-        detail: "\(need.what), and a benchmark takes at most \(Self.memoryByteCount)", remedy: need.remedy))
+        detail:
+          "\(need.what), and a benchmark takes three quarters at most of the \(memory) bytes of memory that are free",
+        remedy: need.remedy))
   }
 
   /// The memory that is mapped at a time, and how to have it less; nil where nothing is mapped.
@@ -107,7 +109,7 @@ struct BenchRun {
     if let trace {
       var run = TraceRun(trace: trace, target: DomainTarget(domain, clock), processors: processors)
       run.delay = options.delayNs
-      report.add(try run.run(), trace)
+      try take(try run.run(), trace, &report)
     } else {
       let steady = SteadyRun(
         domain: domain, mode: options.mode, direction: direction, granule: pages, delay: options.delayNs, clock: clock)
@@ -117,7 +119,9 @@ struct BenchRun {
         switch kind {
         case .map: return try steady.run(budget, threads)
         case .queue:
-          var pair = try QueuePair(domain, direction, byteCount: pages * 4096)
+          var pair = try threads.inTurn { () throws(DMAError) in
+            try QueuePair(domain, direction, byteCount: pages * 4096)
+          }
           return try PairRun.run(&pair, budget, clock, threads)
         case .lookup, .alloc:
           var pair = LookupPair(domain, addresses, from: index * 7919)
@@ -128,6 +132,18 @@ struct BenchRun {
     // Whatever waits in a flush queue is a part of the price.
     try domain.drain()
     report.result.counters = BenchCounters(domain, machine).since(before)
+  }
+
+  /// Takes over what a trace's phases counted, unless that is nothing: a benchmark of no operation measures none.
+  private func take(_ parts: [BenchPart], _ trace: Trace, _ report: inout BenchReport) throws(DMAError) {
+    if trace.mapCount == 0 { throw DMAError(.empty, "bench", detail: "The trace maps nothing") }
+    if parts.reduce(0, { $0 + $1.failed.count }) == trace.mapCount {
+      throw DMAError(
+        .noSpace, "bench",
+        detail: "There was no room for \(trace.mapCount == 1 ? "the only map" : "any of the \(trace.mapCount) maps")",
+        remedy: "Name more --dma-bits, or map less at a time")
+    }
+    report.add(parts, trace)
   }
 
   /// What is looked up among.
@@ -149,7 +165,7 @@ struct BenchRun {
     let byteCount = UInt64(options.granule) * 4096, limit = DMAMask.bits(options.dmaBits ?? 64).limit
     let target = try AllocatorTarget(usable, limit: limit, clock)
     if let trace {
-      report.add(try TraceRun(trace: trace, target: target, processors: processors).run(), trace)
+      try take(try TraceRun(trace: trace, target: target, processors: processors).run(), trace, &report)
     } else {
       report.result.sum = try BenchThreads.run(count, on: processors) { (index, threads) throws(DMAError) in
         var pair = AllocationPair(target: target, byteCount: byteCount)

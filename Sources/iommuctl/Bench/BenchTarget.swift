@@ -34,7 +34,16 @@ final class AllocatorTarget: BenchTarget {
 
   static func failed(_ failure: RangeStoreFailure, _ byteCount: UInt64) -> DMAError {
     let code: DMAError.Code = failure == .outOfMemory ? .outOfMemory : .noSpace
-    return DMAError(code, "allocate", byteCount: byteCount, detail: "The address allocator says \(failure)")
+    let isFull = failure == .noSpace || failure == .fragmented
+    let detail =
+      switch failure {
+      case .noSpace, .fragmented: "No free range of this length is left within --dma-bits"
+      case .outOfMemory: "No memory for the tables of the address allocator"
+      default: "The address allocator refused it: \(failure)"
+      }
+    return DMAError(
+      code, "allocate", byteCount: byteCount, detail: detail,
+      remedy: isFull ? "Name a smaller --granule or more --dma-bits" : nil)
   }
 
   func map(_ operation: Trace.Operation, _ part: inout BenchPart) throws(DMAError) -> Held {

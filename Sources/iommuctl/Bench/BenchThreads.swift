@@ -3,17 +3,28 @@ import Glibc
 import IOMMU
 import Synchronization
 
-/// Threads that run the same function, begin together, and end when one of them fails.
+/// Threads that run the same function, begin together, share one end, and stop when one of them fails.
 final class BenchThreads: Sendable {
   let count: Int
   /// The processors that they are bound to by turns; empty leaves it to the kernel.
   let processors: [UInt32]
   private let ready = Atomic<Int>(0)
+  /// When all began, by the clock; 0 before.
+  private let beginning = Atomic<UInt64>(0)
+  /// An event counter that says so to those who sleep; negative where each has a processor, and waits without sleeping, so that all
+  /// begin at once.
+  private let event: Int32
   private let isStopped = Atomic<Bool>(false)
   private let results = Mutex<[BenchPart]>([])
+  private let turn = Mutex<Void>(())
   private let failure = Mutex<DMAError?>(nil)
 
-  private init(_ count: Int, _ processors: [UInt32]) { (self.count, self.processors) = (count, processors) }
+  private init(_ count: Int, _ processors: [UInt32]) {
+    (self.count, self.processors) = (count, processors)
+    event = count > Int(ci_nproc_configured()) ? ci_eventfd(0) : -1
+  }
+
+  deinit { if event >= 0 { _ = ci_close(event) } }
 
   /// Whether another thread failed.
   var mustStop: Bool { isStopped.load(ordering: .relaxed) }
@@ -44,6 +55,39 @@ final class BenchThreads: Sendable {
   private func fail(_ error: DMAError) {
     failure.withLock { $0 = $0 ?? error }
     isStopped.store(true, ordering: .relaxed)
+    open()
+  }
+
+  /// Makes what a thread needs, one thread after the other: where many find no room in an arena, each would make a chunk of it.
+  func inTurn<Value: ~Copyable & Sendable>(_ make: () throws(DMAError) -> Value) throws(DMAError) -> Value {
+    try turn.withLock { _ throws(DMAError) in try make() }
+  }
+
+  /// Waits until all threads are as far, which have made what they need by then; returns when a budget is used up, by the clock.
+  ///
+  /// The end is the same for all: a thread that has to wait for a processor does not go on for longer. nil where it got none before
+  /// the end, and has nothing more to do; never for the last that came, which waits for nobody.
+  func begin(_ budget: BenchBudget = BenchBudget()) -> UInt64? {
+    let isLast = ready.add(1, ordering: .acquiringAndReleasing).newValue == count
+    if isLast { open() }
+    while beginning.load(ordering: .acquiring) == 0 {
+      if event < 0 {
+        sched_yield()
+      } else {
+        var descriptor = ci_pollfd(fd: event, events: Int16(CI_POLLIN), revents: 0)
+        _ = unsafe ci_poll(&descriptor, 1, -1)
+      }
+    }
+    let (end, isNever) = beginning.load(ordering: .relaxed).addingReportingOverflow(budget.nanoseconds)
+    if isNever { return .max }
+    return isLast || BenchClock.now() < end ? end : nil
+  }
+
+  /// Lets all begin.
+  private func open() {
+    _ = beginning.compareExchange(expected: 0, desired: BenchClock.now(), ordering: .acquiringAndReleasing)
+    // Nobody takes it: it stays readable for all.
+    if event >= 0 { _ = ci_eventfd_write(event, 1) }
   }
 
   private func play(_ index: Int, _ body: (Int, BenchThreads) throws(DMAError) -> BenchPart) {
@@ -55,9 +99,9 @@ final class BenchThreads: Sendable {
             .system, "sched_setaffinity", errno: Errno(rawValue: -result), detail: "Processor \(processor) of the node")
         }
       }
-      ready.add(1, ordering: .releasing)
-      while ready.load(ordering: .acquiring) < count, !mustStop { sched_yield() }
       var part = try body(index, self)
+      let began = beginning.load(ordering: .relaxed)
+      if began > 0 { part.firstBegin = began }
       part.lastEnd = BenchClock.now()
       results.withLock { $0.append(part) }
     } catch { fail(error) }

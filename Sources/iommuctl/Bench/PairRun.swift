@@ -12,8 +12,8 @@ enum PairRun {
   static func run<Pair: BenchPair & ~Copyable>(
     _ pair: inout Pair, _ budget: BenchBudget, _ clock: BenchClock, _ threads: BenchThreads
   ) throws(DMAError) -> BenchPart {
+    guard let end = threads.begin(budget) else { return BenchPart() }
     var part = BenchPart()
-    let end = budget.end
     while part.operations < budget.operations, !threads.mustStop {
       let count = min(batch, budget.operations - part.operations)
       let began = BenchClock.now()

@@ -12,12 +12,6 @@ struct BenchBudget: Sendable {
     let (index, count) = (UInt64(index), UInt64(count))
     return BenchBudget(operations: operations * (index + 1) / count - operations * index / count)
   }
-
-  /// When it ends, if it begins now.
-  var end: UInt64 {
-    let (end, isNever) = BenchClock.now().addingReportingOverflow(nanoseconds)
-    return isNever ? .max : end
-  }
 }
 
 /// The kernel's benchmark: each thread maps and unmaps memory of its own, again and again.
@@ -49,8 +43,9 @@ struct SteadyRun: Sendable {
   }
 
   private func single(_ budget: BenchBudget, _ threads: BenchThreads) throws(DMAError) -> BenchPart {
-    var part = BenchPart(), buffer = try domain.buffer(byteCount: granule * 4096)
-    let end = budget.end
+    var buffer = try threads.inTurn { () throws(DMAError) in try domain.buffer(byteCount: granule * 4096) }
+    guard let end = threads.begin(budget) else { return BenchPart() }
+    var part = BenchPart()
     while part.operations < budget.operations, !threads.mustStop {
       if direction != .fromDevice { Self.fill(&buffer) }
       let began = BenchClock.now()
@@ -64,9 +59,13 @@ struct SteadyRun: Sendable {
   }
 
   private func list(_ budget: BenchBudget, _ threads: BenchThreads) throws(DMAError) -> BenchPart {
-    var part = BenchPart(), list = ScatterList(capacity: granule)
-    for _ in 0..<granule { list.append(try domain.buffer(byteCount: 4096)) }
-    let end = budget.end
+    var list = try threads.inTurn { () throws(DMAError) in
+      var list = ScatterList(capacity: granule)
+      for _ in 0..<granule { list.append(try domain.buffer(byteCount: 4096)) }
+      return list
+    }
+    guard let end = threads.begin(budget) else { return BenchPart() }
+    var part = BenchPart()
     while part.operations < budget.operations, !threads.mustStop {
       if direction != .fromDevice { for index in 0..<granule { list.withBuffer(at: index, Self.fill) } }
       let began = BenchClock.now()
@@ -81,8 +80,8 @@ struct SteadyRun: Sendable {
 
   private func coherent(_ budget: BenchBudget, _ threads: BenchThreads) throws(DMAError) -> BenchPart {
     func free(_ memory: consuming CoherentArray<UInt8>) {}
+    guard let end = threads.begin(budget) else { return BenchPart() }
     var part = BenchPart()
-    let end = budget.end
     while part.operations < budget.operations, !threads.mustStop {
       let began = BenchClock.now()
       let memory = try domain.allocate(UInt8.self, count: granule * 4096)

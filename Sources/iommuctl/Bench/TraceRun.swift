@@ -42,6 +42,7 @@ struct TraceRun {
   private static func play(
     _ steps: [Step], _ target: any BenchTarget, _ slots: SlotTable, _ delay: UInt64, _ threads: BenchThreads
   ) throws(DMAError) -> BenchPart {
+    _ = threads.begin()
     var part = BenchPart()
     for step in steps {
       let slot = Int(step.operation.slot)

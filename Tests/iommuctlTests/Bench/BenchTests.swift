@@ -251,15 +251,17 @@ import iommuctl
     #expect(result.out.isEmpty && !result.err.isEmpty)
   }
 
-  /// What a look-up is among and what threads map at a time is memory as well; a trace's is in BenchTraceTests.
+  /// What a look-up is among and what threads map at a time is memory as well, of which three quarters may be taken: here 48 MiB. A
+  /// trace's is in BenchTraceTests.
   @Test(arguments: [
-    ("lookup --live 262145", 262_145 << 12, "--live"), ("lookup --granule 1024", 1000 << 22, "--live"),
-    ("map --threads 257 --granule 1024", 257 << 22, "--threads"),
-    ("map --threads 513 --granule 512 --mode sg", 513 << 21, "--threads"),
-    ("queue --threads 1024 --granule 257", 257 << 22, "--threads"),
+    ("lookup --live 12289", 12_289 << 12, "--live"), ("lookup --granule 1024", 1000 << 22, "--live"),
+    ("map --threads 13 --granule 1024", 13 << 22, "--threads"),
+    ("map --threads 25 --granule 512 --mode sg", 25 << 21, "--threads"),
+    ("queue --threads 1024 --granule 13", 13 << 22, "--threads"),
   ])
   func tooMuchMemory(_ line: String, _ byteCount: Int, _ option: String) throws {
-    let result = Invocation("--json --simulated bench \(line) --operations 1")
+    let simulation = Simulation.changed { $0.memoryByteCount = 64 << 20 }
+    let result = Invocation("--json --simulated bench \(line) --operations 1", simulation: simulation)
     #expect(result.status == .failed && result.out.isEmpty)
     let error = try result.error
     #expect(error["code"].text == "out-of-memory" && error["length_bytes"].number == byteCount)
@@ -267,8 +269,38 @@ import iommuctl
     #expect(remedy.contains(option) && remedy.contains("a smaller --granule"))
   }
 
+  @Test func asMuchMemoryAsThereIs() {
+    let simulation = Simulation.changed { $0.memoryByteCount = 64 << 20 }
+    for line in ["map --threads 12 --granule 1024 --operations 12", "lookup --live 12288 --operations 1"] {
+      let result = Invocation("--simulated bench \(line)", simulation: simulation)
+      #expect(result.status == .fine, "\(result.err)")
+    }
+  }
+
   @Test func addressesAloneAreNoMemory() {
-    #expect(Invocation("bench alloc --threads 257 --granule 1024 --operations 257").status == .fine)
+    let simulation = Simulation.changed { $0.memoryByteCount = 64 << 20 }
+    let result = Invocation("bench alloc --threads 257 --granule 1024 --operations 257", simulation: simulation)
+    #expect(result.status == .fine)
+  }
+
+  /// A thread that waits for a processor does not go on for longer: the time is over for all at once.
+  @Test func manyThreadsShareATime() throws {
+    let document = try bench("map --threads 200 --seconds 0.001")
+    let operations = try #require(document["operations"].number)
+    #expect(operations >= 1 && operations < 2000, "\(operations)")
+  }
+
+  @Test func oneIsNotSeveral() {
+    #expect(Invocation("bench map --operations 1").out.contains("\n1 operation, "))
+    let grid = Invocation("bench alloc --workload W8 --operations 15").out
+    #expect(grid.contains("\n1 thread, 1 page: pair ns: ") && grid.contains("\n1 thread, 8 pages: "), "\(grid)")
+  }
+
+  @Test func addressesThatAreNotThere() throws {
+    let error = try Invocation("--json bench alloc --dma-bits 20 --granule 1024 --operations 1").error
+    #expect(error["code"].text == "no-space" && error["length_bytes"].number == 4 << 20)
+    #expect(error["detail"].text == "No free range of this length is left within --dma-bits")
+    #expect(error["remedy"].text == "Name a smaller --granule or more --dma-bits")
   }
 
   @Test func aNodesProcessors() throws {

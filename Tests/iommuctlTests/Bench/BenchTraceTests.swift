@@ -1,5 +1,6 @@
 import Foundation
 import IOMMU
+import IOMMUSimulation
 import Testing
 import iommuctl
 
@@ -24,7 +25,9 @@ import iommuctl
   func workloadsRun(_ workload: Workload, _ line: String) throws {
     if workload == .w5, line != "alloc" { return }
     if workload == .w8, line.contains("--threads") { return }
-    let document = try document("\(line) --workload \(workload.rawValue) --operations 75 --dma-bits 28")
+    // W5 has no room for anything in 28 bits.
+    let bits = workload == .w5 ? 48 : 28
+    let document = try document("\(line) --workload \(workload.rawValue) --operations 75 --dma-bits \(bits)")
     #expect(document["operations"].number == 75)
     #expect(document["trace"]["name"].text == workload.rawValue && document["trace"]["mappings"].number == 75)
     #expect(document["phases"].list.reduce(0) { $0 + ($1["operations"].number ?? 0) } == 75)
@@ -35,8 +38,11 @@ import iommuctl
     }
   }
 
+  /// 768 MiB to take, of 1 GiB.
+  private static let little = Simulation.changed { $0.memoryByteCount = 1 << 30 }
+
   @Test func whatTakesTooMuchMemoryIsRefused() throws {
-    let result = Invocation("--json --simulated bench map --workload W5 --operations 9")
+    let result = Invocation("--json --simulated bench map --workload W5 --operations 9", simulation: Self.little)
     #expect(result.status == .failed)
     #expect(try result.error["code"].text == "out-of-memory")
     #expect(try result.error["length_bytes"].number == 1 << 40)
@@ -54,16 +60,26 @@ import iommuctl
     ),
   ])
   func whatMakesATraceSmaller(_ line: String, _ remedy: String, _ smaller: String) throws {
-    let result = Invocation("--json bench map \(line)")
+    let result = Invocation("--json bench map \(line)", simulation: Self.little)
     #expect(try result.error["code"].text == "out-of-memory")
     #expect(try result.error["remedy"].text == "`bench alloc` runs it without memory; \(remedy) make it smaller")
     #expect(Invocation("bench map \(smaller)").status == .fine)
   }
 
+  /// With their usual operations, where there is as much: they are asked for on a device that is not there, and not run.
+  @Test(arguments: [("W3", 2), ("W4", 6), ("W9", 5)])
+  func whatThereIsMemoryFor(_ workload: String, _ gibibytes: UInt64) throws {
+    for (memory, code) in [(gibibytes, "no-such-device"), (gibibytes / 2, "out-of-memory")] {
+      let simulation = Simulation.changed { $0.memoryByteCount = memory << 30 }
+      let result = Invocation("--json --simulated bench map 9:0.0 --workload \(workload)", simulation: simulation)
+      #expect(try result.error["code"].text == code)
+    }
+  }
+
   @Test func aTraceInAFileIsAsLargeAsItIs() throws {
     try withFile { path in
       #expect(Invocation("bench alloc --workload W5 --operations 1 --trace-out \(path)").status == .fine)
-      let result = Invocation("--json bench map --trace-in \(path)")
+      let result = Invocation("--json bench map --trace-in \(path)", simulation: Self.little)
       let remedy = try result.error["remedy"].text
       #expect(remedy == "`bench alloc` runs it without memory")
     }
@@ -131,6 +147,34 @@ import iommuctl
     #expect(try result.error["errno"].text == errno)
   }
 
+  /// A benchmark of no operation has measured nothing.
+  @Test(arguments: [("map", "any of the 10 maps"), ("alloc", "any of the 10 maps"), ("map", "the only map")])
+  func roomForNothing(_ kind: String, _ what: String) throws {
+    try withFile { path in
+      let operations = what.contains("10") ? 10 : 1
+      let line = "bench \(kind) --trace-out \(path) --operations \(operations) --granule 1024"
+      let result = Invocation("--json \(line) --dma-bits 20")
+      #expect(result.status == .failed && result.out.isEmpty)
+      let error = try result.error
+      #expect(error["code"].text == "no-space" && error["detail"].text == "There was no room for \(what)")
+      #expect(Invocation("\(line) --dma-bits 23").status == .fine)
+      try Data("swift-iommu-trace 1\nname x\nseed 1\nthreads 1\n".utf8).write(to: URL(fileURLWithPath: path))
+      let nothing = Invocation("--json bench \(kind) --trace-in \(path)")
+      #expect(nothing.status == .failed)
+      #expect(try nothing.error["code"].text == "empty")
+    }
+  }
+
+  /// Of a pair of threads one maps, and the other unmaps.
+  @Test func producersHaveConsumers() {
+    for (threads, status) in [(1, Outcome.usage), (3, .usage), (2, .fine), (4, .fine)] {
+      let result = Invocation("bench map --workload W6 --threads \(threads) --operations 20")
+      #expect(result.status == status)
+      #expect(status == .fine || result.err.hasPrefix("Error: --threads wants an even number with --workload W6: "))
+    }
+    #expect(Invocation("bench map --workload W6 --operations 20").out.contains(", threads 2, "))
+  }
+
   /// A trace is written when it is sure that it can be run: neither too much memory nor a device that cannot be driven leaves a
   /// file, nor is one that was there cut short.
   @Test(arguments: [
@@ -140,11 +184,11 @@ import iommuctl
   ])
   func whatCannotBeRunIsNotWritten(_ line: String) throws {
     try withFile { path in
-      let refused = Invocation("--simulated bench \(line) --trace-out \(path)")
+      let refused = Invocation("--simulated bench \(line) --trace-out \(path)", simulation: Self.little)
       #expect(refused.status != .fine && refused.out.isEmpty)
       #expect(!FileManager.default.fileExists(atPath: path), "\(refused.err)")
       try Data("kept".utf8).write(to: URL(fileURLWithPath: path))
-      _ = Invocation("--simulated bench \(line) --trace-out \(path)")
+      _ = Invocation("--simulated bench \(line) --trace-out \(path)", simulation: Self.little)
       #expect(try textFile(path) == "kept")
     }
   }
