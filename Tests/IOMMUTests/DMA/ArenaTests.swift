@@ -29,6 +29,8 @@ import Testing
     description.memoryByteCount = 3 << 20
     let rig = try StandingRig(tables, description), dma = rig.dma
     rig.kernel.resetCounts()
+    // Were it not refused, nothing should be filled.
+    rig.kernel.failFrom(1, of: "createMemoryFile", with: .tooManyDescriptors)
     for length in [3 << 20 + 1, 4 << 20, 1 << 32, 1 << 40, Int.max / 4] {
       do throws(DMAError) {
         _ = try dma.buffer(byteCount: length)
@@ -43,6 +45,7 @@ import Testing
       } catch { #expect(error.code == .outOfMemory && error.errno == nil) }
     }
     #expect(rig.kernel.count(of: "createMemoryFile") == 0)
+    rig.kernel.passAll()
     // A chunk of 4 MiB would be too much by now; one that just suffices is not.
     let buffer = try dma.buffer(byteCount: 3 << 20)
     #expect(buffer.byteCount == 3 << 20)
