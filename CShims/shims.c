@@ -1,9 +1,25 @@
 // The few functions that are too large or too rare to be inlined into every caller.
 #include "CIOMMU.h"
 
+#include <dlfcn.h>
 #include <stdlib.h>
 
 _Thread_local int32_t ci_spin_locks_held = 0;
+
+int (*ci_vdso_clock_gettime)(clockid_t, struct timespec *) = clock_gettime;
+
+// vdso(7): its name for the loader, and the function's.
+#if defined(__aarch64__)
+#define CI_VDSO_CLOCK "__kernel_clock_gettime"
+#else
+#define CI_VDSO_CLOCK "__vdso_clock_gettime"
+#endif
+
+__attribute__((constructor)) static void ci_find_vdso_clock(void) {
+  void *vdso = dlopen("linux-vdso.so.1", RTLD_NOW | RTLD_NOLOAD);
+  void *found = vdso == NULL ? NULL : dlsym(vdso, CI_VDSO_CLOCK);
+  if (found != NULL) ci_vdso_clock_gettime = (int (*)(clockid_t, struct timespec *))found;
+}
 
 int32_t ci_cpu_limit(void) {
   // "0-7" or "0,2-5": the last number is the highest. sysconf counts processors, which is less where there

@@ -1,5 +1,6 @@
 /// Why a store of ranges refused. It carries addresses and allocates nothing, so that failing is as cheap
 /// as succeeding.
+@usableFromInline
 package enum RangeStoreFailure: Error, Hashable, Sendable {
   /// A length of 0.
   case empty

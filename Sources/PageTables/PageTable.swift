@@ -26,6 +26,9 @@ package protocol PageTable: ~Copyable, Sendable {
   var root: UInt64 { get }
   /// How many tables are linked, the root included.
   var tableCount: Int { get }
+  /// Does as ``mapPages(iova:to:byteCount:attributes:)`` and ``clear(iova:byteCount:)`` where the table is known, of plain memory. For as
+  /// long as this lives.
+  var writer: PageWriter { get }
 
   /// Maps a range that the caller owns to a contiguous range of addresses.
   ///

@@ -35,6 +35,7 @@ extension SMMUTable {
   package var last: UInt64 { tree.last }
   package var root: UInt64 { tree.memory.address(of: tree.root) }
   package var tableCount: Int { tree.tableCount }
+  package var writer: PageWriter { tree.writer }
 
   /// Maps a range: ``PageTable/map(iova:to:byteCount:attributes:)``.
   package borrowing func map(

@@ -30,6 +30,7 @@ extension SecondStageTable {
   package var last: UInt64 { tree.last }
   package var root: UInt64 { tree.memory.address(of: tree.root) }
   package var tableCount: Int { tree.tableCount }
+  package var writer: PageWriter { tree.writer }
 
   /// Maps a range: ``PageTable/map(iova:to:byteCount:attributes:)``.
   package borrowing func map(

@@ -30,7 +30,7 @@ extension AddressAllocator {
   }
 
   /// ``allocate(byteCount:limit:mayEmptyCaches:)`` where the loaded magazine has no answer.
-  @inline(never)
+  @inline(never) @usableFromInline
   func allocateSlowly(
     _ byteCount: UInt64, limit: UInt64, lowest: UInt64 = 0, mayEmptyCaches: Bool, processor: UInt32
   ) throws(RangeStoreFailure) -> IOVA {
@@ -46,7 +46,7 @@ extension AddressAllocator {
   }
 
   /// ``free(_:byteCount:)`` where the loaded magazine has no room.
-  @inline(never)
+  @inline(never) @usableFromInline
   func freeSlowly(_ start: IOVA, byteCount: UInt64, processor: UInt32) {
     let order = order(byteCount)
     if unsafe order < core.pointee.classCount, spill(start.rawValue, order, processor: processor) { return }

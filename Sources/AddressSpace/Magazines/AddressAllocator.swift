@@ -1,6 +1,6 @@
-internal import CIOMMU
+public import CIOMMU
 internal import Glibc
-internal import Synchronization
+public import Synchronization
 
 /// Hands out ranges of an I/O address space to any number of threads.
 ///
@@ -20,8 +20,9 @@ internal import Synchronization
 /// **Cost.** A few nanoseconds when a magazine answers; else that of the store, O(log n). No call makes a system call, but for
 /// memory, and to empty the caches; and no lock is held then.
 @safe
+@usableFromInline
 package struct AddressAllocator: ~Copyable, @unchecked Sendable {
-  let core: UnsafeMutablePointer<AllocatorCore>
+  @usableFromInline let core: UnsafeMutablePointer<AllocatorCore>
 
   /// An allocator for the whole granules of some ranges.
   ///
@@ -57,6 +58,7 @@ extension AddressAllocator {
   ///     below a limit that is followed by a request without it.
   /// - Throws: `empty`, `unaligned`, `noSpace`, `outOfMemory`.
   /// - Complexity: O(1) from a magazine, else O(log n); O(cached) when the caches are emptied.
+  @inlinable @inline(__always)
   package func allocate(
     byteCount: UInt64, limit: UInt64 = .max, mayEmptyCaches: Bool = true
   ) throws(RangeStoreFailure) -> IOVA {
@@ -67,6 +69,7 @@ extension AddressAllocator {
   /// of at least `lowest`; `nil` when it cannot: then ask ``allocateElsewhere(byteCount:limit:lowest:mayEmptyCaches:)``.
   ///
   /// - Complexity: O(1).
+  @inlinable @inline(__always)
   package func allocateHere(byteCount: UInt64, limit: UInt64, lowest: UInt64 = 0) -> IOVA? {
     let processor = processor
     guard let address = popHere(byteCount, limit: limit, processor) else { return nil }
@@ -78,11 +81,11 @@ extension AddressAllocator {
 
   /// The address on top of the loaded magazine, however low, if it is below `limit`: a few instructions that take no other lock and no
   /// memory, so that a spin lock may be held. What is not wanted is for the caller to free, without one.
-  @inline(__always)
+  @inlinable @inline(__always)
   package func popHere(byteCount: UInt64, limit: UInt64) -> IOVA? { popHere(byteCount, limit: limit, processor) }
 
-  @inline(__always)
-  private func popHere(_ byteCount: UInt64, limit: UInt64, _ processor: UInt32) -> IOVA? {
+  @inlinable @inline(__always)
+  func popHere(_ byteCount: UInt64, limit: UInt64, _ processor: UInt32) -> IOVA? {
     let order = order(byteCount)
     guard unsafe order < core.pointee.classCount else { return nil }
     let (highest, isTooLow) = unsafe limit.subtractingReportingOverflow(
@@ -108,13 +111,14 @@ extension AddressAllocator {
   /// out, and given to the next who asks.
   ///
   /// - Complexity: O(1), or O(log n).
+  @inlinable @inline(__always)
   package func free(_ start: IOVA, byteCount: UInt64) {
     free(start, byteCount: byteCount, processor: processor)
   }
 
   /// ``allocate(byteCount:limit:mayEmptyCaches:)`` as if on a processor: for traces that are the same each time, on
   /// the ``SlotMethod/locked`` slots.
-  @inline(__always)
+  @inlinable @inline(__always)
   package func allocate(
     byteCount: UInt64, limit: UInt64, mayEmptyCaches: Bool, processor: UInt32
   ) throws(RangeStoreFailure) -> IOVA {
@@ -132,7 +136,7 @@ extension AddressAllocator {
   }
 
   /// ``free(_:byteCount:)`` as if on a processor.
-  @inline(__always)
+  @inlinable @inline(__always)
   package func free(_ start: IOVA, byteCount: UInt64, processor: UInt32) {
     let order = order(byteCount)
     if unsafe order < core.pointee.classCount {
@@ -143,21 +147,21 @@ extension AddressAllocator {
   }
 
   /// The processor that runs this thread.
-  @inline(__always)
+  @inlinable @inline(__always)
   var processor: UInt32 {
     let cpu = ci_cpu()
     return unsafe cpu < core.pointee.processorCount ? cpu : 0
   }
 
   /// The exponent of the power of two, in granules, to which a length is rounded; a large one for 0.
-  @inline(__always)
+  @inlinable @inline(__always)
   func order(_ byteCount: UInt64) -> UInt64 {
     let last = unsafe (byteCount &- 1) &>> UInt64(core.pointee.granule.shift)
     return 63 &- UInt64(truncatingIfNeeded: (last &<< 1 | 1).leadingZeroBitCount)
   }
 
   /// A processor's slots, by order.
-  @inline(__always)
+  @inlinable @inline(__always)
   func slots(_ processor: UInt32) -> UnsafeMutablePointer<Slot> {
     unsafe core.pointee.table[Int(processor)].load(ordering: .acquiring)
   }
@@ -167,15 +171,16 @@ extension AddressAllocator {
 
 /// The parts of an ``AddressAllocator`` that do not change, so that all processors may keep them in their caches.
 @safe
+@usableFromInline
 struct AllocatorCore: ~Copyable {
-  let method: SlotMethod
-  let granule: PageSize
+  @usableFromInline let method: SlotMethod
+  @usableFromInline let granule: PageSize
   /// The number of lengths that are cached.
-  let classCount: UInt64
+  @usableFromInline let classCount: UInt64
   /// One more than the highest processor number.
-  let processorCount: UInt32
+  @usableFromInline let processorCount: UInt32
   /// The slots of each processor.
-  let table: UnsafeMutablePointer<Atomic<UnsafeMutablePointer<Slot>>>
+  @usableFromInline let table: UnsafeMutablePointer<Atomic<UnsafeMutablePointer<Slot>>>
   /// The slots of all processors that have none yet: with nothing to pop and no room to push.
   let absent: UnsafeMutablePointer<Slot>
   /// What is loaded where nothing is.

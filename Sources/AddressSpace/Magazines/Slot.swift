@@ -1,4 +1,4 @@
-internal import CIOMMU
+public import CIOMMU
 internal import Synchronization
 
 /// The magazines of one size of range on one processor.
@@ -11,6 +11,7 @@ internal import Synchronization
 /// - a restartable sequence on the slot's processor took it out (``detach(_:_:_:cpu:)``), or
 /// - a membarrier(2) since (``AddressAllocator/emptyCaches()``).
 @safe
+@usableFromInline
 struct Slot: ~Copyable {
   /// What threads pop from and push onto; the stop magazine, which is empty and full, when there is none. It comes first: the
   /// restartable sequences take its address for the slot's.
@@ -27,10 +28,11 @@ struct Slot: ~Copyable {
   }
 
   /// No address: no range starts there, as a granule has 4 bytes or more.
-  static var none: UInt64 { .max }
+  @inlinable static var none: UInt64 { .max }
 }
 
 /// How the loaded magazine is kept to one thread at a time.
+@usableFromInline
 package enum SlotMethod: Sendable {
   /// A spin lock in each slot: works everywhere.
   case locked
@@ -47,14 +49,14 @@ package enum SlotMethod: Sendable {
 extension Slot {
   /// Takes an address that is at most `highest` from the loaded magazine; ``Slot/none`` when the last one is not, when there is
   /// none, or when the thread left the processor.
-  @inline(__always)
+  @inlinable @inline(__always)
   static func pop(_ slot: UnsafeMutablePointer<Slot>, _ method: SlotMethod, cpu: UInt32, highest: UInt64) -> UInt64 {
     method == .restartable ? unsafe ci_rseq_pop(slot, cpu, highest) : unsafe popLocked(slot, highest: highest)
   }
 
   /// A function of its own: what waiting for a lock needs is no burden to who takes none.
-  @inline(never)
-  private static func popLocked(_ slot: UnsafeMutablePointer<Slot>, highest: UInt64) -> UInt64 {
+  @inline(never) @usableFromInline
+  static func popLocked(_ slot: UnsafeMutablePointer<Slot>, highest: UInt64) -> UInt64 {
     unsafe slot.pointee.lock.lock()
     let address = unsafe Magazine(slot.pointee.loaded.load(ordering: .relaxed)).popLast(highest)
     unsafe slot.pointee.lock.unlock()
@@ -62,14 +64,14 @@ extension Slot {
   }
 
   /// Puts an address onto the loaded magazine; `false` when it is full, or when the thread left the processor.
-  @inline(__always)
+  @inlinable @inline(__always)
   static func push(_ slot: UnsafeMutablePointer<Slot>, _ method: SlotMethod, cpu: UInt32, _ address: UInt64) -> Bool {
     method == .restartable
       ? unsafe ci_rseq_push(slot, cpu, address) != 0 : unsafe pushLocked(slot, address)
   }
 
-  @inline(never)
-  private static func pushLocked(_ slot: UnsafeMutablePointer<Slot>, _ address: UInt64) -> Bool {
+  @inline(never) @usableFromInline
+  static func pushLocked(_ slot: UnsafeMutablePointer<Slot>, _ address: UInt64) -> Bool {
     unsafe slot.pointee.lock.lock()
     let isDone = unsafe Magazine(slot.pointee.loaded.load(ordering: .relaxed)).push(address)
     unsafe slot.pointee.lock.unlock()

@@ -14,15 +14,16 @@ extension DMADomain {
   /// - Throws: `.memoryLock`, `.noSpace`, `.tooManyMappings`, `.closed`, `.forked`, `.invalidArgument` for a buffer of
   ///   another domain, `.system`.
   public func map(_ buffer: consuming DMABuffer, _ direction: DMADirection) throws(DMAError) -> Mapping {
+    let way = core.alternative.load(ordering: .relaxed)
     // What is mapped already is a few instructions, which the rest would only slow down.
-    if core.alternative.load(ordering: .relaxed) == .persistent, isOurs(buffer),
+    if way == .persistent, isOurs(buffer),
       let found = unsafe core.takeStanding(buffer.base, buffer.byteCount, limit: addressing.limits.last)
     {
       return unsafe Mapping(buffer, at: found.iova, .standing(found.range))
     }
-    if core.hardwareTables != nil, core.alternative.load(ordering: .relaxed) == .none, isOurs(buffer) {
+    if way == .none, isOurs(buffer) {
       let access = direction.access
-      let address = unsafe core.mapHere(buffer.base, buffer.byteCount, addressing.limits, access)
+      let address = unsafe core.mapHere(buffer.base, buffer.byteCount, addressing, access)
       if address != 0 {
         let mapping = Mapping(buffer, at: IOVA(address), access: access.rawValue)
         return address <= addressing.limit ? mapping : try mapAgain(mapping, direction)

@@ -1,4 +1,5 @@
 import AddressSpace
+import PageTables
 import Synchronization
 
 /// The shortest way: on tables in a hardware's format, of registered memory, a map is an address from a magazine, a record and a
@@ -7,25 +8,27 @@ import Synchronization
 /// What looks from outside whether something is mapped, or wants no more mapped, passes all slots first (``DomainSlots/passAll()``):
 /// who has one is done then, or sees what was changed.
 ///
-/// Whatever is more than that goes the way that all others go, from its beginning.
+/// Whatever is more than that goes the way that all others go, from its beginning. Both are part of their callers: on this path a call
+/// costs as much as what it does.
 extension DomainCore {
   /// As ``map(_:byteCount:limits:access:)``; the address, or 0, and nothing has changed.
-  @inline(never)
-  func mapHere(_ base: UnsafeRawPointer, _ byteCount: Int, _ limits: AddressLimits, _ access: DMAAccess) -> UInt64 {
+  @inline(__always)
+  func mapHere(
+    _ base: UnsafeRawPointer, _ byteCount: Int, _ addressing: DeviceAddressing, _ access: DMAAccess
+  ) -> UInt64 {
     let length = padded(byteCount), host = UInt64(UInt(bitPattern: base))
-    guard isOwner, length <= records.largestByteCount, !isFlushDue, !cache.isOpen.load(ordering: .relaxed) else {
-      return 0
-    }
+    guard let shortWay = unsafe shortWay, isOwner, length <= records.largestByteCount, !isFlushDue,
+      !cache.isOpen.load(ordering: .relaxed)
+    else { return 0 }
     // The limits are read with the slot held: who lowers them passes all slots before it looks what is in use.
-    let slot = unsafe slots.lock(), limits = limits.now
-    guard unsafe !slot.pointee.tally.isClosed,
-      let iova = space.popHere(byteCount: length, limit: limits.first)
-    else {
+    let slot = unsafe slots.lock(), first = addressing.limits.first
+    guard unsafe !slot.pointee.tally.isClosed, let iova = space.popHere(byteCount: length, limit: first) else {
       unsafe slot.pointee.unlock()
       return 0
     }
-    guard iova.rawValue >= lowest(limits), records.enterHere(iova, host: host, byteCount: length),
-      hardwareTables!.mapHere(iova: iova.rawValue, address: host, byteCount: length, access: access)
+    guard iova.rawValue >= lowest(first), records.enterHere(iova, host: host, byteCount: length),
+      unsafe shortWay.pointee.map(iova: iova.rawValue, address: host, byteCount: length, canWrite: access.canWrite)
+        || mapByWalk(iova.rawValue, host, length, access)
     else {
       records.remove(iova)
       unsafe slot.pointee.unlock()
@@ -39,6 +42,17 @@ extension DomainCore {
     return iova.rawValue
   }
 
+  /// As the short way, where what that needs was not known: it is then.
+  @inline(never)
+  private func mapByWalk(_ iova: UInt64, _ host: UInt64, _ length: UInt64, _ access: DMAAccess) -> Bool {
+    hardwareTables!.mapHere(iova: iova, address: host, byteCount: length, access: access)
+  }
+
+  @inline(never)
+  private func clearByWalk(_ iova: UInt64, _ length: UInt64) -> UInt64? {
+    hardwareTables!.clearHere(iova: iova, byteCount: length)
+  }
+
   @inline(never)
   private func giveBack(_ iova: IOVA, _ host: UInt64, _ length: UInt64) -> UInt64 {
     // Whoever makes the index now does not see it, and who was making it may have.
@@ -49,31 +63,34 @@ extension DomainCore {
 
   /// As ``unmapLazily(_:length:memory:)`` of a buffer that the caller goes on to own; nil, and nothing has changed, where it begins
   /// otherwise.
-  @inline(never)
+  @inline(__always)
   func unmapHere(_ iova: IOVA, _ byteCount: Int) -> Result<UInt64, MapFailure>? {
+    guard let shortWay = unsafe shortWay, lazyMode.load(ordering: .relaxed) != .strict else { return nil }
     let now = coarseNow(), length = padded(byteCount)
     guard isOwner, length <= records.largestByteCount, !isFlushDue(at: now), !cache.isOpen.load(ordering: .relaxed)
     else { return nil }
     let slot = unsafe slots.lock(), mode = lazyMode.load(ordering: .acquiring)
     guard unsafe !slot.pointee.tally.isClosed, mode != .strict,
       let (place, record) = unsafe records.live(iova),
-      let cleared = hardwareTables!.clearHere(iova: iova.rawValue, byteCount: length)
+      let cleared = unsafe shortWay.pointee.pages.clear(iova.rawValue, byteCount: length)
+        ?? clearByWalk(iova.rawValue, length)
     else {
       unsafe slot.pointee.unlock()
       return nil
     }
     unsafe MappingTable.end(place, record)
-    let entry = FlushQueue.Entry(
-      iova: iova.rawValue, byteCount: length, time: max(now, 1), isRecorded: true)
+    @inline(__always) func entry() -> FlushQueue.Entry {
+      FlushQueue.Entry(iova: iova.rawValue, byteCount: length, time: max(now, 1), isRecorded: true)
+    }
     unsafe slot.pointee.tally.counts.queuedBytes &+= length
     let isIndexed = unsafe slot.pointee.tally.countUnmap(length, systemCalls: 0), ring = unsafe queue.ring(mode)
-    guard cleared == length, case .queued(let number) = unsafe queue.append(entry, to: ring)
+    guard cleared == length, case .queued(let number) = unsafe queue.append(entry(), to: ring)
     else {
       unsafe slot.pointee.tally.inFlight &+= 1
       unsafe slot.pointee.unlock()
-      return unsafe unmapRest(slot, entry, record, isIndexed: isIndexed, cleared)
+      return unsafe unmapRest(slot, entry(), record, isIndexed: isIndexed, cleared)
     }
-    queue.noteQueued(at: entry.time)
+    queue.noteQueued(at: max(now, 1))
     let isAll = unsafe hasNoMoreToDo(ring)
     if !isAll { unsafe slot.pointee.tally.inFlight &+= 1 }
     unsafe slot.pointee.unlock()

@@ -50,7 +50,10 @@ extension DomainCore {
   /// What an address from the caches must be at least. A device that gets addresses above 4 GiB gets no others, as long as there
   /// are any: one that cannot drive their bits fails with the first.
   @inline(__always)
-  func lowest(_ limits: AddressLimits) -> UInt64 { limits.first >> 32 == 0 ? 0 : highAddresses }
+  func lowest(_ limits: AddressLimits) -> UInt64 { lowest(limits.first) }
+
+  @inline(__always)
+  func lowest(_ first: UInt64) -> UInt64 { first >> 32 == 0 ? 0 : highAddresses }
 
   /// An address that the loaded magazine has not got.
   @inline(never)

@@ -20,6 +20,8 @@ final class DomainCore: @unchecked Sendable {
   let processOwned: (any ProcessOwnedTranslation)?
   /// The same, where a map or an unmap may be a few stores.
   let hardwareTables: (any HardwareTables)?
+  /// Behind a pointer, so that its parts are loaded where they are used.
+  let shortWay: UnsafeMutablePointer<ShortWay>?
   /// System calls that each map and each unmap is: one where the kernel owns the tables, else the translation counts its own.
   let callsEach: UInt64
   /// The smallest page minus one, in bytes.
@@ -83,6 +85,11 @@ final class DomainCore: @unchecked Sendable {
     }
     processOwned = translation as? any ProcessOwnedTranslation
     hardwareTables = translation as? any HardwareTables
+    unsafe shortWay = hardwareTables.map { tables in
+      let way = UnsafeMutablePointer<ShortWay>.allocate(capacity: 1)
+      unsafe way.initialize(to: tables.shortWay)
+      return unsafe way
+    }
     callsEach = processOwned == nil ? 1 : 0
     highAddresses = highest >> 32 == 0 ? 0 : 1 << 32
     let held = options.map { HeldAddresses($0, granule: granule) }
@@ -115,6 +122,7 @@ final class DomainCore: @unchecked Sendable {
     unsafe state.pointee.held?.deallocate()
     unsafe state.deinitialize(count: 1)
     unsafe state.deallocate()
+    unsafe shortWay?.deallocate()
     slots.deallocate()
     records.deallocate()
   }

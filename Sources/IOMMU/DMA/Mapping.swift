@@ -62,8 +62,7 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
     }
     if kind.isOwn {
       @inline(__always) func unmap(_ core: DomainCore) -> Result<UInt64, MapFailure>? {
-        core.hardwareTables != nil && core.lazyMode.load(ordering: .relaxed) != .strict
-          ? core.unmapHere(address, byteCount) : nil
+        core.unmapHere(address, byteCount)
       }
       switch unsafe core._withUnsafeGuaranteedRef(unmap) {
       case .success(let number)?:

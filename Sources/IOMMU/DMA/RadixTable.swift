@@ -14,31 +14,42 @@ struct RadixTable: @unchecked Sendable {
   typealias Word = Atomic<UInt64>
   typealias Node = UnsafeMutablePointer<Word>
 
-  private let root: Node
-  /// The bits of a number that are below the root's index.
-  private let rootShift: UInt64
-  let highest: UInt64
-  /// How many nodes may still be made before memory "runs out": for tests.
-  private let budget: UnsafeMutablePointer<Atomic<Int>>
-  /// Whether ``RadixHints`` can name the leaves.
-  private let hasHints: Bool
+  /// What does not change, beside the table: so that it is passed on in a register.
+  private let shape: UnsafeMutablePointer<Shape>
+
+  @safe
+  private struct Shape: ~Copyable {
+    let root: Node
+    /// The bits of a number that are below the root's index.
+    let rootShift: UInt64
+    let highest: UInt64
+    /// Whether ``RadixHints`` can name the leaves.
+    let hasHints: Bool
+    /// How many nodes may still be made before memory "runs out": for tests.
+    let budget = Atomic<Int>(.max)
+  }
 
   /// A table for numbers up to `highest`; nil when there is no memory.
   init?(highest: UInt64) {
-    self.highest = highest
-    hasHints = RadixHints.fits(highest >> 9)
-    let bits = UInt64(64 - highest.leadingZeroBitCount)
-    rootShift = bits <= 9 ? 0 : (bits - 1) / 9 * 9
     guard let root = unsafe Self.allocateNode() else { return nil }
-    unsafe self.root = unsafe root
-    unsafe budget = .allocate(capacity: 1)
-    unsafe budget.initialize(to: Atomic(.max))
+    let bits = UInt64(64 - highest.leadingZeroBitCount)
+    unsafe shape = .allocate(capacity: 1)
+    unsafe shape.initialize(
+      to: Shape(
+        root: root, rootShift: bits <= 9 ? 0 : (bits - 1) / 9 * 9, highest: highest,
+        hasHints: RadixHints.fits(highest >> 9)))
   }
 
   func deallocate() {
     unsafe deallocate(root, rootShift)
-    unsafe budget.deallocate()
+    unsafe shape.deinitialize(count: 1)
+    unsafe shape.deallocate()
   }
+
+  @inline(__always)
+  var highest: UInt64 { unsafe shape.pointee.highest }
+  private var root: Node { unsafe shape.pointee.root }
+  private var rootShift: UInt64 { unsafe shape.pointee.rootShift }
 
   private func deallocate(_ node: Node, _ shift: UInt64) {
     for index in 0..<512 where shift > 0 {
@@ -48,7 +59,7 @@ struct RadixTable: @unchecked Sendable {
   }
 
   /// Lets memory run out after so many more nodes. For tests.
-  func limitMemory(toNodes count: Int) { unsafe budget.pointee.store(count, ordering: .relaxed) }
+  func limitMemory(toNodes count: Int) { unsafe shape.pointee.budget.store(count, ordering: .relaxed) }
 }
 
 // MARK: - Words
@@ -71,7 +82,7 @@ extension RadixTable {
       unsafe node = next
       shift &-= 9
     }
-    if hasHints { unsafe RadixHints.note(node, number &>> 9, hint) }
+    if unsafe shape.pointee.hasHints { unsafe RadixHints.note(node, number &>> 9, hint) }
     return unsafe node
   }
 
@@ -116,7 +127,7 @@ extension RadixTable {
   }
 
   private func makeChild(_ node: Node, _ index: Int) -> Node? {
-    guard unsafe budget.pointee.wrappingSubtract(1, ordering: .relaxed).newValue >= 0,
+    guard unsafe shape.pointee.budget.wrappingSubtract(1, ordering: .relaxed).newValue >= 0,
       let fresh = unsafe Self.allocateNode()
     else { return nil }
     let result = unsafe node[index].compareExchange(

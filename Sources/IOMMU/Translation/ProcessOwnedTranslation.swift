@@ -1,3 +1,5 @@
+import PageTables
+
 /// A translation whose stage 1 the process writes: what a domain needs beyond ``Translation``.
 ///
 /// An unmap is ``clear(iova:byteCount:)`` and ``invalidate(iova:byteCount:)``; who puts invalidations off calls the first
@@ -56,12 +58,27 @@ package protocol ProcessOwnedTranslation: Translation {
 /// Tables in a hardware's format, of which a map and an unmap of what fits into one table, of registered memory, is a few stores:
 /// no system call, no lock, nothing that waits. Such calls may be made with a spin lock held.
 package protocol HardwareTables: ProcessOwnedTranslation {
+  /// What both of the following come to mostly. For as long as this lives.
+  var shortWay: ShortWay { get }
   /// Maps, if that is all there is to do; else false, and nothing has changed: ``Translation/map(iova:address:byteCount:access:)`` does
   /// it.
   func mapHere(iova: UInt64, address: UInt64, byteCount: UInt64, access: DMAAccess) -> Bool
   /// Clears whole mappings of registered memory without an invalidation, as ``ProcessOwnedTranslation/clear(iova:byteCount:)``, if
   /// that is all there is to do: how many bytes were mapped; else nil, and nothing has changed.
   func clearHere(iova: UInt64, byteCount: UInt64) -> UInt64?
+}
+
+/// What a map and an unmap need of such tables where memory and table are known: without a reference to count, or a call.
+package struct ShortWay: BitwiseCopyable, Sendable {
+  let known: KnownRegistrations
+  let pages: PageWriter
+
+  /// ``HardwareTables/mapHere(iova:address:byteCount:access:)``, or false as well where what is needed is not known.
+  @inline(__always)
+  func map(iova: UInt64, address: UInt64, byteCount: UInt64, canWrite: Bool) -> Bool {
+    guard let ipa = known.ipa(of: address, byteCount: byteCount) else { return false }
+    return pages.map(iova, to: ipa, byteCount: byteCount, canWrite: canWrite)
+  }
 }
 
 extension ProcessOwnedTranslation {

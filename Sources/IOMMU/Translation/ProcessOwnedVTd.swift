@@ -184,8 +184,10 @@ extension ProcessOwnedVTd {
     throw .notTypewriter
   }
 
+  package var shortWay: ShortWay { ShortWay(known: memory.known, pages: stage1.table.writer) }
+
   package func mapHere(iova: UInt64, address: UInt64, byteCount: UInt64, access: DMAAccess) -> Bool {
-    guard let ipa = memory.knownIPA(of: address, byteCount: byteCount) else { return false }
+    guard let ipa = memory.known.ipa(of: address, byteCount: byteCount) else { return false }
     return stage1.table.mapPages(iova: iova, to: ipa, byteCount: byteCount, attributes: LeafAttributes(access))
   }
 

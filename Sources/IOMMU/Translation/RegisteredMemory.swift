@@ -127,9 +127,8 @@ extension RegisteredMemory {
     cache.ipa(of: address, byteCount: byteCount) ?? find(address, byteCount)
   }
 
-  /// The same, if it was found before: without a lock. nil says nothing. For callers as of ``RegistrationCache/ipaHere(of:byteCount:)``.
-  @inline(__always)
-  func knownIPA(of address: UInt64, byteCount: UInt64) -> UInt64? { cache.ipaHere(of: address, byteCount: byteCount) }
+  /// What was found before, for callers as of ``KnownRegistrations/ipa(of:byteCount:)``.
+  var known: KnownRegistrations { cache.known }
 
   @inline(never)
   private func find(_ address: UInt64, _ byteCount: UInt64) -> UInt64? {

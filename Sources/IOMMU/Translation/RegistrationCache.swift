@@ -7,33 +7,12 @@ import Synchronization
 /// place that has it first; that no one maps its memory then is the caller's duty, as with the registration itself.
 @safe
 package final class RegistrationCache: Sendable {
-  private struct Place: ~Copyable {
-    let number = Atomic<UInt64>(0)
-    let first = Atomic<UInt64>(1), last = Atomic<UInt64>(0)
-    /// What to add to a host address; wraps.
-    let difference = Atomic<UInt64>(0)
-    /// A cache line each.
-    private let unused: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
-  }
-  private nonisolated(unsafe) let places: UnsafeMutablePointer<Place>
-  private static var count: Int { 128 }
-  /// Stretches of 256 KiB, the least that an arena grows by: what it grew by at different times does not share one.
-  private static var shift: UInt64 { 18 }
+  /// The same for who only looks, without a reference to count: for as long as this lives.
+  package let known = KnownRegistrations()
 
-  package init() {
-    unsafe places = .allocate(capacity: Self.count)
-    for index in 0..<Self.count { unsafe (places + index).initialize(to: Place()) }
-  }
+  package init() {}
 
-  deinit {
-    unsafe places.deinitialize(count: Self.count)
-    unsafe places.deallocate()
-  }
-
-  @inline(__always)
-  private func place(_ address: UInt64) -> UnsafeMutablePointer<Place> {
-    unsafe places + Int(truncatingIfNeeded: address >> Self.shift) & (Self.count - 1)
-  }
+  deinit { known.deallocate() }
 
   /// The IPA of memory that lies in one known registration.
   @inline(__always)
@@ -44,12 +23,73 @@ package final class RegistrationCache: Sendable {
       // comes after a store that releases.
       atomicMemoryFence(ordering: .sequentiallyConsistent)
     #endif
-    return ipaHere(of: address, byteCount: byteCount)
+    return known.ipa(of: address, byteCount: byteCount)
   }
 
-  /// The same for a caller that who ends a registration waits for, after having hidden it: one that holds a slot of its domain.
+  /// Remembers a registration for the stretch that an address is in. With the lock of the registrations held.
+  package func note(_ address: UInt64, first: UInt64, last: UInt64, ipa: UInt64) {
+    unsafe write(known.place(address), first: first, last: last, difference: ipa &- first)
+  }
+
+  /// Forgets a registration. With the lock of the registrations held.
+  package func forget(first: UInt64) {
+    for index in 0..<KnownRegistrations.count {
+      let place = unsafe known.places + index
+      guard unsafe place.pointee.first.load(ordering: .relaxed) == first else { continue }
+      unsafe write(place, first: 1, last: 0, difference: 0)
+    }
+    // The other half of what ``ipa(of:byteCount:)`` says.
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
+  }
+
+  private func write(
+    _ place: UnsafeMutablePointer<KnownRegistrations.Place>, first: UInt64, last: UInt64, difference: UInt64
+  ) {
+    let number = unsafe place.pointee.number.load(ordering: .relaxed)
+    unsafe place.pointee.number.store(number &+ 1, ordering: .relaxed)
+    atomicMemoryFence(ordering: .releasing)
+    unsafe place.pointee.first.store(first, ordering: .relaxed)
+    unsafe place.pointee.last.store(last, ordering: .relaxed)
+    unsafe place.pointee.difference.store(difference, ordering: .relaxed)
+    unsafe place.pointee.number.store(number &+ 2, ordering: .releasing)
+  }
+}
+
+/// What a ``RegistrationCache`` remembers.
+@safe
+package struct KnownRegistrations: BitwiseCopyable, @unchecked Sendable {
+  fileprivate struct Place: ~Copyable {
+    let number = Atomic<UInt64>(0)
+    let first = Atomic<UInt64>(1), last = Atomic<UInt64>(0)
+    /// What to add to a host address; wraps.
+    let difference = Atomic<UInt64>(0)
+    /// A cache line each.
+    private let unused: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+  }
+  fileprivate let places: UnsafeMutablePointer<Place>
+  fileprivate static var count: Int { 128 }
+  /// Stretches of 256 KiB, the least that an arena grows by: what it grew by at different times does not share one.
+  private static var shift: UInt64 { 18 }
+
+  fileprivate init() {
+    unsafe places = .allocate(capacity: Self.count)
+    for index in 0..<Self.count { unsafe (places + index).initialize(to: Place()) }
+  }
+
+  fileprivate func deallocate() {
+    unsafe places.deinitialize(count: Self.count)
+    unsafe places.deallocate()
+  }
+
   @inline(__always)
-  package func ipaHere(of address: UInt64, byteCount: UInt64) -> UInt64? {
+  fileprivate func place(_ address: UInt64) -> UnsafeMutablePointer<Place> {
+    unsafe places + Int(truncatingIfNeeded: address &>> Self.shift) & (Self.count &- 1)
+  }
+
+  /// The IPA of memory that lies in one known registration, for a caller that who ends a registration waits for, after having hidden
+  /// it: one that holds a slot of its domain.
+  @inline(__always)
+  package func ipa(of address: UInt64, byteCount: UInt64) -> UInt64? {
     let place = unsafe place(address)
     let number = unsafe place.pointee.number.load(ordering: .acquiring)
     let first = unsafe place.pointee.first.load(ordering: .relaxed)
@@ -59,31 +99,5 @@ package final class RegistrationCache: Sendable {
     atomicMemoryFence(ordering: .acquiring)
     guard unsafe place.pointee.number.load(ordering: .relaxed) == number else { return nil }
     return address &+ difference
-  }
-
-  /// Remembers a registration for the stretch that an address is in. With the lock of the registrations held.
-  package func note(_ address: UInt64, first: UInt64, last: UInt64, ipa: UInt64) {
-    unsafe write(place(address), first: first, last: last, difference: ipa &- first)
-  }
-
-  /// Forgets a registration. With the lock of the registrations held.
-  package func forget(first: UInt64) {
-    for index in 0..<Self.count {
-      let place = unsafe places + index
-      guard unsafe place.pointee.first.load(ordering: .relaxed) == first else { continue }
-      unsafe write(place, first: 1, last: 0, difference: 0)
-    }
-    // The other half of what ``ipa(of:byteCount:)`` says.
-    atomicMemoryFence(ordering: .sequentiallyConsistent)
-  }
-
-  private func write(_ place: UnsafeMutablePointer<Place>, first: UInt64, last: UInt64, difference: UInt64) {
-    let number = unsafe place.pointee.number.load(ordering: .relaxed)
-    unsafe place.pointee.number.store(number &+ 1, ordering: .relaxed)
-    atomicMemoryFence(ordering: .releasing)
-    unsafe place.pointee.first.store(first, ordering: .relaxed)
-    unsafe place.pointee.last.store(last, ordering: .relaxed)
-    unsafe place.pointee.difference.store(difference, ordering: .relaxed)
-    unsafe place.pointee.number.store(number &+ 2, ordering: .releasing)
   }
 }

@@ -1,4 +1,4 @@
-internal import Synchronization
+public import Synchronization
 
 /// Where the lowest tables of some regions are, so that a call there need not walk down to them.
 ///
@@ -6,11 +6,12 @@ internal import Synchronization
 /// at once. Only who owns part of a region asks and notes, and only who owns all of it unlinks its table, and has it forgotten
 /// before the region is anybody else's: so what is found is linked.
 @safe
-struct LeafTableHints: @unchecked Sendable {
-  private let words: UnsafeMutablePointer<Atomic<UInt64>>
-  private static var count: Int { 64 }
+@usableFromInline
+struct LeafTableHints: BitwiseCopyable, @unchecked Sendable {
+  @usableFromInline let words: UnsafeMutablePointer<Atomic<UInt64>>
+  @usableFromInline static var count: Int { @inlinable @inline(__always) get { 64 } }
   /// The bits of a table's number, plus one; the region is above.
-  static var numberBits: UInt64 { 28 }
+  @usableFromInline static var numberBits: UInt64 { @inlinable @inline(__always) get { 28 } }
 
   init() {
     unsafe words = .allocate(capacity: Self.count)
@@ -23,13 +24,13 @@ struct LeafTableHints: @unchecked Sendable {
     unsafe words.deallocate()
   }
 
-  @inline(__always)
-  private func word(_ region: UInt64) -> UnsafeMutablePointer<Atomic<UInt64>> {
+  @inlinable @inline(__always)
+  func word(_ region: UInt64) -> UnsafeMutablePointer<Atomic<UInt64>> {
     unsafe words + Int(truncatingIfNeeded: region & UInt64(Self.count &- 1))
   }
 
   /// The number of a region's table; `nil` where it is not known.
-  @inline(__always)
+  @inlinable @inline(__always)
   func find(_ region: UInt64) -> UInt64? {
     let found = unsafe word(region).pointee.load(ordering: .acquiring)
     guard found &>> Self.numberBits == region, found != 0 else { return nil }

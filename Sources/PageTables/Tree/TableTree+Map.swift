@@ -22,15 +22,9 @@ extension TableTree {
   ) -> Bool {
     check(iova, address, byteCount, attributes)
     guard isInOneTable(iova, byteCount), let table = makeLowest(iova) else { return false }
-    let first = index(iova, 0), entry = Format.leaf(attributes, isBlock: false) | address
-    if byteCount == geometry.granule.byteCount {
-      guard table.peek(first) == 0 else { return false }
-      table.store(entry, at: first)
-      return true
-    }
-    let count = pageCount(byteCount)
+    let first = index(iova, 0), count = pageCount(byteCount)
     guard table.isClear(first, count) else { return false }
-    fill(table, first, count, entry, step: geometry.granule.byteCount)
+    fill(table, first, count, Format.leaf(attributes, isBlock: false) | address, step: geometry.granule.byteCount)
     return true
   }
 

@@ -19,6 +19,7 @@ struct TableTree<Format: TableFormat>: ~Copyable, @unchecked Sendable {
   let memory: TableMemory
   let pool: TablePool
   let hints = LeafTableHints()
+  let writer: PageWriter
   /// How many tables are linked.
   let linked = Atomic<Int>(1)
 
@@ -44,6 +45,7 @@ struct TableTree<Format: TableFormat>: ~Copyable, @unchecked Sendable {
     rootShift = geometry.shift(level: geometry.levels - 1)
     self.pool = pool
     memory = pool.memory
+    writer = PageWriter(Format.self, hints: hints, memory: pool.memory, geometry: geometry, last: last)
   }
 
   /// Gives all tables back. No other thread may be inside, and no hardware may walk here any more.

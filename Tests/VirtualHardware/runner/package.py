@@ -62,6 +62,8 @@ def for_arm64(package: Path, scratch: Path, parts: Parts):
         Path(__file__).with_name("in-toolchain"), parts.toolchain, package,
         f"PKG_CONFIG_PATH={sysroot}/usr/lib/aarch64-linux-gnu/pkgconfig:{sysroot}/usr/share/pkgconfig",
         "swift", "build", *options(package, scratch), "--swift-sdks-path", "/sdk", "--swift-sdk", SDK_TRIPLE,
+        # Servers with an SMMUv3 have the atomic instructions of Armv8.1; without, each is a call that looks for them.
+        "-Xcc", "-march=armv8.1-a",
         # Nothing can be fetched from in there, and it is a sandbox already.
         "--disable-automatic-resolution", "--disable-sandbox",
         "--manifest-cache", "local",
