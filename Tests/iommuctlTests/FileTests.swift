@@ -92,7 +92,7 @@ import iommuctl
       var simulation = Simulation.standard
       simulation.kernel = { kernel in
         let failing = FaultingKernel(kernel)
-        failing.fail(1, of: "hwptInvalidate", with: .inputOutput)
+        failing.failFrom(12, of: "hwptInvalidate", with: .inputOutput)
         return failing
       }
       let line = "simulate --workload W6 --operations 9 --iommu vtd --html \(directory)/page"
