@@ -1,5 +1,6 @@
 // The processor that runs this thread, for data kept apart by processor.
 #pragma once
+#include <sched.h>
 #include <sys/rseq.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -31,6 +32,9 @@ CI_SHIM int32_t ci_pin_to_cpu(uint32_t cpu) {
   mask[cpu / 64] = 1ull << (cpu % 64);
   return (int32_t)ci_or_errno64(syscall(SYS_sched_setaffinity, 0, sizeof mask, mask));
 }
+
+/// sched_yield(2): lets other threads run.
+CI_SHIM void ci_yield(void) { (void)sched_yield(); }
 
 /// Tells the processor that this is a spin loop.
 CI_SHIM void ci_cpu_pause(void) {

@@ -59,6 +59,7 @@ final class DomainCore: @unchecked Sendable {
   let debug: DebugTracker?
   let detour: any MapDetour
   let queue: FlushQueue
+  let withheld = WithheldMemory()
   /// Maps that are kept after their unmap, by ``Protection/automatic(_:)``.
   let cache = MapCache()
   let protection = Mutex(ProtectionState())

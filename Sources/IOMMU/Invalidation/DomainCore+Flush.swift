@@ -1,4 +1,5 @@
 import AddressSpace
+import CIOMMU
 import Synchronization
 
 /// Flushing: everything that waits goes out of the devices' reach, with one invalidation where the tables are ours.
@@ -42,6 +43,19 @@ extension DomainCore {
       }
     }
     return failure.map { .failed($0) } ?? .done
+  }
+
+  /// Whether a flush ends within a few turns of the processor that was begun after all that is queued in a ring: of many threads that
+  /// find the ring full while one of them flushes, or is about to, not each shall make a flush of its own.
+  @inline(never)
+  func awaitFlush(of ring: UnsafeMutablePointer<FlushQueue.Ring>) -> Bool {
+    let number = unsafe queue.numberOfLast(ring)
+    for _ in 0..<Limits.turnsForAFlush {
+      if queue.finished.load(ordering: .acquiring) >= number { return true }
+      guard queue.started.load(ordering: .relaxed) >= number else { return false }
+      ci_yield()
+    }
+    return false
   }
 
   /// A flush while another one is under way, whose thread may not be running: on tables of this process, whose flush is one
@@ -128,6 +142,8 @@ extension DomainCore {
 }
 
 extension Limits {
+  /// How often a thread lets others run before it does not wait for their flush any longer.
+  package static let turnsForAFlush = 64
   /// How many ranges one call of a flush unmaps at most: the kernel invalidates for each of them, which takes up to 2 µs on real
   /// hardware, and has some 0.7 µs of bookkeeping. As many as the ring of a processor holds.
   package static let rangesOfACall = 256
@@ -155,7 +171,7 @@ extension FlushQueue {
       unsafe pointer.pointee.lock.unlock()
       for index in places {
         let entry = unsafe entry(ring, index).pointee
-        guard entry.counter < number, !entry.isUnmapped, entry.byteCount != 0 else { continue }
+        guard entry.counter < number, !entry.isUnmapped else { continue }
         found.append(
           Waiting(
             iova: entry.iova, byteCount: entry.byteCount, gapByteCount: entry.gapByteCount,

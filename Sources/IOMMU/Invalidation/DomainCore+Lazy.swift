@@ -138,7 +138,7 @@ extension DomainCore {
         if unsafe queue.hasRoom(ring) { continue }
         switch flush() {
         case .done: break
-        case .busy where flushBeside(): break
+        case .busy where unsafe awaitFlush(of: ring) || flushBeside(): break
         case .busy, .failed: return nil
         }
         unsafe reclaim(ring, all: true)
@@ -170,12 +170,22 @@ extension DomainCore {
       let count = unsafe queue.take(from: ring, &batch)
       if count > 0 {
         var released: UInt64 = 0
-        for index in 0..<count { released &+= release(batch[index]) }
+        for index in 0..<count {
+          let entry = batch[index]
+          // Most are, and their addresses fit into the loaded magazine.
+          if entry.isRecorded, entry.memory == 0 {
+            space.free(IOVA(entry.iova), byteCount: entry.byteCount)
+            released &+= entry.byteCount
+          } else {
+            released &+= release(entry)
+          }
+        }
         slots.count { $0.queuedBytes &-= released }
         unsafe ring.pointee.releasing.wrappingSubtract(1, ordering: .releasing)
       }
-      if !all || count < FlushQueue.Batch.count { return }
+      if !all || count < FlushQueue.Batch.count { break }
     }
+    if withheld.isDue(queue.finished.load(ordering: .relaxed)) { releaseWithheld() }
   }
 
   func reclaimAll() {
@@ -183,6 +193,7 @@ extension DomainCore {
   }
 
   /// The range is out of reach: its address may be given out again, and its memory. As ``releaseAddresses(of:)``.
+  @inline(never)
   private func release(_ entry: FlushQueue.Entry) -> UInt64 {
     let released = releaseAddresses(of: entry)
     if let memory = unsafe UnsafeMutableRawPointer(bitPattern: entry.memory) { unsafe streaming.free(memory) }
@@ -203,38 +214,16 @@ extension DomainCore {
 
 }
 
-// MARK: - Memory that was freed
-
-extension DomainCore {
-  /// Frees memory whose last unmap was queued under a number: now, or when that number is reached.
-  ///
-  /// Where there is no queue any more, or no room in it, this waits for the flush under way, or makes one.
-  func free(_ memory: UnsafeMutableRawPointer, byteCount: Int, after number: UInt64) {
-    // What is kept of it goes first.
-    if cache.count > 0, unsafe !tearDownMaps(of: memory) {
-      return locked { $0.statistics.leakedBytes += padded(byteCount) }
-    }
-    while number > queue.finished.load(ordering: .acquiring) {
-      guard enter() else {
-        waitUntilEmptied()
-        break
-      }
-      defer { leave() }
-      let mode = lazyMode.load(ordering: .acquiring), address = UInt(bitPattern: memory)
-      if mode != .strict, unsafe queue.attach(address, to: queue.ring(mode), after: number) { return }
-      if enqueue(FlushQueue.Entry(memory: address, time: max(coarseNow(), 1))) != nil { return }
-      switch flush() {
-      case .done: break
-      case .busy: kernel.sleep(.microseconds(20))
-      case .failed(.closed): break
-      case .failed: return locked { $0.statistics.leakedBytes += padded(byteCount) }
-      }
-    }
-    unsafe streaming.free(memory)
-  }
-}
-
 extension FlushQueue {
+  /// The number that ``finished`` has to reach for all entries of a ring to go; 0 where there are none.
+  func numberOfLast(_ ring: UnsafeMutablePointer<Ring>) -> UInt64 {
+    unsafe ring.pointee.lock.lock()
+    defer { unsafe ring.pointee.lock.unlock() }
+    let tail = unsafe ring.pointee.waiting.tail
+    guard unsafe tail > ring.pointee.waiting.head else { return 0 }
+    return unsafe ring.pointee.waiting.entries![(tail - 1) & ring.pointee.waiting.mask].counter + 1
+  }
+
   func hasRoom(_ ring: UnsafeMutablePointer<Ring>) -> Bool {
     unsafe ring.pointee.lock.lock()
     defer { unsafe ring.pointee.lock.unlock() }

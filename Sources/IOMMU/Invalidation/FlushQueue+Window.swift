@@ -73,14 +73,8 @@ extension FlushQueue.Ring.Waiting {
 
   fileprivate func entry(_ place: Int) -> FlushQueue.Entry { unsafe entries![place & mask] }
 
-  /// When the first range was queued that waits for a flush, below a place; 0 for none. Memory alone is nothing to reach.
+  /// When the first range was queued that waits for a flush, below a place; 0 for none.
   fileprivate func firstRange(before end: Int) -> UInt64 {
-    var place = firstUncovered
-    while place < end {
-      let entry = entry(place)
-      if entry.byteCount != 0 { return entry.time }
-      place += 1
-    }
-    return 0
+    firstUncovered < end ? entry(firstUncovered).time : 0
   }
 }

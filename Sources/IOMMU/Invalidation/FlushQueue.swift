@@ -14,7 +14,7 @@ import Synchronization
 final class FlushQueue: @unchecked Sendable {
   /// What waits.
   struct Entry: BitwiseCopyable {
-    /// The range; no bytes where only memory waits.
+    /// The range.
     var iova: UInt64 = 0, byteCount: UInt64 = 0
     /// How much of the range is not mapped: gaps between the parts of a list.
     var gapByteCount: UInt64 = 0
@@ -103,7 +103,7 @@ final class FlushQueue: @unchecked Sendable {
   /// The ring for a topology on the processor that runs this.
   @inline(__always)
   func ring(_ mode: LazyMode) -> UnsafeMutablePointer<Ring> {
-    unsafe mode == .single ? rings! : rings! + min(Int(ci_cpu()), processors - 1)
+    unsafe mode == .single ? rings! : rings! + min(Int(ci_cpu()), processors &- 1)
   }
 
   /// A flush is over. One that began later may have been quicker: it covers what this one covers.
@@ -116,9 +116,9 @@ final class FlushQueue: @unchecked Sendable {
     }
   }
 
-  /// Queues an entry at the end of a ring. Its range was unmapped before.
+  /// Queues an entry at the end of a ring, where it is made. Its range was unmapped before.
   @inline(__always)
-  func append(_ entry: Entry, to ring: UnsafeMutablePointer<Ring>) -> Appended {
+  func append(_ entry: @autoclosure () -> Entry, to ring: UnsafeMutablePointer<Ring>) -> Appended {
     // What was cleared is visible before the counter is read. On x86 the exchange that takes the lock sees to it.
     #if !arch(x86_64)
       atomicMemoryFence(ordering: .sequentiallyConsistent)
@@ -126,24 +126,14 @@ final class FlushQueue: @unchecked Sendable {
     unsafe ring.pointee.lock.lockInOrder()
     defer { unsafe ring.pointee.lock.unlock() }
     guard unsafe ring.pointee.waiting.isOpen else { return .closed }
-    guard unsafe ring.pointee.waiting.tail - ring.pointee.waiting.head < ring.pointee.waiting.mask else { return .full }
-    var entry = entry
-    entry.counter = started.load(ordering: .sequentiallyConsistent)
-    unsafe ring.pointee.waiting.entries![ring.pointee.waiting.tail & ring.pointee.waiting.mask] = entry
-    unsafe ring.pointee.waiting.tail += 1
-    return .queued(entry.counter + 1)
-  }
-
-  /// Has memory freed with the entry that was queued last, if that does not go before `number` and has none; else it
-  /// needs an entry of its own.
-  func attach(_ memory: UInt, to ring: UnsafeMutablePointer<Ring>, after number: UInt64) -> Bool {
-    unsafe ring.pointee.lock.lock()
-    defer { unsafe ring.pointee.lock.unlock() }
-    guard unsafe ring.pointee.waiting.tail > ring.pointee.waiting.head else { return false }
-    let last = unsafe ring.pointee.waiting.entries! + ((ring.pointee.waiting.tail - 1) & ring.pointee.waiting.mask)
-    guard unsafe last.pointee.memory == 0, unsafe last.pointee.counter + 1 >= number else { return false }
-    unsafe last.pointee.memory = memory
-    return true
+    let tail = unsafe ring.pointee.waiting.tail, mask = unsafe ring.pointee.waiting.mask
+    guard unsafe tail &- ring.pointee.waiting.head < mask else { return .full }
+    var entry = entry()
+    let counter = started.load(ordering: .sequentiallyConsistent)
+    entry.counter = counter
+    unsafe ring.pointee.waiting.entries![tail & mask] = entry
+    unsafe ring.pointee.waiting.tail = tail &+ 1
+    return .queued(counter &+ 1)
   }
 
   /// Takes entries that may go out of a ring, as many as fit into `batch`; how many. After giving them back, the caller

@@ -58,6 +58,44 @@ import Testing
     }
   }
 
+  /// Buffers of a list that are dropped wait for the flush of their range, and take no place of their own in the ring.
+  @Test(arguments: LazyTests.Tables.allCases)
+  func droppedBuffersTakeNoPlace(_ tables: LazyTests.Tables) throws {
+    let options = FlushQueueOptions(.single, depth: 16, timeout: .seconds(1000))
+    try LazyTests.withDomain(tables, options) { kernel, dma, machine in
+      var last: Set<UInt> = []
+      for _ in 0..<31 {
+        var list = ScatterList()
+        for _ in 0..<64 { list.append(try dma.buffer(byteCount: 4096)) }
+        let mapped = try dma.map(list, .fromDevice)
+        last = [unsafe UInt(bitPattern: dma.translate(mapped.address))]
+        _ = try mapped.unmap()
+      }
+      #expect(dma.statistics.flushes == 2, "15 ranges fit")
+      for _ in 0..<3 { #expect(try !last.contains(Self.place(dma))) }
+      try dma.drain()
+      #expect(dma.statistics.queuedBytes == 0 && dma.statistics.leakedBytes == 0)
+    }
+  }
+
+  /// What may wait is bounded: beyond that a flush is made, and all of it is used again.
+  @Test func muchMemoryIsFlushedFor() throws {
+    try LazyTests.withDomain(.process, Self.options) { kernel, dma, machine in
+      var places: Set<UInt> = []
+      for _ in 0..<9 {
+        let mapping = try dma.map(try dma.buffer(byteCount: 8 << 20), .fromDevice)
+        places.insert(unsafe UInt(bitPattern: dma.translate(mapping.address)))
+        _ = try mapping.unmap()
+      }
+      #expect(dma.statistics.flushes == 0 && places.count == 9, "64 MiB may, and a buffer beyond")
+      _ = try dma.map(try dma.buffer(byteCount: 64), .fromDevice).unmap()
+      #expect(dma.statistics.flushes == 1)
+      let buffer = try dma.buffer(byteCount: 8 << 20)
+      let place = unsafe buffer.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
+      #expect(places.contains(place))
+    }
+  }
+
   private final class Box: Sendable {
     let mapping: Mutex<Mapping?>
     let wasThere = Atomic<Bool>(false)
