@@ -28,8 +28,10 @@ enum BounceChoice {
         limit = max(limit, dma.copiedByteCount(.toDevice))
         for (index, length) in lengths.enumerated() {
           let part = unsafe UnsafeRawBufferPointer(rebasing: memory[..<length])
-          let pairs = max(2, min(16, (1 << 18) / length))
+          let pairs = max(6, min(64, (1 << 19) / length))
           for (number, direction) in directions.enumerated() {
+            // What a switch, or a length before, has left in the caches is no part of it.
+            for _ in 0..<2 { try unsafe dma.map(unsafe: part, direction, widening: true).unmap() }
             let began = nanoseconds()
             for _ in 0..<pairs { try unsafe dma.map(unsafe: part, direction, widening: true).unmap() }
             let time = Double(nanoseconds() - began) / Double(pairs)
