@@ -107,13 +107,16 @@ final class FlushQueue: @unchecked Sendable {
   }
 
   /// A flush is over. One that began later may have been quicker: it covers what this one covers.
+  ///
+  /// Who then looks at ``WithheldMemory`` sees what was added by a thread that did not see this.
   func finish(_ number: UInt64) {
     var last = finished.load(ordering: .relaxed)
     while last < number {
       let result = finished.weakCompareExchange(expected: last, desired: number, ordering: .releasing)
-      if result.exchanged { return }
+      if result.exchanged { break }
       last = result.original
     }
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
   }
 
   /// Queues an entry at the end of a ring, where it is made. Its range was unmapped before.

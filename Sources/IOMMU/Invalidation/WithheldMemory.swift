@@ -69,8 +69,10 @@ extension DomainCore {
     defer { leave() }
     // A single buffer waits, however long it is.
     if withheld.byteCount > Limits.withheldByteCount, case .done = flush() { reclaimAll() }
-    unsafe withheld.add(memory, byteCount: byteCount, until: number)
-    // The flush may have finished while it was added.
+    // Whole pages, as it takes them.
+    unsafe withheld.add(memory, byteCount: Int(padded(byteCount)), until: number)
+    // The flush may have finished while it was added: who finishes one sees it, or this sees that.
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
     releaseWithheld()
   }
 

@@ -96,6 +96,18 @@ import Testing
     }
   }
 
+  /// What waits are pages, however little of each was asked for.
+  @Test func smallBuffersCountAsPages() throws {
+    try LazyTests.withDomain(.process, Self.options) { kernel, dma, machine in
+      for _ in 0..<33 {
+        var list = ScatterList()
+        for _ in 0..<512 { list.append(try dma.buffer(byteCount: 64)) }
+        _ = try dma.map(list, .fromDevice).unmap()
+      }
+      #expect(dma.statistics.flushes == 1, "2 MiB each")
+    }
+  }
+
   private final class Box: Sendable {
     let mapping: Mutex<Mapping?>
     let wasThere = Atomic<Bool>(false)
