@@ -34,6 +34,14 @@ struct WaitTests {
     #expect(entries[1].revents == Int16(CI_POLLIN))
   }
 
+  /// A tick of the kernel behind, of which the slowest has 10 ms, and never ahead.
+  @Test func coarseClock() {
+    for _ in 0..<1000 {
+      let before = ci_monotonic_ns(), coarse = ci_coarse_monotonic_ns(), after = ci_monotonic_ns()
+      #expect(coarse > before - 20_000_000 && coarse <= after)
+    }
+  }
+
   @Test func sleep() {
     let start = ci_monotonic_ns()
     #expect(ci_sleep_ns(2_000_000) == 0)

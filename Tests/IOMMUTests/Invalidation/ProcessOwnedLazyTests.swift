@@ -1,4 +1,5 @@
 import AddressSpace
+import CIOMMU
 import IOMMU
 import IOMMUSimulation
 import Testing
@@ -72,6 +73,22 @@ import Testing
     #expect(dma.statistics.queuedBytes == 4096)
     try dma.drain()
     #expect(dma.statistics.queuedBytes == 0)
+    rig.device.close()
+  }
+
+  /// Of many threads that find the ring of their processor full, while the one that flushes it does not run, not each flushes.
+  @Test func manyThreadsShareAFlush() async throws {
+    let rig = try Rig(), dma = rig.device.dma, threads = 16, pairs = 2000
+    try dma.switchProtection(to: Self.lazy(.perCPU, depth: 64))
+    let failures = await inThreads(threads) { _ in
+      // Where another set of processors is allowed, they share fewer rings anyway than they are.
+      _ = ci_pin_to_cpu(0)
+      var buffer = try dma.buffer(byteCount: 4096)
+      for _ in 0..<pairs { buffer = try dma.map(buffer, .fromDevice).unmap() }
+    }
+    #expect(failures == [])
+    let full = UInt64(threads * pairs / 63), flushes = dma.statistics.flushes
+    #expect(flushes >= full && flushes <= 2 * full, "\(flushes) of a ring that was full \(full) times")
     rig.device.close()
   }
 
