@@ -89,12 +89,7 @@ import iommuctl
   /// A run that ends early leaves no file, and what was there as it was.
   @Test func aPageOfARunThatFails() throws {
     try withDirectory { directory in
-      var simulation = Simulation.standard
-      simulation.kernel = { kernel in
-        let failing = FaultingKernel(kernel)
-        failing.failFrom(12, of: "hwptInvalidate", with: .inputOutput)
-        return failing
-      }
+      let simulation = Simulation.failing(from: 12, of: "hwptInvalidate")
       let line = "simulate --workload W6 --operations 9 --iommu vtd --html \(directory)/page"
       #expect(Invocation(line, simulation: simulation).status == .failed)
       #expect(try FileManager.default.contentsOfDirectory(atPath: directory) == [])

@@ -18,7 +18,8 @@ public enum DMANotice: Hashable, Sendable, CustomStringConvertible {
   /// No room was left below 4 GiB: from now on the device gets addresses of this many bits.
   case addressPolicyTripped(device: String, addressBits: Int)
   /// The timer of a lazy or automatic protection cannot be had, for want of a descriptor or a thread: as long as that is so, each
-  /// unmap is flushed at once, and no map is kept; what such a flush fails with waits for the next operation. ``DMAStatistics/timerFailures`` counts on. All devices of the domain are told.
+  /// unmap is flushed at once, and no map is kept; what such a flush fails with waits for the next operation.
+  /// ``DMAStatistics/timerFailures`` counts on. All devices of the domain are told.
   case timerMissing(device: String, errno: Errno)
 
   /// One sentence, as the kernel's log would have it.

@@ -84,7 +84,7 @@ extension DomainCore {
   }
 
   /// There is no room in the ring while another thread unmaps what is queued, or a switch is under way: this does not wait
-  /// for them.
+  /// for them any longer.
   @inline(never)
   private func unmapOnTheSpot(_ entry: FlushQueue.Entry) -> Result<UInt64, MapFailure> {
     if let processOwned {
@@ -211,7 +211,6 @@ extension DomainCore {
     while done < entry.byteCount, let next = locked({ $0.releaseRetired(IOVA(entry.iova + done)) }) { done += next }
     return 0
   }
-
 }
 
 extension FlushQueue {

@@ -19,8 +19,8 @@ public enum Protection: Hashable, Sendable {
   /// without bound while it is stopped. One timer for all domains of the process sees to that, and goes on with the others while
   /// the flush of one takes long; where it cannot be had, an unmap is flushed at once. ``DMAStatistics/longestWindowNanoseconds``
   /// is what it came to. The address is not given out again before, and memory of the library's own that
-  /// was freed is kept out of use; when that comes to more than 64 MiB a flush is made for it. Memory of the caller's must not be put to a use that the device may not see or change
-  /// before ``DMADomain/drain()``.
+  /// was freed is kept out of use; when that comes to more than 64 MiB a flush is made for it. Memory of the caller's must not be put
+  /// to a use that the device may not see or change before ``DMADomain/drain()``.
   ///
   /// Where this process owns the page tables, an unmap clears the entry at once, without a system call, and what waits is the
   /// invalidation of what devices have cached of it: a flush makes one of everything, for all that is queued.

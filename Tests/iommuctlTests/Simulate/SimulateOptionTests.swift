@@ -96,12 +96,7 @@ import iommuctl
   /// An error of the library's ends it as anywhere. Opening a device takes the first invalidations.
   @Test(arguments: ["vtd", "smmuv3"])
   func errorsOfTheKernel(_ iommu: String) throws {
-    var simulation = Simulation.standard
-    simulation.kernel = { kernel in
-      let failing = FaultingKernel(kernel)
-      failing.failFrom(12, of: "hwptInvalidate", with: .inputOutput)
-      return failing
-    }
+    let simulation = Simulation.failing(from: 12, of: "hwptInvalidate")
     let line = "--json simulate --workload W6 --operations 9 --iommu \(iommu)"
     let result = Invocation(line, simulation: simulation)
     #expect(result.status == .failed && result.out.isEmpty)

@@ -23,6 +23,19 @@ struct Invocation {
   var error: Document { get throws { try Document(parsing: err)["error"] } }
 }
 
+extension Simulation {
+  /// Machines on which the n-th call of a name, and each after it, is EIO.
+  static func failing(from n: Int, of call: String) -> Simulation {
+    var simulation = standard
+    simulation.kernel = { kernel in
+      let failing = FaultingKernel(kernel)
+      failing.failFrom(n, of: call, with: .inputOutput)
+      return failing
+    }
+    return simulation
+  }
+}
+
 /// A console that keeps what is written.
 private final class RecordedConsole: Sendable {
   private let texts = Mutex((out: "", err: ""))
