@@ -28,8 +28,16 @@ package struct SpinLock: ~Copyable, Sendable {
   }
 
   /// Takes the lock if nobody has it.
-  @inlinable
+  @inlinable @inline(__always)
   package func tryLock() -> Bool {
+    guard word.exchange(1, ordering: .acquiring) == 0 else { return false }
+    Self.noteHeld(1)
+    return true
+  }
+
+  /// The same for who asks again and again: a lock that is held is only looked at.
+  @inlinable
+  package func tryLockAgain() -> Bool {
     guard take() else { return false }
     Self.noteHeld(1)
     return true

@@ -163,7 +163,7 @@ extension AddressAllocator {
   /// A processor's slots, by order.
   @inlinable @inline(__always)
   func slots(_ processor: UInt32) -> UnsafeMutablePointer<Slot> {
-    unsafe core.pointee.table[Int(processor)].load(ordering: .acquiring)
+    unsafe core.pointee.table[Int(processor)].loadAddress()
   }
 }
 

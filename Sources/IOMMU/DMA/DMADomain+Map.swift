@@ -14,20 +14,19 @@ extension DMADomain {
   /// - Throws: `.memoryLock`, `.noSpace`, `.tooManyMappings`, `.closed`, `.forked`, `.invalidArgument` for a buffer of
   ///   another domain, `.system`.
   public func map(_ buffer: consuming DMABuffer, _ direction: DMADirection) throws(DMAError) -> Mapping {
-    let way = core.alternative.load(ordering: .relaxed)
-    // What is mapped already is a few instructions, which the rest would only slow down.
-    if way == .persistent, isOurs(buffer),
-      let found = unsafe core.takeStanding(buffer.base, buffer.byteCount, limit: addressing.limits.last)
-    {
-      return unsafe Mapping(buffer, at: found.iova, .standing(found.range))
-    }
-    if way == .none, isOurs(buffer) {
+    // What is a few instructions is done here; the rest would only slow it down.
+    if core.here.load(ordering: .relaxed) != HereMode.none {
+      guard isOurs(buffer) else { return try mapElse(buffer, direction) }
       let access = direction.access
       let address = unsafe core.mapHere(buffer.base, buffer.byteCount, addressing, access)
       if address != 0 {
         let mapping = Mapping(buffer, at: IOVA(address), access: access.rawValue)
         return address <= addressing.limit ? mapping : try mapAgain(mapping, direction)
       }
+    } else if core.alternative.load(ordering: .relaxed) == .persistent, isOurs(buffer),
+      let found = unsafe core.takeStanding(buffer.base, buffer.byteCount, limit: addressing.limits.last)
+    {
+      return unsafe Mapping(buffer, at: found.iova, .standing(found.range))
     }
     return try mapElse(buffer, direction)
   }

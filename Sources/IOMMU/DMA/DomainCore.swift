@@ -50,6 +50,8 @@ final class DomainCore: @unchecked Sendable {
   let streaming: Arena
   /// What the data path needs to know of the protection.
   let lazyMode = Atomic<LazyMode>(.strict)
+  /// All that decides between the short way and others, in one: ``HereMode``.
+  let here = Atomic<UInt8>(HereMode.none)
   /// ``Alternative``, for maps that are no calls of their own.
   let alternative = Atomic<Alternative>(.none)
   /// What ``Alternative/short`` goes by.
@@ -115,6 +117,7 @@ final class DomainCore: @unchecked Sendable {
     queue = FlushQueue(processors: processors)
     if debug != nil { alternative.store(.debug, ordering: .relaxed) }
     processOwned?.reclaim?.setOwner(self)
+    setHere()
   }
 
   /// The order matters: nothing is unmapped from memory before the device cannot reach it.
@@ -134,7 +137,7 @@ final class DomainCore: @unchecked Sendable {
 
   /// Whole pages, in bytes.
   @inline(__always)
-  func padded(_ byteCount: Int) -> UInt64 { (UInt64(byteCount) &+ granuleMask) & ~granuleMask }
+  func padded(_ byteCount: Int) -> UInt64 { (UInt64(truncatingIfNeeded: byteCount) &+ granuleMask) & ~granuleMask }
 
   /// Runs `body` on the state with the store's lock held. No system call may happen inside, memory is neither asked for nor given
   /// back, and ``space`` is not called.

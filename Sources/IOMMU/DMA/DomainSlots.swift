@@ -80,7 +80,7 @@ extension DomainSlots {
     var index = taken
     while true {
       index = (index + 1) & mask
-      if unsafe slot(index).pointee.lock.tryLock() { return unsafe slot(index) }
+      if unsafe slot(index).pointee.lock.tryLockAgain() { return unsafe slot(index) }
       ci_cpu_pause()
     }
   }

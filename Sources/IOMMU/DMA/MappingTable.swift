@@ -85,14 +85,26 @@ extension MappingTable {
     return true
   }
 
-  /// As ``enter(_:host:byteCount:)``, where no node has to be made; false where one has.
-  @inline(__always)
+  /// As ``enter(_:host:byteCount:)``, where no node has to be made; false where one has. With a slot held, which all who ask whether
+  /// something is mapped pass.
   package func enterHere(_ iova: IOVA, host: UInt64, byteCount: UInt64) -> Bool {
-    let page = iova.rawValue &>> pageShift
-    guard let leaf = unsafe leaf(page) else { return false }
-    let word = host | Record.live | byteCount &>> pageShift
-    unsafe leaf[Int(truncatingIfNeeded: page & 511)].store(word, ordering: .releasing)
+    guard let leaf = unsafe leaf(iova.rawValue >> pageShift) else { return false }
+    unsafe enter(iova, host: host, byteCount: byteCount, in: leaf)
     return true
+  }
+
+  /// As ``enterHere(_:host:byteCount:)``, in the node of the record before; false where it is another.
+  @inline(__always)
+  package func enterNear(_ iova: IOVA, host: UInt64, byteCount: UInt64) -> Bool {
+    guard let leaf = unsafe table.lastLeaf(iova.rawValue &>> pageShift, hints.own) else { return false }
+    unsafe enter(iova, host: host, byteCount: byteCount, in: leaf)
+    return true
+  }
+
+  @inline(__always)
+  private func enter(_ iova: IOVA, host: UInt64, byteCount: UInt64, in leaf: RadixTable.Node) {
+    let index = Int(truncatingIfNeeded: iova.rawValue &>> pageShift & 511)
+    unsafe leaf[index].store(host | Record.live | byteCount &>> pageShift, ordering: .relaxed)
   }
 
   /// Where the record of the mapping that starts at an address is, and what it says; nil when none does. O(1).
@@ -100,6 +112,16 @@ extension MappingTable {
   package func live(_ iova: IOVA) -> (place: UnsafeMutablePointer<Atomic<UInt64>>, record: Record)? {
     let page = iova.rawValue &>> pageShift
     guard page <= table.highest, let leaf = unsafe leaf(page) else { return nil }
+    let place = unsafe leaf + Int(truncatingIfNeeded: page & 511)
+    let record = Record(word: unsafe place.pointee.load(ordering: .relaxed))
+    return unsafe record.isLive ? (place, record) : nil
+  }
+
+  /// As ``live(_:)``, of an address of a mapping, in the node of the record before; nil where it is another.
+  @inline(__always)
+  package func liveNear(_ iova: IOVA) -> (place: UnsafeMutablePointer<Atomic<UInt64>>, record: Record)? {
+    let page = iova.rawValue &>> pageShift
+    guard let leaf = unsafe table.lastLeaf(page, hints.own) else { return nil }
     let place = unsafe leaf + Int(truncatingIfNeeded: page & 511)
     let record = Record(word: unsafe place.pointee.load(ordering: .relaxed))
     return unsafe record.isLive ? (place, record) : nil
@@ -117,6 +139,12 @@ extension MappingTable {
   @inline(__always)
   package static func end(_ place: UnsafeMutablePointer<Atomic<UInt64>>, _ record: Record) {
     unsafe place.pointee.store(record.word & ~Record.live, ordering: .releasing)
+  }
+
+  /// The same with a slot held, as for ``enterHere(_:host:byteCount:)``.
+  @inline(__always)
+  package static func endHere(_ place: UnsafeMutablePointer<Atomic<UInt64>>, _ record: Record) {
+    unsafe place.pointee.store(record.word & ~Record.live, ordering: .relaxed)
   }
 
   /// Takes back what was entered and never was a mapping.

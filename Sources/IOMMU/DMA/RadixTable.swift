@@ -1,3 +1,4 @@
+import AddressSpace
 import CIOMMU
 import Glibc
 import Synchronization
@@ -72,6 +73,10 @@ extension RadixTable {
   func leaf(_ number: UInt64, _ hint: RadixHints.Pair) -> Node? {
     unsafe RadixHints.leaf(number &>> 9, hint) ?? descend(number, hint)
   }
+
+  /// The same where it was the last leaf here; else nil, though there may be one.
+  @inline(__always)
+  func lastLeaf(_ number: UInt64, _ hint: RadixHints.Pair) -> Node? { unsafe RadixHints.leaf(number &>> 9, hint) }
 
   /// A function of its own, so that the way that most take is short.
   @inline(never)
@@ -197,7 +202,7 @@ struct RadixHints: @unchecked Sendable {
   /// The leaf of this number, if it was the last here. Where numbers do not fit, none ever was.
   @inline(__always)
   static func leaf(_ number: UInt64, _ hint: Pair) -> RadixTable.Node? {
-    let word = unsafe hint.pointee.load(ordering: .acquiring)
+    let word = unsafe hint.pointee.loadAddress()
     guard word & ~addressMask == spread(number) else { return nil }
     return unsafe RadixTable.Node(bitPattern: UInt(word & addressMask))
   }

@@ -102,7 +102,10 @@ extension DomainCore {
   }
 
   func setWay(_ new: Alternative) {
-    guard let debug else { return alternative.store(new, ordering: .relaxed) }
+    guard let debug else {
+      alternative.store(new, ordering: .relaxed)
+      return setHere()
+    }
     debug.way.store(new, ordering: .relaxed)
   }
 }

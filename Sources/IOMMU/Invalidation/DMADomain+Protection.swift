@@ -123,14 +123,14 @@ extension DomainCore {
     let storage = try storage(for: mode), cacheStorage = try cacheStorage(for: mode)
     let isAbove = try prepare(new, limits)
     let old = lazyMode.load(ordering: .relaxed), isCaching = cache.isOpen.load(ordering: .relaxed)
-    lazyMode.store(.strict, ordering: .releasing)
+    setMode(.strict)
     queue.close()
     cache.setOpen(false)
     if let failure = drain() ?? takeOver(new) {
       abandon()
       queue.reopen(old)
       cache.setOpen(isCaching)
-      lazyMode.store(old, ordering: .releasing)
+      setMode(old)
       throw failed(failure, "switchProtection")
     }
     // Nobody looks at the old entries any more: the rings are closed, empty, and no flush is under way that saw them.
@@ -138,9 +138,10 @@ extension DomainCore {
     cache.drop()
     if let storage, case .lazy(let options) = mode {
       queue.open(storage, timeout: options.timeout)
-      lazyMode.store(options.topology == .single ? .single : .perCPU, ordering: .releasing)
+      setMode(options.topology == .single ? .single : .perCPU)
     } else if let cacheStorage, case .cache(let options) = mode {
       cache.open(cacheStorage, timeout: options.cacheTimeout)
+      setHere()
     }
     let former = protection.withLock { state in
       let former = (state.storage, state.cacheStorage)
@@ -150,6 +151,20 @@ extension DomainCore {
     }
     _ = former
     return isAbove
+  }
+
+  private func setMode(_ mode: LazyMode) {
+    // Who sees the mode with a slot held sees the rings, by the slot.
+    slots.passAll()
+    lazyMode.store(mode, ordering: .releasing)
+    setHere()
+  }
+
+  /// After each change of what it comes from; by the one who switches, or makes the domain.
+  func setHere() {
+    let isShort = unsafe shortWay != nil && alternative.load(ordering: .relaxed) == .none
+    let mode = HereMode.of(lazyMode.load(ordering: .relaxed))
+    here.store(isShort && !cache.isOpen.load(ordering: .relaxed) ? mode : HereMode.none, ordering: .relaxed)
   }
 
   private func resolve(_ protection: Protection) throws(DMAError) -> (Mode, Calibration?) {

@@ -171,7 +171,7 @@ extension DomainCore {
       if count > 0 {
         var released: UInt64 = 0
         for index in 0..<count {
-          let entry = batch[index]
+          let entry = unsafe batch[unchecked: index]
           // Most are, and their addresses fit into the loaded magazine.
           if entry.isRecorded, entry.memory == 0 {
             space.free(IOVA(entry.iova), byteCount: entry.byteCount)

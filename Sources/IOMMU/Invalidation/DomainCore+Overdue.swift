@@ -39,7 +39,7 @@ extension DomainCore {
 
   /// A clock that is cheap to read, a few milliseconds behind.
   @inline(__always)
-  func coarseNow() -> UInt64 { isOnLinux ? UInt64(ci_coarse_monotonic_ns()) : kernel.coarseNow() }
+  func coarseNow() -> UInt64 { isOnLinux ? UInt64(bitPattern: ci_coarse_monotonic_ns()) : kernel.coarseNow() }
 }
 
 extension Limits {

@@ -36,6 +36,7 @@ extension FlushQueue {
     return found
   }
 
+  @inline(never)
   private func lowerOldest(_ time: UInt64) {
     var current = oldest.load(ordering: .relaxed)
     while current == 0 || current > time {

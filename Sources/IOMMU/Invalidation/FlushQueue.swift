@@ -102,8 +102,13 @@ final class FlushQueue: @unchecked Sendable {
 
   /// The ring for a topology on the processor that runs this.
   @inline(__always)
-  func ring(_ mode: LazyMode) -> UnsafeMutablePointer<Ring> {
-    unsafe mode == .single ? rings! : rings! + min(Int(ci_cpu()), processors &- 1)
+  func ring(_ mode: LazyMode) -> UnsafeMutablePointer<Ring> { unsafe ring(isSingle: mode == .single) }
+
+  /// The same, for who has seen that there are rings.
+  @inline(__always)
+  func ring(isSingle: Bool) -> UnsafeMutablePointer<Ring> {
+    let rings = unsafe rings.unsafelyUnwrapped
+    return unsafe isSingle ? rings : rings + min(Int(truncatingIfNeeded: ci_cpu()), processors &- 1)
   }
 
   /// A flush is over. One that began later may have been quicker: it covers what this one covers.
@@ -123,18 +128,20 @@ final class FlushQueue: @unchecked Sendable {
   @inline(__always)
   func append(_ entry: @autoclosure () -> Entry, to ring: UnsafeMutablePointer<Ring>) -> Appended {
     // What was cleared is visible before the counter is read. On x86 the exchange that takes the lock sees to it.
-    #if !arch(x86_64)
+    #if arch(x86_64)
+      unsafe ring.pointee.lock.lockInOrder()
+    #else
       atomicMemoryFence(ordering: .sequentiallyConsistent)
+      unsafe ring.pointee.lock.lock()
     #endif
-    unsafe ring.pointee.lock.lockInOrder()
     defer { unsafe ring.pointee.lock.unlock() }
     guard unsafe ring.pointee.waiting.isOpen else { return .closed }
     let tail = unsafe ring.pointee.waiting.tail, mask = unsafe ring.pointee.waiting.mask
     guard unsafe tail &- ring.pointee.waiting.head < mask else { return .full }
     var entry = entry()
-    let counter = started.load(ordering: .sequentiallyConsistent)
+    let counter = started.load(ordering: .relaxed)
     entry.counter = counter
-    unsafe ring.pointee.waiting.entries![tail & mask] = entry
+    unsafe ring.pointee.waiting.entries.unsafelyUnwrapped[tail & mask] = entry
     unsafe ring.pointee.waiting.tail = tail &+ 1
     return .queued(counter &+ 1)
   }
@@ -146,14 +153,15 @@ final class FlushQueue: @unchecked Sendable {
     let finished = finished.load(ordering: .acquiring)
     unsafe ring.pointee.lock.lock()
     defer { unsafe ring.pointee.lock.unlock() }
+    let waiting = unsafe ring.pointee.waiting, most = min(Batch.count, waiting.tail &- waiting.head)
     var count = 0
-    while count < Batch.count, unsafe ring.pointee.waiting.head < ring.pointee.waiting.tail {
-      let entry = unsafe ring.pointee.waiting.entries![ring.pointee.waiting.head & ring.pointee.waiting.mask]
-      guard entry.counter < finished else { break }
-      batch[count] = entry
-      unsafe ring.pointee.waiting.head += 1
-      count += 1
+    while count < most {
+      let entry = unsafe waiting.entries.unsafelyUnwrapped + (waiting.head &+ count) & waiting.mask
+      guard unsafe entry.pointee.counter < finished else { break }
+      unsafe batch[unchecked: count] = unsafe entry.pointee
+      count &+= 1
     }
+    unsafe ring.pointee.waiting.head = waiting.head &+ count
     if count < Batch.count { unsafe ring.pointee.settled.store(finished, ordering: .relaxed) }
     if count > 0 { unsafe ring.pointee.releasing.wrappingAdd(1, ordering: .relaxed) }
     return count
@@ -178,4 +186,22 @@ final class FlushQueue: @unchecked Sendable {
 /// Where an unmap's range goes; what the data path reads of a ``Protection``.
 enum LazyMode: UInt8, AtomicRepresentable {
   case strict, perCPU, single
+}
+
+/// Which calls go the short way (`DomainCore+Here.swift`): a number for each of a few cases, which the shortest code tells apart.
+enum HereMode {
+  static var none: UInt8 { 0 }
+  /// Maps do.
+  static var strict: UInt8 { 1 }
+  /// Unmaps do as well: from here on.
+  static var lazy: UInt8 { 2 }
+  static var single: UInt8 { 3 }
+
+  static func of(_ mode: LazyMode) -> UInt8 {
+    switch mode {
+    case .strict: strict
+    case .perCPU: lazy
+    case .single: single
+    }
+  }
 }

@@ -1,3 +1,4 @@
+public import AddressSpace
 public import Synchronization
 
 /// Where the lowest tables of some regions are, so that a call there need not walk down to them.
@@ -10,7 +11,7 @@ public import Synchronization
 struct LeafTableHints: BitwiseCopyable, @unchecked Sendable {
   @usableFromInline let words: UnsafeMutablePointer<Atomic<UInt64>>
   @usableFromInline static var count: Int { @inlinable @inline(__always) get { 64 } }
-  /// The bits of a table's number, plus one; the region is above.
+  /// The bits of a table's number; above is the region plus one, which no word has that was never noted.
   @usableFromInline static var numberBits: UInt64 { @inlinable @inline(__always) get { 28 } }
 
   init() {
@@ -32,13 +33,12 @@ struct LeafTableHints: BitwiseCopyable, @unchecked Sendable {
   /// The number of a region's table; `nil` where it is not known.
   @inlinable @inline(__always)
   func find(_ region: UInt64) -> UInt64? {
-    let found = unsafe word(region).pointee.load(ordering: .acquiring)
-    guard found &>> Self.numberBits == region, found != 0 else { return nil }
-    return (found & (1 &<< Self.numberBits &- 1)) &- 1
+    let found = unsafe word(region).pointee.loadAddress()
+    return found &>> Self.numberBits == region &+ 1 ? found & (1 &<< Self.numberBits &- 1) : nil
   }
 
   func note(_ region: UInt64, number: UInt32) {
-    unsafe word(region).pointee.store(region << Self.numberBits | (UInt64(number) + 1), ordering: .releasing)
+    unsafe word(region).pointee.store((region + 1) << Self.numberBits | UInt64(number), ordering: .releasing)
   }
 
   /// The region's table is unlinked.

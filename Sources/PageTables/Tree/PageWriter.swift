@@ -6,6 +6,9 @@ public import Synchronization
 ///
 /// Whoever writes or clears owns the range, as ``PageTable`` says. It is one of whole pages and at its natural alignment, up to the
 /// last address, and leads where entries can: what the stores of addresses give.
+///
+/// A leaf is published with nothing behind it, so the stores are in no order: a device is told of an address later, by the barrier of
+/// who rings its doorbell, and what was cleared is followed by that of whoever invalidates it.
 @safe
 @usableFromInline
 package struct PageWriter: BitwiseCopyable, @unchecked Sendable {
@@ -38,19 +41,22 @@ package struct PageWriter: BitwiseCopyable, @unchecked Sendable {
   package func map(_ iova: UInt64, to address: UInt64, byteCount: UInt64, canWrite: Bool) -> Bool {
     assert(address & mask(pageShift) == 0 && address <= lastOutput &- (byteCount &- 1))
     guard let table = unsafe table(iova, byteCount) else { return false }
-    let first = index(iova), count = Int(truncatingIfNeeded: byteCount &>> pageShift)
+    let place = unsafe table + index(iova)
     var entry = (canWrite ? writable : readable) | address
-    if count == 1 {
-      guard unsafe table[first].load(ordering: .relaxed) == 0 else { return false }
-      unsafe table[first].store(entry, ordering: .releasing)
+    // One page is what most are.
+    if byteCount &>> pageShift == 1 {
+      guard unsafe place.pointee.load(ordering: .relaxed) == 0 else { return false }
+      unsafe place.pointee.store(entry, ordering: .relaxed)
       return true
     }
+    guard byteCount <= mask(regionShift) else { return false }
+    let count = Int(truncatingIfNeeded: byteCount &>> pageShift)
     // Without a branch on each, as they nearly always are 0.
     var seen: UInt64 = 0
-    for index in 0..<count { seen |= unsafe table[first &+ index].load(ordering: .relaxed) }
+    for index in 0..<count { seen |= unsafe place[index].load(ordering: .relaxed) }
     guard seen == 0 else { return false }
     for index in 0..<count {
-      unsafe table[first &+ index].store(entry, ordering: .releasing)
+      unsafe place[index].store(entry, ordering: .relaxed)
       entry &+= 1 &<< pageShift
     }
     return true
@@ -63,22 +69,29 @@ package struct PageWriter: BitwiseCopyable, @unchecked Sendable {
   @inlinable @inline(__always)
   package func clear(_ iova: UInt64, byteCount: UInt64) -> UInt64? {
     guard let table = unsafe table(iova, byteCount) else { return nil }
-    let first = index(iova), count = Int(truncatingIfNeeded: byteCount &>> pageShift)
+    let place = unsafe table + index(iova)
+    if byteCount &>> pageShift == 1 {
+      guard unsafe place.pointee.load(ordering: .relaxed) != 0 else { return 0 }
+      unsafe place.pointee.store(0, ordering: .relaxed)
+      return byteCount
+    }
+    guard byteCount <= mask(regionShift) else { return nil }
     var mapped: UInt64 = 0
-    for index in 0..<count where unsafe table[first &+ index].load(ordering: .relaxed) != 0 {
-      unsafe table[first &+ index].store(0, ordering: .releasing)
+    for index in 0..<Int(truncatingIfNeeded: byteCount &>> pageShift)
+    where unsafe place[index].load(ordering: .relaxed) != 0 {
+      unsafe place[index].store(0, ordering: .relaxed)
       mapped &+= 1 &<< pageShift
     }
     return mapped
   }
 
-  /// The entries of a known table that has those of a range, and more.
+  /// The entries of the known table of the region in which a range begins.
   @inlinable @inline(__always)
   func table(_ iova: UInt64, _ byteCount: UInt64) -> UnsafeMutablePointer<Atomic<UInt64>>? {
     let region = iova &>> regionShift
     assert((iova | byteCount) & mask(pageShift) == 0 && byteCount > 0 && byteCount &- 1 <= last &- iova && iova <= last)
     assert(byteCount > mask(regionShift) || (iova &+ (byteCount &- 1)) &>> regionShift == region)
-    guard byteCount <= mask(regionShift), let number = hints.find(region) else { return nil }
+    guard let number = hints.find(region) else { return nil }
     return unsafe (tables + Int(truncatingIfNeeded: number &<< pageShift)).assumingMemoryBound(to: Atomic<UInt64>.self)
   }
 

@@ -35,7 +35,7 @@ struct TableTree<Format: TableFormat>: ~Copyable, @unchecked Sendable {
     }
     precondition(pageSizes.smallest == pool.granule && last <= geometry.last)
     precondition(pool.address + (pool.byteCount - 1) <= Format.lastOutput, "tables that no entry can lead to")
-    precondition(pool.byteCount >> UInt64(pool.granule.shift) < 1 << LeafTableHints.numberBits - 1)
+    precondition(pool.byteCount >> UInt64(pool.granule.shift) <= 1 << LeafTableHints.numberBits)
     guard let root = pool.take() else { return nil }
     self.geometry = geometry
     self.pageSizes = pageSizes
