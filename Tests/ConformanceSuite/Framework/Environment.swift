@@ -30,6 +30,8 @@ public struct Environment: Sendable {
     public var edu = "0000:00:02.0", secondEdu = "0000:00:03.0"
     /// An edu device that drives 28.
     public var narrowEdu = "0000:00:04.0"
+    /// More edu devices, each in a group of its own, where there are any.
+    public var spareEdus: [String] = []
     /// An NVMe controller with a namespace of 64 MiB: MSI-X, function-level reset.
     public var nvme = "0000:00:05.0"
     /// An igb network controller, nil where there is none.

@@ -42,7 +42,8 @@ class Row:
     def run(self) -> None:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="swift-iommu-row-") as folder:
-            self.boot("suites", ["--hugepages", "16"], ["sh", "/row", self.machine, self.interface], 400)
+            spare = [word for device in machines.SPARE_EDUS for word in ("--device", device)]
+            self.boot("suites", ["--hugepages", "16", *spare], ["sh", "/row", self.machine, self.interface], 400)
             self.trace(Path(folder))
             self.without_remapping()
             self.outputs()
