@@ -108,16 +108,17 @@ class Row:
 
     def trace(self, folder: Path) -> None:
         """Counts the IOMMU's commands from QEMU's trace of a boot of its own."""
-        pattern = commands.pattern(self.machine)
-        trace = folder / "trace"
-        options = ["--trace", f"{pattern}={trace}"] if pattern else []
+        patterns = commands.patterns(self.machine)
+        traces = {name: folder / name for name in patterns}
+        options = [word for name, pattern in patterns.items() for word in ("--trace", f"{pattern}={traces[name]}")]
         lines = self.boot("counts", options, ["sh", "/row", self.machine, self.interface, "counts"], 300)
         phases = {int(words[2]): words[1] for words in map(str.split, lines) if words[:1] == ["PHASE"]}
         sent = {words[1]: (int(words[2]), int(words[3])) for words in map(str.split, lines) if words[:1] == ["SENT"]}
-        expected = {words[1]: ((int(words[2]), int(words[3])), int(words[4]))
+        expected = {words[1]: commands.expectation(words[2:])
                     for words in map(str.split, lines) if words[:1] == ["EXPECT"]}
-        self.counts = commands.count(self.machine, trace if pattern else None, phases, sent)
-        for name, verdict, reason in commands.verdicts(self.machine, self.translation, self.counts, expected):
+        self.counts = commands.count(traces, phases, sent)
+        for name, verdict, reason in commands.verdicts(
+                self.machine, self.interface, self.translation, self.counts, expected):
             self.add(name, verdict, reason)
 
     def without_remapping(self) -> None:
