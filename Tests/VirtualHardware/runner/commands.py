@@ -180,6 +180,21 @@ def judge_process(name: str, counted: dict[str, dict], expected: dict[str, int])
     return case, "pass", None
 
 
+def table(counts: dict[str, dict], translation: str) -> list[str]:
+    """The counts for people: on tables of the process a line a case, else all in one."""
+    traced = {name: counted for name, counted in counts.items() if counted["commands"] is not None}
+    if translation != "process":
+        sums = [f"{name} {counted['kernel']['tlbi']} + {counted['kernel']['sync']}" for name, counted in traced.items()]
+        return [f"invalidations + syncs: {', '.join(sums)}"] if sums else []
+    width = max(map(len, traced), default=0)
+    lines = [f"{'commands of':{width}}  process  all"]
+    for name, counted in traced.items():
+        own = f"{counted['process']['tlbi']} + {counted['process']['sync']}"
+        covered = f" (pages by address: {counted['pages']})" if counted["pages"] else ""
+        lines.append(f"{name:{width}}  {own:7}  {in_words(counted['commands'])}{covered}")
+    return lines if traced else []
+
+
 def in_words(commands: dict[str, int]) -> str:
     return ", ".join(f"{number} {what}" for what, number in sorted(commands.items())) or "nothing"
 
