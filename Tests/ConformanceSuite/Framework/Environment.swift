@@ -65,6 +65,9 @@ public struct Environment: Sendable {
   /// The same of a VT-d, which no emulator allows.
   var nestsOnVTd: Bool { machine == "vtd-nested" }
 
+  /// Where faults of stage 1, or of the kernel's tables, are told.
+  var faultSource: Fault.Source { translation == .process && nestsOnSMMU ? .eventQueue : .kernelLog }
+
   /// Whether the machine was booted without interrupt remapping; then nothing but that error is to be seen on it.
   var lacksInterruptRemapping: Bool { machine.hasSuffix("-no-remapping") }
 
