@@ -6,49 +6,35 @@ extension Cases {
   static let closing: [ConformanceCase] =
     ClosingProcess.End.allCases.map { end in
       ConformanceCase(.conformance, "life/\(end.rawValue)-at-once") { environment in
-        let devices = devicesForProcesses(environment), log = try KernelComplaints(environment)
-        // Twice, so that there are eight processes and more.
-        for _ in 0..<2 {
-          let children = try devices.map { device in
-            try Child(
-              ClosingProcess(
-                device, interface: environment.interface, translation: environment.translation,
-                mapCount: Int(environment.calls(2000, process: 20_000)), end: end
-              ).arguments)
-          }
-          let ready = children.map { $0.waitUntilReady() }
-          for child in children { child.letGo() }
-          let statuses = children.map { $0.wait() }
-          try expectEqual(ready, devices.map { _ in true }, "whether each of \(devices) was ready")
-          try expectEqual(statuses, devices.map { _ in 0 }, "how each of \(devices) ended")
+        let devices = try devicesForProcesses(environment)
+        let complaints = try KernelComplaints(environment)
+        defer { complaints.end() }
+        let children = try devices.map { device in
+          try Child(
+            ClosingProcess(
+              device, interface: environment.interface, translation: environment.translation,
+              mapCount: Int(environment.calls(2000, process: 20_000)), end: end
+            ).arguments)
         }
-        try expectEqual(try log.lines(), [], "what the kernel says of it")
+        let ready = children.map { $0.waitUntilReady() }
+        for child in children { child.letGo() }
+        let statuses = children.map { $0.wait() }
+        try expectEqual(ready, devices.map { _ in true }, "whether each of \(devices) was ready")
+        try expectEqual(statuses, devices.map { _ in 0 }, "how each of \(devices) ended")
+        try expectEqual(try complaints.lines(), [], "what the kernel says of it")
         // Busy, if anything were left.
         for device in devices { try environment.open(device).close() }
       }
     }
 
-  private static func devicesForProcesses(_ environment: Environment) -> [String] {
-    let devices = environment.devices
-    return [devices.edu, devices.secondEdu, devices.narrowEdu, devices.nvme] + [devices.igb].compactMap(\.self)
-  }
-}
-
-/// Lines of the kernel's log that something went wrong in the kernel itself, or took it too long.
-struct KernelComplaints {
-  private let kernel: any Kernel
-  private let first: UInt64
-  private static let signs = [
-    "soft lockup", "LOCKUP", "rcu: INFO", "WARNING:", "BUG:", "Oops", "blocked for more than",
-  ]
-
-  /// Looks at what comes from now on.
-  init(_ environment: Environment) throws {
-    kernel = environment.kernel
-    first = try kernel.kernelLog(from: 0).last.map { $0.sequence + 1 } ?? 0
-  }
-
-  func lines() throws -> [String] {
-    try kernel.kernelLog(from: first).map(\.text).filter { line in Self.signs.contains { line.contains($0) } }
+  /// Eight, each in a group of its own.
+  private static func devicesForProcesses(_ environment: Environment) throws -> [String] {
+    let known = environment.devices
+    let devices =
+      [known.edu, known.secondEdu, known.narrowEdu, known.nvme] + [known.igb].compactMap(\.self) + known.spareEdus
+    let groups = Set(try devices.compactMap { try environment.details($0).group })
+    try expectEqual(devices.count, 8, "devices, of which `run --device` adds some")
+    try expectEqual(groups.count, 8, "groups of \(devices)")
+    return devices
   }
 }

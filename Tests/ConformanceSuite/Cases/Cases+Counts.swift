@@ -5,8 +5,8 @@ import IOMMUSimulation
 /// Operations between marks, each alone, so that the commands of the IOMMU can be counted in QEMU's trace.
 ///
 /// `PHASE name n` says that what lies between `mark n` and the next `mark 0` belongs to that operation, and `SENT name tlbi sync`
-/// what of it the process sent itself. On tables of the process `EXPECT name tlbi sync kernel` says what is right: invalidations and
-/// syncs of the process, and invalidations that the kernel adds. The simulated SMMUv3 is held to the same figures right here.
+/// what of it the process sent itself. On tables of the process `EXPECT name …` says which commands are right, by opcode, as
+/// ``ExpectedCommands/text`` has them. The simulated SMMUv3 is held to the same right here.
 extension Cases {
   static let counts: [ConformanceCase] = [
     ConformanceCase(.counts, "count/unmap_1") { try count("unmap_1", 1, $0, pages: 1) },
@@ -61,33 +61,33 @@ extension Cases {
     let after = dma.statistics
     environment.say("SENT \(name) \(after.invalidations - before.invalidations) \(after.syncs - before.syncs)")
     guard environment.translation == .process, let expected = expected[name] else { return }
-    environment.say("EXPECT \(name) \(expected.tlbi) \(expected.sync) \(expected.kernel)")
+    environment.say("EXPECT \(name) \(expected.text)")
     guard environment.nestsOnSMMU, let counters, let machine = environment.simulated else { return }
-    let now = machine.smmuCounters()
-    try expectEqual(
-      now.process.tlbInvalidations - counters.process.tlbInvalidations, expected.tlbi, "invalidations of the process")
-    try expectEqual(now.process.syncs - counters.process.syncs, expected.sync, "syncs of the process")
-    try expectEqual(
-      now.kernel.tlbInvalidations - counters.kernel.tlbInvalidations, expected.kernel, "invalidations of the kernel")
+    try expected.expect(from: counters, to: machine.smmuCounters())
   }
 
   /// On tables of the process, on an SMMUv3.
-  private static let expected: [String: (tlbi: Int, sync: Int, kernel: Int)] = [
+  private static let expected: [String: ExpectedCommands] = [
     // One range command whatever the pages, where tables went as well.
-    "unmap_1": (1, 1, 0), "unmap_64": (1, 1, 0), "unmap_512": (1, 1, 0), "unmap_1024": (1, 1, 0),
-    "unmap_list_64": (1, 1, 0),
+    "unmap_1": ExpectedCommands(process: [.invalidateAddress: 1, .sync: 1], pages: 1),
+    "unmap_64": ExpectedCommands(process: [.invalidateAddress: 1, .sync: 1], pages: 64),
+    "unmap_512": ExpectedCommands(process: [.invalidateAddress: 1, .sync: 1], pages: 512),
+    "unmap_1024": ExpectedCommands(process: [.invalidateAddress: 1, .sync: 1], pages: 1024),
+    "unmap_list_64": ExpectedCommands(process: [.invalidateAddress: 1, .sync: 1], pages: 64),
     // The memory is the caller's and is pinned map by map; nothing is cached of what was not there.
-    "map_64": (0, 0, 0),
-    // Nothing from the process, and the whole tag once by the kernel at the last detach.
-    "close_64": (0, 0, 1), "close_100000": (0, 0, 1),
+    "map_64": ExpectedCommands(),
+    // Nothing from the process, and the whole tag once by the kernel at the last detach; no invalidation after it.
+    "close_64": ExpectedCommands(kernel: [.invalidateVMID: 1, .sync: 1]),
+    "close_100000": ExpectedCommands(kernel: [.invalidateVMID: 1, .sync: 1]),
     // The tag stays in use.
-    "close_shared": (1, 1, 0),
+    "close_shared": ExpectedCommands(process: [.invalidateASID: 1, .sync: 1]),
     // 255 entries a flush.
-    "lazy_10000": (40, 40, 0),
+    "lazy_10000": ExpectedCommands(process: [.invalidateASID: 40, .sync: 40]),
     // For each area what is cached of stage 2, and all of stage 1 after it.
-    "register_64": (0, 0, 128),
+    "register_64": ExpectedCommands(kernel: [.invalidateStage2: 64, .invalidateAll: 64, .sync: 128]),
     // Without commands for ranges one a block, as long as a round has room.
-    "blocks_63": (63, 1, 0), "blocks_64": (1, 1, 0),
+    "blocks_63": ExpectedCommands(process: [.invalidateAddress: 63, .sync: 1], pages: 63),
+    "blocks_64": ExpectedCommands(process: [.invalidateASID: 1, .sync: 1]),
   ]
 
   private final class UnsafeBox {

@@ -36,7 +36,8 @@ extension Cases {
     try FaultOracle(environment).expectFault(device.address.description, page, by: transfer)
     let report = device.dma.faults
     let fault = report.faults.last { $0.iova.map { $0.rawValue >> 12 } == page.rawValue >> 12 }
-    guard let story = fault?.story else { throw Failure("No story of a fault at \(page): \(report)") }
+    guard let fault, let story = fault.story else { throw Failure("No story of a fault at \(page): \(report)") }
+    try expectEqual(fault.source, environment.faultSource, "where \(fault) is told")
     return story
   }
 }

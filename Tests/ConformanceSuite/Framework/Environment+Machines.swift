@@ -17,12 +17,17 @@ extension Environment {
     if host.kernel.effectiveUser() == 0 {
       let known =
         [devices.edu, devices.secondEdu, devices.narrowEdu, devices.nvme] + [devices.igb].compactMap(\.self)
-      for address in known { try bind(address, on: host) }
+      devices.spareEdus = try edus(on: host).filter { !known.contains($0) && !devices.sharedGroup.contains($0) }
+      for address in known + devices.spareEdus { try bind(address, on: host) }
       // Bound one by one: the last one's own driver keeps the group from being viable.
       try takeEdus(of: devices.sharedGroup, on: host)
     }
     return Environment(
       host: host, interface: interface, translation: translation, machine: machine, devices: devices)
+  }
+
+  private static func edus(on host: Host) throws -> [String] {
+    try host.devices(named: false).filter { $0.vendor == 0x1234 && $0.device == 0x11e8 }.map(\.address.description)
   }
 
   private static func bind(_ address: String, on host: Host) throws {

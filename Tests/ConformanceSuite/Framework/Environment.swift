@@ -30,6 +30,8 @@ public struct Environment: Sendable {
     public var edu = "0000:00:02.0", secondEdu = "0000:00:03.0"
     /// An edu device that drives 28.
     public var narrowEdu = "0000:00:04.0"
+    /// More edu devices, each in a group of its own, where there are any.
+    public var spareEdus: [String] = []
     /// An NVMe controller with a namespace of 64 MiB: MSI-X, function-level reset.
     public var nvme = "0000:00:05.0"
     /// An igb network controller, nil where there is none.
@@ -62,6 +64,9 @@ public struct Environment: Sendable {
   var nestsOnSMMU: Bool { machine == "smmuv3-nested" }
   /// The same of a VT-d, which no emulator allows.
   var nestsOnVTd: Bool { machine == "vtd-nested" }
+
+  /// Where faults of stage 1, or of the kernel's tables, are told.
+  var faultSource: Fault.Source { translation == .process && nestsOnSMMU ? .eventQueue : .kernelLog }
 
   /// Whether the machine was booted without interrupt remapping; then nothing but that error is to be seen on it.
   var lacksInterruptRemapping: Bool { machine.hasSuffix("-no-remapping") }

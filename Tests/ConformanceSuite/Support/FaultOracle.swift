@@ -1,8 +1,8 @@
 import AddressSpace
 import IOMMU
 
-/// Sees that the IOMMU refused a request: in the kernel's log, as its driver reports it; where the process owns the page tables,
-/// in what the hardware tells the process itself.
+/// Sees that the IOMMU refused a request: in the kernel's log, as its driver reports it; where the process owns the page tables of
+/// an SMMUv3, in what the hardware tells the process itself, and there alone.
 struct FaultOracle {
   private let environment: Environment
   private let first: UInt64
@@ -23,12 +23,15 @@ struct FaultOracle {
       if attempt > 0 { environment.kernel.sleep(.milliseconds(500)) }
       try transfer()
       for _ in 0..<20 {
-        if try lines().contains(where: { reports($0, device, page) }) { return }
-        if isTold(device, address) { return }
+        let isSeen =
+          environment.faultSource == .eventQueue
+          ? isTold(device, address) : try lines().contains { reports($0, device, page) }
+        if isSeen { return }
         environment.kernel.sleep(.milliseconds(20))
       }
     }
-    throw Failure("No fault of \(device) at 0x\(page) in the kernel's log: \(try lines())")
+    throw Failure(
+      "No fault of \(device) at 0x\(page) by \(environment.faultSource.rawValue); the kernel's log: \(try lines())")
   }
 
   /// The drivers' lines: `DMAR: [DMA Write …] Request device [00:02.0] fault addr 0x…` of VT-d, `event: F_TRANSLATION
@@ -43,10 +46,11 @@ struct FaultOracle {
       ? line.contains("iova: 0x\(page.dropLast(3))") : line.contains("fault addr 0x\(page)")
   }
 
-  /// Whether an open device's own faults, which come by an event queue, have it.
+  /// Whether an open device's own faults have it by an event queue.
   private func isTold(_ device: String, _ address: IOVA) -> Bool {
-    guard environment.translation == .process, let domain = environment.domains[device] else { return false }
-    return domain.faults.faults.contains { $0.iova.map { $0.rawValue & ~0xfff } == address.rawValue & ~0xfff }
+    environment.domains[device]?.faults.faults.contains {
+      $0.source == .eventQueue && $0.iova.map { $0.rawValue & ~0xfff } == address.rawValue & ~0xfff
+    } ?? false
   }
 
   private func lines() throws -> [String] {

@@ -29,12 +29,15 @@ table changed so that Linux lets a process own stage-1 tables: see iort-canwbs.p
 
 Device ids: edu 1234:11e8, NVMe 1b36:0010, igb 8086:10c9, virtio-rng 1af4:1005. x86 machines
 have the chipset's functions at 00:1f.x as well. A device added with --device takes the first
-free address from 00:08.0 unless it names one.
+free address from 00:08.0 unless it names one; hardware-test adds three edu devices from there on
+where it runs the suites.
 """
 
 from dataclasses import dataclass
 
 EDU = "edu,dma_mask=0xffffffff"
+# What hardware-test adds for the suites, so that eight devices have a group of their own.
+SPARE_EDUS = [f"{EDU},addr={slot}.0" for slot in ("08", "09", "0a")]
 DISK_BYTES = 64 << 20
 FIRMWARE = "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"
 

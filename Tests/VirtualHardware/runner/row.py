@@ -32,6 +32,7 @@ class Row:
         self.expected, self.update = expected, update
         self.cases: list[dict] = []
         self.counts: dict[str, dict] = {}
+        self.seeds: dict[str, int] = {}
         self.boots: dict[str, int] = {}
         self.boot_seconds: dict[str, float] = {}
         self.stopped: list[str] = []
@@ -42,7 +43,8 @@ class Row:
     def run(self) -> None:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="swift-iommu-row-") as folder:
-            self.boot("suites", ["--hugepages", "16"], ["sh", "/row", self.machine, self.interface], 400)
+            spare = [word for device in machines.SPARE_EDUS for word in ("--device", device)]
+            self.boot("suites", ["--hugepages", "16", *spare], ["sh", "/row", self.machine, self.interface], 400)
             self.trace(Path(folder))
             self.without_remapping()
             self.outputs()
@@ -86,7 +88,7 @@ class Row:
             return done.stdout.splitlines(), done.returncode, Path(log.name).read_text(errors="replace").splitlines()
 
     def parse(self, lines: list[str]) -> None:
-        """`RESULT {json}` of the conformance program, and `CASE name verdict [reason]` of the guest's script."""
+        """`RESULT {json}` and `SEED case number` of the conformance program, `CASE name verdict [reason]` of the guest's script."""
         for line in lines:
             if line.startswith("RESULT "):
                 for case in json.loads(line[7:])["cases"]:
@@ -94,6 +96,9 @@ class Row:
             elif line.startswith("CASE "):
                 _, name, verdict, *reason = line.split(" ", 3)
                 self.add(name, verdict, reason[0] if reason else None)
+            elif line.startswith("SEED "):
+                _, name, seed = line.split()
+                self.seeds[name] = int(seed)
 
     def add(self, name: str, verdict: str, reason: str | None = None, milliseconds: int | None = None) -> None:
         """A case that one boot skips may run in another: then that boot's verdict counts."""
@@ -107,16 +112,17 @@ class Row:
 
     def trace(self, folder: Path) -> None:
         """Counts the IOMMU's commands from QEMU's trace of a boot of its own."""
-        pattern = commands.pattern(self.machine)
-        trace = folder / "trace"
-        options = ["--trace", f"{pattern}={trace}"] if pattern else []
+        patterns = commands.patterns(self.machine)
+        traces = {name: folder / name for name in patterns}
+        options = [word for name, pattern in patterns.items() for word in ("--trace", f"{pattern}={traces[name]}")]
         lines = self.boot("counts", options, ["sh", "/row", self.machine, self.interface, "counts"], 300)
         phases = {int(words[2]): words[1] for words in map(str.split, lines) if words[:1] == ["PHASE"]}
         sent = {words[1]: (int(words[2]), int(words[3])) for words in map(str.split, lines) if words[:1] == ["SENT"]}
-        expected = {words[1]: ((int(words[2]), int(words[3])), int(words[4]))
+        expected = {words[1]: commands.expectation(words[2:])
                     for words in map(str.split, lines) if words[:1] == ["EXPECT"]}
-        self.counts = commands.count(self.machine, trace if pattern else None, phases, sent)
-        for name, verdict, reason in commands.verdicts(self.machine, self.translation, self.counts, expected):
+        self.counts = commands.count(traces, phases, sent)
+        for name, verdict, reason in commands.verdicts(
+                self.machine, self.interface, self.translation, self.counts, expected):
             self.add(name, verdict, reason)
 
     def without_remapping(self) -> None:
@@ -164,6 +170,10 @@ class Row:
         bad = [case for case in self.cases if case["verdict"] == "fail"]
         print(f"{self.title}: {self.count('pass')} passed, {len(bad)} failed, "
               f"{self.count('skip')} skipped in {self.seconds:.0f} s", flush=True)
+        if self.seeds:
+            print(f"  seeds: {', '.join(f'{name} {seed}' for name, seed in self.seeds.items())}", flush=True)
+        for line in commands.table(self.counts, self.translation):
+            print(f"  {line}", flush=True)
         if compared := commands.comparison(self.machine, self.counts):
             print(f"  {compared}", flush=True)
         for line in self.stopped:
@@ -179,4 +189,5 @@ class Row:
             "machine": self.machine, "interface": self.interface, "translation": self.translation,
             "passed": self.count("pass"), "failed": self.count("fail"), "skipped": self.count("skip"),
             "seconds": round(self.seconds, 1), "boots": self.boots, "boot_seconds": self.boot_seconds,
-            "stopped": self.stopped, "cases": self.cases, "counts": self.counts, "measured": self.measured}
+            "stopped": self.stopped, "cases": self.cases, "seeds": self.seeds, "counts": self.counts,
+            "measured": self.measured}
