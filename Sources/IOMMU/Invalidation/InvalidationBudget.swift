@@ -23,6 +23,10 @@ package final class InvalidationBudget: Sendable {
   /// What the next invalidation may have: 1…``most``.
   package var limit: Int { current.load(ordering: .relaxed) }
 
+  /// What a plan may have on a queue that the process owns, whose free slots can be read: all of them but one, which the sync takes,
+  /// so that nobody who looks waits for room. One command, which may have to wait, where there is no more.
+  package static func limit(freeSlots: Int) -> Int { max(freeSlots - 1, 1) }
+
   /// Whether an unmap of so many bytes may be invalidated by its range; all may, unless ``setLongest(_:)`` was said.
   @inline(__always)
   package func allows(_ byteCount: UInt64) -> Bool { byteCount <= longest.load(ordering: .relaxed) }

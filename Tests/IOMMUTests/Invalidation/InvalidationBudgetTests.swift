@@ -44,6 +44,12 @@ import Testing
     #expect(budget.limit == 63 && steps > 10)
   }
 
+  /// Of a queue of one's own: the commands and their sync fit into what is free, and one command goes at any rate.
+  @Test(arguments: [(64, 63), (3, 2), (2, 1), (1, 1), (0, 1)])
+  func freeSlots(_ free: Int, _ limit: Int) {
+    #expect(InvalidationBudget.limit(freeSlots: free) == limit)
+  }
+
   /// Commands that cost more than filling the cache again are not worth it.
   @Test func dearCommands() {
     let cheap = Self.calibrated()
