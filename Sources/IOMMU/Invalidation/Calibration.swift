@@ -35,7 +35,7 @@ public struct Calibration: Hashable, Sendable {
   /// What was chosen.
   public let choice: Choice
 
-  init(_ evidence: Evidence, isDear: Bool, isProcessOwned: Bool) {
+  package init(_ evidence: Evidence, isDear: Bool, isProcessOwned: Bool) {
     (self.evidence, self.isDear) = (evidence, isDear)
     choice = isProcessOwned ? (isDear ? .lazySingle : .lazyPerCPU) : (isDear ? .mapCache : .strict)
   }
@@ -57,7 +57,8 @@ extension Limits {
 
 /// How ``Protection/automatic(_:)`` decides, and what it may keep.
 public struct AutomaticOptions: Hashable, Sendable {
-  /// Whether an invalidation is dear, for those who know better; nil has the library find out.
+  /// Whether an invalidation is dear, for those who know better; nil has the library find out. On page tables of the process's
+  /// it says as well, from then on, for how many commands an unmap is invalidated by its range rather than with everything.
   public var isInvalidationDear: Bool?
   /// The most that maps without a mapping may take, in bytes; that much memory stays pinned and within reach.
   public var cacheByteCount = 64 << 20

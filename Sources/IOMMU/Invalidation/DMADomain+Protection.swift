@@ -173,6 +173,7 @@ extension DomainCore {
     case .lazy(let options): return (.lazy(options), nil)
     case .automatic(let options):
       let calibration = try calibrate(options)
+      processOwned?.budget.adopt(calibration)
       switch calibration.choice {
       case .strict: return (.strict, calibration)
       case .lazyPerCPU: return (.lazy(.perCPU), calibration)

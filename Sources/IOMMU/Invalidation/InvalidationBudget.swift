@@ -12,6 +12,8 @@ package final class InvalidationBudget: Sendable {
   private let slow = Atomic<Int>(0), quick = Atomic<Int>(0)
   /// What a call takes, and each command in it, in nanoseconds; 0 where it is not known.
   private let base = Atomic<UInt64>(0), each = Atomic<UInt64>(0)
+  /// By what a command is compared with an invalidation of everything, in nanoseconds; 0 where it is not known.
+  private let price = Atomic<UInt64>(0)
   /// The longest unmap that is invalidated by its range, in bytes.
   private let longest = Atomic<UInt64>(.max)
 
@@ -22,6 +24,10 @@ package final class InvalidationBudget: Sendable {
 
   /// What the next invalidation may have: 1…``most``.
   package var limit: Int { current.load(ordering: .relaxed) }
+
+  /// What a plan may have on a queue that the process owns, whose free slots can be read: all of them but one, which the sync takes,
+  /// so that nobody who looks waits for room. One command, which may have to wait, where there is no more.
+  package static func limit(freeSlots: Int) -> Int { max(freeSlots - 1, 1) }
 
   /// Whether an unmap of so many bytes may be invalidated by its range; all may, unless ``setLongest(_:)`` was said.
   @inline(__always)
@@ -36,12 +42,34 @@ package final class InvalidationBudget: Sendable {
     guard count > 1 else { return }
     let step = several > one ? (several - one) / UInt64(count - 1) : 0
     each.store(step, ordering: .relaxed)
+    price.store(step, ordering: .relaxed)
     base.store(max(one > step ? one - step : one, 1), ordering: .relaxed)
+  }
+
+  /// Takes over what has been found out since of what an invalidation costs; nothing where nothing was timed before, or where a limit
+  /// is held.
+  ///
+  /// Timings are more than the first ones: no command takes longer than a call with one, nor a call longer than the quickest did. Who
+  /// was told, or knows by a sign, has no figures, but knows on which side of ``Limits/dearInvalidation`` they are.
+  package func adopt(_ calibration: Calibration) {
+    let known = base.load(ordering: .relaxed), step = each.load(ordering: .relaxed)
+    guard known > 0 else { return }
+    switch calibration.evidence {
+    case .timings(let shortest):
+      let step = min(step, shortest)
+      each.store(step, ordering: .relaxed)
+      price.store(step, ordering: .relaxed)
+      base.store(max(min(known, shortest - step), 1), ordering: .relaxed)
+    case .cachingMode, .virtioIOMMU, .hypervisor, .told:
+      let dear = Limits.dearInvalidation
+      price.store(calibration.isDear ? max(step, dear) : min(step, dear - 1), ordering: .relaxed)
+    }
   }
 
   /// Stays at a limit from now on, whatever invalidations take: for tests of what a device sees at each.
   package func hold(at limit: Int) {
     each.store(0, ordering: .relaxed)
+    price.store(0, ordering: .relaxed)
     base.store(0, ordering: .relaxed)
     current.store(limit, ordering: .relaxed)
   }
@@ -49,8 +77,8 @@ package final class InvalidationBudget: Sendable {
   /// How many commands cost less than an invalidation of everything, after which the device walks the tables again for what it
   /// still uses; ``most`` where nothing was timed.
   package var worthwhile: Int {
-    let each = each.load(ordering: .relaxed)
-    return each == 0 ? most : min(most, Int(clamping: 1 + Limits.refill / each))
+    let price = price.load(ordering: .relaxed)
+    return price == 0 ? most : min(most, Int(clamping: 1 + Limits.refill / price))
   }
 
   /// Notes what an invalidation took, in nanoseconds.

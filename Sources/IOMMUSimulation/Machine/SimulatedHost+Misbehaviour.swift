@@ -25,14 +25,15 @@ extension SimulatedHost {
   }
 
   /// Has others use the command queue as fast as it goes, such as another domain that unmaps without end: whoever in this process
-  /// invalidates waits for what they have put in before, on the machine's clock. What they invalidate is nothing of this process's.
+  /// invalidates waits for what they have put in before, on the machine's clock, and finds the queue full where that leaves no room.
+  /// What they invalidate is nothing of this process's, and counted nowhere.
   ///
   /// - Parameters:
   ///   - batches: How many of theirs come before each of the process's; 0 ends it.
-  ///   - commands: How many commands each has, beside its sync.
-  ///   - unit: Which of the machine's SMMUs.
+  ///   - commands: How many commands each has, beside its sync; on a VT-d at most as many as its driver puts in at a time, 16.
+  ///   - unit: Which of the machine's IOMMUs.
   public func crowdCommandQueue(_ batches: Int, of commands: Int = 63, unit: Int = 0) {
-    withUnit(unit) { $0.crowd = batches > 0 ? (batches, commands) : nil }
+    withUnit(unit) { $0.crowd = batches > 0 ? .init(batches: batches, commands: commands) : nil }
   }
 
   /// Lets the event queue overflow: the next events find it full and are lost, and the kernel's log tells of it without saying

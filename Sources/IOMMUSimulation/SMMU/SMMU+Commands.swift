@@ -10,8 +10,9 @@ extension SMMU {
   /// still in it.
   @discardableResult
   mutating func issue(_ batch: [SMMUCommand], from sender: SMMUCounters.Sender) -> Bool {
-    if sender == .process, let (batches, commands) = misbehaviour.crowd {
-      time += UInt64(batches) * (UInt64(commands) * costs.invalidation + costs.sync)
+    if sender == .process, let crowd = misbehaviour.crowd {
+      time += crowd.nanoseconds(costs)
+      if crowd.leavesNoRoom(for: batch.count + 1, in: commands.capacity) { counters.queueStalls += 1 }
     }
     for command in batch + [.sync] {
       if commands.isFull {

@@ -15,7 +15,9 @@ extension VTd {
     var waits = 0
     for start in stride(from: 0, to: batch.count, by: batchLength) {
       if start > 0, batchLength < Self.driverBatchLength { counters.queueStalls += 1 }
-      for descriptor in batch[start..<min(start + batchLength, batch.count)] + [.wait] {
+      let end = min(start + batchLength, batch.count)
+      if sender == .process { wait(toPutIn: end - start) }
+      for descriptor in batch[start..<end] + [.wait] {
         _ = descriptors.put(Sent(descriptor: descriptor, sender: sender))
       }
       counters.deepestQueue = max(counters.deepestQueue, descriptors.deepest)
@@ -27,6 +29,15 @@ extension VTd {
       waits += 1
     }
     return waits
+  }
+
+  /// What others have put in before takes its time, and room: the driver looks for as much as the descriptors take, with the
+  /// wait and the slot that stays free.
+  private mutating func wait(toPutIn count: Int) {
+    guard let others = misbehaviour.crowd else { return }
+    let crowd = Misbehaviour.Crowd(batches: others.batches, commands: min(others.commands, batchLength))
+    time += crowd.nanoseconds(costs)
+    if crowd.leavesNoRoom(for: count + 2, in: descriptors.capacity) { counters.queueStalls += 1 }
   }
 
   /// Does what a descriptor asks; false for one that makes no sense, which does nothing.

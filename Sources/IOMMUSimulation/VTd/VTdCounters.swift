@@ -48,7 +48,7 @@ public struct VTdCounters: Hashable, Sendable {
   public internal(set) var firstStageReads = 0
   /// Times that hardware set an accessed or a dirty flag in a first-stage table.
   public internal(set) var flagUpdates = 0
-  /// Times that a batch of the driver's had to wait for room, in a queue that is shorter than its batches.
+  /// Times that a batch of the driver's had to wait for room, in a queue that is shorter than its batches, or that others had filled.
   public internal(set) var queueStalls = 0
   /// The most descriptors that ever waited in the queue.
   public internal(set) var deepestQueue = 0

@@ -15,7 +15,7 @@ struct Simulate: Subcommand {
         whole-tag     an unmap invalidates everything
         threshold     an unmap of more than --threshold pages does
 
-      and tells the commands that the hardware was sent, syncs, commands that found the queue full (stalls), what an \
+      and tells the commands that the hardware was sent, syncs, times that commands found the queue full (stalls), what an \
       unmap takes (p50, p99), how long unmapped memory stayed within reach at most (exposed), the throughput that the reads of \
       page tables allow by the formula of Rubin et al., SOSP 2024, and what was achieved by the clock.
 
@@ -23,6 +23,9 @@ struct Simulate: Subcommand {
       go together are run:
         vtd-2000, vtd-800, virtual-20000    with vtd
         smmu-300, smmu-800, virtual-20000   with smmuv3
+
+      --queue, --producers and --no-range-invalidation change the hardware: shorter queues, others who have put a round of \
+      commands into the same queue before each call, and an SMMUv3 that takes a command a page.
 
       The same command gives the same figures on every machine: time is virtual, and one thread does all operations in their \
       order. Only workloads follow from --seed. On VT-d tables of a process were not yet run on hardware: its figures are the \
@@ -41,6 +44,10 @@ struct Simulate: Subcommand {
   var givenOperations: Int?
   @Option(help: "Pages of 4 KiB beyond which the policy of that name invalidates everything, 1 to 8192.")
   var threshold = 32
+  @Option(help: "Entries of the invalidation queue, a power of two; as many as the hardware's unless given.")
+  var queue: Int?
+  @Option(help: "Others who use the same queue, 0 to 1024.") var producers = 0
+  @Flag(help: "Have an SMMUv3 without range commands.") var noRangeInvalidation = false
   @Option(help: ArgumentHelp("Write a page with plots.", valueName: "file")) var html: String?
 
   /// The longest mapping: what does not fit into an area would not wait for a flush.
@@ -64,17 +71,23 @@ struct Simulate: Subcommand {
       let names = CostTable.all.filter { $0.fits(iommu) }.map(\.name).joined(separator: ", ")
       throw ValidationError("--costs \(costs.name) are not those of \(iommu.rawValue), which has \(names).")
     }
+    let mistake = hardware.mistake(on: Set(SimulationCase.all(iommu, costs, hardware).map(\.iommu)))
+    if let mistake { throw ValidationError(mistake) }
+  }
+
+  private var hardware: SimulationHardware {
+    SimulationHardware(queueEntries: queue, producers: producers, hasRanges: !noRangeInvalidation)
   }
 
   func perform(_ context: Context) throws(Failure) -> Outcome {
     let trace = try trace()
     if let html { try OutputFile.prepare(html, "write page") }
     var results: [SimulationResult] = []
-    for what in SimulationCase.all(iommu, costs) {
+    for what in SimulationCase.all(iommu, costs, hardware) {
       let run = SimulationRun(trace: trace, what: what, threshold: threshold, kernel: context.simulation.kernel)
       results.append(try library { () throws(DMAError) in try run.run() })
     }
-    let report = SimulationReport(trace: trace, threshold: threshold, results: results)
+    let report = SimulationReport(trace: trace, threshold: threshold, hardware: hardware, results: results)
     if let html { try OutputFile.write(Array(SimulationPage(report: report).html.utf8), html, "write page") }
     report.tell(context, page: html)
     return .fine

@@ -6,13 +6,18 @@ struct SimulationCase: Hashable {
   let policy: SimulationPolicy
   let iommu: SimulatedMachine.IOMMUKind
   let costs: CostTable
+  let hardware: SimulationHardware
 
   /// Every policy on an IOMMU and a table of costs, or on all that go together.
-  static func all(_ iommu: SimulatedMachine.IOMMUKind?, _ costs: CostTable?) -> [SimulationCase] {
+  static func all(
+    _ iommu: SimulatedMachine.IOMMUKind?, _ costs: CostTable?, _ hardware: SimulationHardware
+  ) -> [SimulationCase] {
     var cases: [SimulationCase] = []
     for kind in SimulatedMachine.IOMMUKind.allCases where iommu == nil || kind == iommu {
       for table in CostTable.all where table.fits(kind) && (costs == nil || table == costs) {
-        cases += SimulationPolicy.allCases.map { SimulationCase(policy: $0, iommu: kind, costs: table) }
+        cases += SimulationPolicy.allCases.map {
+          SimulationCase(policy: $0, iommu: kind, costs: table, hardware: hardware)
+        }
       }
     }
     return cases
@@ -26,7 +31,13 @@ struct SimulationCase: Hashable {
       case .vtd: .vtdNested
       }
     (machine.costs, machine.followsRealTime) = (costs, false)
+    hardware.apply(to: &machine)
     return machine
+  }
+
+  /// Entries of its invalidation queue.
+  var queueEntries: Int {
+    1 << (iommu == .smmuv3 ? machine.smmu.commandQueueShift : machine.invalidationQueueShift)
   }
 }
 

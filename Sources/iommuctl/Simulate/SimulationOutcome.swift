@@ -53,8 +53,8 @@ struct SimulationResult: Sendable {
     [
       ("name", .string(what.policy.rawValue)), ("iommu", .string(what.iommu.rawValue)),
       ("costs", .string(what.costs.name)), ("unmaps", JSON(unmaps)), ("commands", JSON(sent.commands)),
-      ("syncs", JSON(sent.syncs)), ("stalls", JSON(sent.stalls)), ("p50_unmap_ns", JSON(p50)),
-      ("p99_unmap_ns", JSON(p99)),
+      ("syncs", JSON(sent.syncs)), ("stalls", JSON(sent.stalls)), ("queue_entries", JSON(what.queueEntries)),
+      ("p50_unmap_ns", JSON(p50)), ("p99_unmap_ns", JSON(p99)),
       ("longest_exposure_ns", .uint(longestExposure)), ("throughput_gbps", JSON(throughput)),
       ("achieved_gbps", JSON(achieved)), ("memory_reads_per_page", JSON(readsPerPage)), ("no_room", JSON(noRoom)),
     ]

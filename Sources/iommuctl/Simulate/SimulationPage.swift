@@ -27,7 +27,7 @@ struct SimulationPage {
       <body>
       <h1>\(title)</h1>
       <p>What was run: \(Markup.text(report.heading)). Simulated by iommuctl: all times are virtual, and the same command comes to the same
-      figures on every machine.\(report.doubt.map { " \(Markup.text($0))" } ?? "")</p>
+      figures on every machine.\([report.hardware.text, report.doubt].compactMap { $0.map { " \(Markup.text($0))" } }.joined())</p>
       <div class="plots">
       \(plots.map(\.svg).joined(separator: "\n"))
       </div>
@@ -89,8 +89,9 @@ struct SimulationPage {
     QEMU's, on which they were tried as well, and a VT-d that nests, by its specification. The operations are done in the order of the trace by one thread on one processor. For each mapping the device reads
     its descriptor, in a page that stays mapped, and every page of the mapping once; then the driver unmaps it.</p>
     <p><b>Commands</b>, <b>syncs</b> and <b>stalls</b> are the hardware's own counts: commands put into its queue, waits for them, and
-    commands that found the queue full. One thread waits for each of its calls, so that it cannot fill a queue that holds a call's
-    commands. On VT-d each command is for an aligned power of two of pages and has a wait of its own, on SMMUv3 a call has one
+    times that commands found the queue full. One thread waits for each of its calls, so that it fills only a queue which is shorter than
+    a call's commands; other producers, which have a round of 63 commands each in the queue before each call, on VT-d one of 16, fill
+    it more. On VT-d each command is for an aligned power of two of pages and has a wait of its own, on SMMUv3 a call has one
     wait. What is queued at the end is flushed and counted.</p>
     <p><b>Latency</b> is what an unmap takes: \(DriverCosts.unmap(1)) ns and 1.5 ns for each further page for the tables, and
     what the table of costs says of a system call, of a command and of the wait. A table is named by the hardware and the

@@ -6,6 +6,7 @@ struct SimulationReport {
   let trace: Trace
   /// In pages of 4 KiB.
   let threshold: Int
+  let hardware: SimulationHardware
   let results: [SimulationResult]
 
   /// Writes the document, or the table.
@@ -13,6 +14,7 @@ struct SimulationReport {
     if context.isJSON { return context.document(keys) }
     context.say("On simulated machines, which exist only in this process. All times are virtual.")
     context.say(heading)
+    if let changes = hardware.text { context.say(changes) }
     context.say()
     context.console.out(table)
     if let doubt { context.say("\n\(doubt)") }
@@ -54,7 +56,8 @@ struct SimulationReport {
 
   private var keys: [(String, JSON)] {
     [
-      ("trace", .object(trace.keys)), ("threshold_pages", JSON(threshold)),
+      ("trace", .object(trace.keys)), ("threshold_pages", JSON(threshold)), ("producers", JSON(hardware.producers)),
+      ("range_invalidation", .bool(hardware.hasRanges)),
       ("policies", .array(results.map { .object($0.keys) })),
     ]
   }

@@ -51,6 +51,7 @@ struct SimulationRun: Sendable {
     if let pages = what.policy.longestPages(threshold) {
       device.dma.processOwned?.budget.setLongest(UInt64(pages) * 4096)
     }
+    simulated.crowdCommandQueue(what.hardware.producers)
     let player = try unsafe SimulationPlayer(
       device, simulated, UnsafeRawBufferPointer(memory), SimulatedTime(host.kernel, timer), slotCount: trace.slotCount)
     let outcome = try player.play(trace, isLazy: what.policy.isLazy)

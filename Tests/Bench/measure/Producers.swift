@@ -21,7 +21,7 @@ enum Producers {
       left -= 1
       var gather = Gather(tracksRanges: true), plan = SMMUPlan(.init(asid: 1, granule: 12, hasRanges: false))
       gather.add(0x1000_0000, 16 << 12, leafShift: 12)
-      plan.make(for: gather, budget: max(free - 1, 1))
+      plan.make(for: gather, budget: InvalidationBudget.limit(freeSlots: free))
       return plan.count
     }
     return Double(unmaps) * 1e6 / Double(accounts.map(\.end).max()!)

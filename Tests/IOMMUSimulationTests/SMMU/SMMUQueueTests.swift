@@ -104,6 +104,30 @@ import Testing
     rig.close()
   }
 
+  /// Others' batches take their time and their room, which the process's commands and their sync lack then. The kernel's own do not
+  /// meet them.
+  @Test(arguments: [(1, 63, 63, 0), (1, 64, 63, 1), (1, 64, 62, 0), (3, 63, 1, 1)])
+  func crowds(_ batches: Int, _ each: Int, _ commands: Int, _ stalls: Int) throws {
+    var machine = SimulatedMachine.smmuv3Nested
+    (machine.smmu.commandQueueShift, machine.costs) = (7, .smmu300)
+    let rig = try stale(machine)
+    func charged() throws -> UInt64 {
+      let before = rig.machine.chargedTime
+      try rig.invalidate(Array(repeating: Self.page, count: commands))
+      return (rig.machine.chargedTime - before).nanosecondCount
+    }
+    let alone = try charged()
+    #expect(alone == 310 + UInt64(commands) * 20 + 280)
+    rig.machine.crowdCommandQueue(batches, of: each)
+    #expect(try charged() == alone + UInt64(batches * (each * 20 + 280)) && rig.counters.queueStalls == stalls)
+    rig.machine.kernel.issue([Self.page])
+    #expect(rig.counters.queueStalls == stalls)
+    rig.machine.crowdCommandQueue(0)
+    #expect(try charged() == alone && rig.counters.queueStalls == stalls)
+    #expect(rig.counters.process[.invalidateAddress] == 3 * commands, "nothing of theirs")
+    rig.close()
+  }
+
   /// Records with sequence numbers; when they do not fit any more, one header tells of it, until one fits again.
   @Test func eventQueueOverflow() throws {
     let rig = try stale(depth: 2)

@@ -186,6 +186,28 @@ import Testing
     rig.close()
   }
 
+  /// Others' batches take their time and their room, of 8 entries here: each of the process's entries needs one for itself, for its wait,
+  /// and one that stays free. A batch is of as many descriptors as the driver puts in at a time.
+  @Test(arguments: [(1, 4, 4, 0), (1, 5, 5, 2), (2, 1, 1, 0), (3, 1, 1, 2), (1, 63, 6, 2)])
+  func crowds(_ batches: Int, _ asked: Int, _ each: Int, _ stalls: Int) throws {
+    var machine = SimulatedMachine.vtdNested
+    (machine.invalidationQueueShift, machine.costs) = (3, .vtd800)
+    let stale = try Stale(machine), rig = stale.rig
+    func charged() throws -> UInt64 {
+      let before = rig.machine.chargedTime
+      try rig.invalidate(stale.nested, [(0, 1, 1), (0, 1, 1)])
+      return (rig.machine.chargedTime - before).nanosecondCount
+    }
+    let alone = try charged()
+    rig.machine.crowdCommandQueue(batches, of: asked)
+    #expect(try charged() == alone + UInt64(2 * batches * (each * 20 + 780)) && rig.counters.queueStalls == stalls)
+    rig.machine.kernel.issueVTd([(0x26 | Self.id, 0)])
+    #expect(rig.counters.queueStalls == stalls, "the kernel's own do not meet them")
+    rig.machine.crowdCommandQueue(0)
+    #expect(try charged() == alone && rig.counters.queueStalls == stalls)
+    rig.close()
+  }
+
   /// Faults that come faster than the kernel reads the registers fill them, and what does not fit is lost, which shows.
   @Test(arguments: [1, 8])
   func faultOverflow(_ registers: Int) throws {

@@ -44,6 +44,12 @@ import Testing
     #expect(budget.limit == 63 && steps > 10)
   }
 
+  /// Of a queue of one's own: the commands and their sync fit into what is free, and one command goes at any rate.
+  @Test(arguments: [(64, 63), (3, 2), (2, 1), (1, 1), (0, 1)])
+  func freeSlots(_ free: Int, _ limit: Int) {
+    #expect(InvalidationBudget.limit(freeSlots: free) == limit)
+  }
+
   /// Commands that cost more than filling the cache again are not worth it.
   @Test func dearCommands() {
     let cheap = Self.calibrated()
@@ -52,6 +58,56 @@ import Testing
     let dear = InvalidationBudget(most: 63)
     dear.calibrate(one: 20_000, several: 20_000 * 16, count: 16)
     #expect(dear.worthwhile == 2)
+  }
+
+  private static func told(_ isDear: Bool) -> Calibration { Calibration(.told, isDear: isDear, isProcessOwned: true) }
+
+  /// Who was told has no figure, but a bound: commands of 10 µs each are worth 4, and cheaper ones are what they were timed at.
+  @Test func whatACalibrationWasTold() {
+    let cheap = Self.calibrated()
+    cheap.adopt(Self.told(true))
+    #expect(cheap.worthwhile == 4 && cheap.limit == 63)
+    cheap.adopt(Self.told(false))
+    #expect(cheap.worthwhile == 63)
+    cheap.adopt(Calibration(.cachingMode(unit: "dmar0"), isDear: true, isProcessOwned: true))
+    #expect(cheap.worthwhile == 4)
+    let dear = InvalidationBudget(most: 63)
+    dear.calibrate(one: 33_000, several: 33_000 * 16, count: 16)
+    #expect(dear.worthwhile == 1)
+    dear.adopt(Self.told(true))
+    #expect(dear.worthwhile == 1, "what was timed is dearer still")
+    dear.adopt(Self.told(false))
+    #expect(dear.worthwhile == 1 + 32_000 / 9_999)
+  }
+
+  /// The shortest of 64 calls with one command is no shorter than a command. The first timings were disturbed: 3 µs each.
+  @Test func whatACalibrationMeasured() {
+    let budget = InvalidationBudget(most: 63)
+    budget.calibrate(one: 5000, several: 50_000, count: 16)
+    #expect(budget.worthwhile == 11)
+    budget.adopt(Calibration(.timings(shortest: 1000), isDear: false, isProcessOwned: true))
+    #expect(budget.worthwhile == 33)
+    // A call with one command is expected to take 1001 ns now.
+    for _ in 0..<10 { budget.note(commands: 1, nanoseconds: 4004) }
+    #expect(budget.limit == 63)
+    for _ in 0..<2 { budget.note(commands: 1, nanoseconds: 4005) }
+    #expect(budget.limit == 31)
+    // What is slower than the first timings raises nothing: a queue may be full at that moment.
+    budget.adopt(Calibration(.timings(shortest: 90_000), isDear: true, isProcessOwned: true))
+    #expect(budget.worthwhile == 33)
+    for _ in 0..<2 { budget.note(commands: 1, nanoseconds: 4005) }
+    #expect(budget.limit == 15)
+  }
+
+  /// Nothing is changed where a test holds a limit, nor where nothing was timed.
+  @Test func whatIsHeldStays() {
+    for budget in [Self.calibrated(), InvalidationBudget(most: 63)] {
+      budget.hold(at: 7)
+      budget.adopt(Self.told(true))
+      budget.adopt(Calibration(.timings(shortest: 1), isDear: false, isProcessOwned: true))
+      for _ in 0..<10 { budget.note(commands: 1, nanoseconds: 1_000_000) }
+      #expect(budget.limit == 7 && budget.worthwhile == 63)
+    }
   }
 
   /// A fixed threshold: what is longer is invalidated with everything else, and what is not is none of its business.

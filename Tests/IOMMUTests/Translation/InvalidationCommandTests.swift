@@ -132,6 +132,62 @@ import Testing
     device.close()
   }
 
+  /// Ranges where they cost less than walking the tables again, everything where they do not: by what commands take on this
+  /// hardware, and by what the domain was told of it.
+  @Test(
+    arguments: [
+      (20, nil, 63, 63), (2000, nil, 17, 17), (2000, nil, 18, 0), (2000, nil, 63, 0), (20, true, 4, 4),
+      (20, true, 5, 0),
+      (20, true, 63, 0), (20, false, 63, 63), (12_000, nil, 4, 0), (12_000, false, 4, 4), (12_000, false, 5, 0),
+    ] as [(UInt64, Bool?, UInt64, Int)])
+  func blocksByCost(_ command: UInt64, _ isDear: Bool?, _ blocks: UInt64, _ byAddress: Int) throws {
+    let machine = Self.host {
+      ($0.smmu.hasRangeInvalidation, $0.costs) = (false, .smmu300)
+      $0.costs!.invalidation = command
+    }
+    let device = try Device(Self.first, on: machine.host, translation: .process), dma = device.dma
+    if let isDear {
+      var options = AutomaticOptions()
+      options.isInvalidationDear = isDear
+      try dma.switchProtection(to: .automatic(options))
+      try dma.switchProtection(to: .strict)
+    }
+    try unsafe Self.withMemory { memory in
+      let registration = try unsafe dma.register(unsafe: memory), tables = dma.processOwned!
+      let host = UInt64(UInt(bitPattern: memory.baseAddress!)), start: UInt64 = 0x4000_0000
+      for index in 0..<blocks {
+        try tables.map(iova: start + index << 21, address: host, byteCount: 2 << 20, access: .readWrite)
+      }
+      let before = machine.smmuCounters().process
+      #expect(try tables.unmap(iova: start, byteCount: blocks << 21) == blocks << 21)
+      let after = machine.smmuCounters().process
+      #expect(after[.invalidateAddress] - before[.invalidateAddress] == byAddress)
+      #expect(after[.invalidateASID] - before[.invalidateASID] == (byAddress == 0 ? 1 : 0))
+      #expect(after.syncs - before.syncs == 1)
+      try registration.unregister()
+    }
+    device.close()
+  }
+
+  /// A domain that was opened while others flooded the queue takes their time for usual; one that is calibrated after the flood notices the
+  /// next.
+  @Test(arguments: [false, true]) func openedInACrowd(isCalibrated: Bool) throws {
+    let machine = Self.host { $0.smmu.hasRangeInvalidation = false }
+    machine.crowdCommandQueue(15)
+    let device = try Device(Self.first, on: machine.host, translation: .process), dma = device.dma
+    let budget = try #require(dma.processOwned?.budget)
+    machine.crowdCommandQueue(0)
+    if isCalibrated {
+      try dma.switchProtection(to: .automatic)
+      #expect(dma.calibration?.evidence == .timings(shortest: 310 + 300))
+      try dma.switchProtection(to: .strict)
+    }
+    machine.crowdCommandQueue(15)
+    for _ in 0..<20 { _ = try dma.map(try dma.buffer(byteCount: 4096), .bidirectional).unmap() }
+    #expect(budget.limit == (isCalibrated ? 1 : 63))
+    device.close()
+  }
+
   /// Closing costs the process nothing however much is mapped; the kernel flushes the tag when the last device leaves. A tag that
   /// another device goes on using is flushed once by the process.
   @Test(arguments: [(false, 100_000), (true, 1000)]) func closing(isShared: Bool, _ count: Int) throws {

@@ -19,6 +19,16 @@ import iommuctl
     #expect(usual.out == one.out && usual.out != first.out)
   }
 
+  /// With other producers, whose commands are nobody's: the library's answer to them is the same as well.
+  @Test func twiceTheSameInACrowd() throws {
+    let line = Self.line + " --queue 32 --producers 3 --no-range-invalidation"
+    let first = Invocation(line), second = Invocation(line)
+    #expect(first.status == .fine && first.out == second.out && first.out != Invocation(Self.line).out)
+    for policy in try first.document["policies"].list where policy["name"].text == "strict" {
+      #expect(policy["stalls"].number ?? 0 > 0)
+    }
+  }
+
   /// In processes of their own, with other memory layouts, other hash seeds and debug mode, as many at a time as there are.
   @Test func anotherProcess() throws {
     let directory = URL(fileURLWithPath: CommandLine.arguments[0]).resolvingSymlinksInPath().deletingLastPathComponent()

@@ -21,6 +21,16 @@ import iommuctl
     ),
     ("--workload W1 --threshold 0", "--threshold wants 1 to 8192."),
     ("--workload W1 --threshold 8193", "--threshold wants 1 to 8192."),
+    ("--workload W1 --queue 0", "--queue wants a power of two, 4 to 524288."),
+    ("--workload W1 --queue 2", "--queue wants a power of two"),
+    ("--workload W1 --queue 100", "--queue wants a power of two"),
+    ("--workload W1 --iommu smmuv3 --queue 1048576", "--queue wants a power of two"),
+    ("--workload W1 --queue=-4", "--queue wants a power of two"),
+    ("--workload W1 --queue 65536", "--queue 65536 is more than the 32768 entries that a VT-d's queue may have"),
+    ("--workload W1 --producers=-1", "--producers wants 0 to 1024."),
+    ("--workload W1 --producers 1025", "--producers wants 0 to 1024."),
+    ("--workload W1 --iommu vtd --no-range-invalidation", "--no-range-invalidation does nothing on a VT-d."),
+    ("--workload W1 --costs vtd-800 --no-range-invalidation", "--no-range-invalidation does nothing on a VT-d."),
     ("--workload W1 --operations 0", "--operations wants 1 to 10000000."),
     ("--workload /x --seed 1", "--seed does nothing with a trace's file"),
     ("--workload /x --operations 1", "--operations does nothing with a trace's file"),
@@ -39,7 +49,7 @@ import iommuctl
     #expect(help.status == .fine)
     for word in [
       "smmu-300, smmu-800, virtual-20000   with smmuv3", "W1, W2, ", "lazy-per-cpu  unmaps wait", "--threshold",
-      "Rubin et al.", "not yet run on hardware",
+      "Rubin et al.", "not yet run on hardware", "--queue", "--producers", "--no-range-invalidation",
     ] {
       #expect(help.out.contains(word), "\(word): \(help.out)")
     }
@@ -52,6 +62,16 @@ import iommuctl
     #expect(try result.error["code"].text == "invalid-argument")
     #expect(try result.error["length_bytes"].number == 1 << 40)
     #expect(try result.error["remedy"].text == "`bench alloc` runs it without memory")
+  }
+
+  /// At the ends of what may be said.
+  @Test(arguments: [
+    "--queue 32768 --producers 0", "--queue 4 --producers 1024", "--iommu smmuv3 --queue 524288",
+    "--costs smmu-300 --queue 65536", "--no-range-invalidation",
+  ])
+  func whatMayBeSaid(_ options: String) {
+    let result = Invocation("simulate --workload W6 --operations 2 \(options)")
+    #expect(result.status == .fine && result.err.isEmpty, "\(result.err)")
   }
 
   private func withFile(_ text: String, _ body: (String) throws -> Void) throws {

@@ -25,7 +25,8 @@ import iommuctl
     let document = try Self.document("--workload W2 --operations 40")
     #expect(document["schema"].number == 1 && document["command"].text == "simulate")
     #expect(document["trace"]["name"].text == "W2" && document["trace"]["mappings"].number == 40)
-    #expect(document["threshold_pages"].number == 32)
+    #expect(document["threshold_pages"].number == 32 && document["producers"].number == 0)
+    #expect(document["range_invalidation"].flag == true)
     let run = document["policies"].list.map { "\($0["iommu"]) \($0["costs"]) \($0["name"])" }
     let places = [
       "vtd vtd-2000", "vtd vtd-800", "vtd virtual-20000", "smmuv3 smmu-300", "smmuv3 smmu-800", "smmuv3 virtual-20000",
@@ -34,9 +35,11 @@ import iommuctl
     for policy in document["policies"].list {
       #expect(
         policy.keys == [
-          "name", "iommu", "costs", "unmaps", "commands", "syncs", "stalls", "p50_unmap_ns", "p99_unmap_ns",
+          "name", "iommu", "costs", "unmaps", "commands", "syncs", "stalls", "queue_entries", "p50_unmap_ns",
+          "p99_unmap_ns",
           "longest_exposure_ns", "throughput_gbps", "achieved_gbps", "memory_reads_per_page", "no_room",
         ])
+      #expect(policy["queue_entries"].number == (policy["iommu"].text == "vtd" ? 256 : 524_288))
       #expect(policy["unmaps"].number == 40 && policy["stalls"].number == 0 && policy["no_room"].number == 0)
     }
   }

@@ -5,7 +5,7 @@ import iommuctl
 /// `simulate` of traces in files: figures that can be worked out by hand.
 @Suite struct SimulateTraceTests {
   /// The figures of a trace whose lines are these.
-  private func figures(_ lines: [String], _ options: String, name: String = "x") throws -> [String: Document] {
+  func figures(_ lines: [String], _ options: String, name: String = "x") throws -> [String: Document] {
     let path = FileManager.default.temporaryDirectory.appendingPathComponent("simulate-\(UUID().uuidString)").path
     defer { try? FileManager.default.removeItem(atPath: path) }
     let text = (["swift-iommu-trace 1", "name \(name)", "seed 0", "threads 2", "phase p"] + lines).joined(
