@@ -79,10 +79,13 @@ if Context.environment["SWIFT_IOMMU_SOAK"] != nil {
     .target(name: "StressRuntime", path: "Tests/Stress/runtime"),
     .executableTarget(
       name: "stress",
-      dependencies: ["AddressSpace", "AddressSpaceModels", "CIOMMU", "IOMMU", "IOMMUSimulation", "StressRuntime"],
+      dependencies: [
+        "AddressSpace", "AddressSpaceModels", "CIOMMU", "IOMMU", "IOMMUSimulation", "PageTables", "StressRuntime",
+      ],
       path: "Tests/Stress/stress"),
     .executableTarget(name: "model", dependencies: ["AddressSpaceModels"], path: "Tests/Soak/model"),
-    // With the sources of the trace files' parser and of the tests' table reader, since a program cannot import another.
+    // With the sources of the trace files' parser and of the tests' table reader, since a program cannot import another; so has the
+    // stress program those of the tests with threads in one table.
     .executableTarget(
       name: "fuzz", dependencies: ["AddressSpace", "AddressSpaceModels", "IOMMU"], path: "Tests/Soak/fuzz"),
   ]

@@ -87,7 +87,6 @@ package final class ProcessOwnedSMMU: HardwareTables {
   /// For tests, which look at what hardware reads.
   package var table: SMMUTable { _read { yield stage1.table } }
 
-  /// A mistake that a test has this make, to see that it would notice: tables are used again while hardware may walk them.
   package var reusesTablesEarly: Bool {
     get { stage1.reusesTablesEarly }
     set { stage1.reusesTablesEarly = newValue }

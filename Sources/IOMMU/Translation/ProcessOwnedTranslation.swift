@@ -66,6 +66,8 @@ package protocol HardwareTables: ProcessOwnedTranslation {
   /// Clears whole mappings of registered memory without an invalidation, as ``ProcessOwnedTranslation/clear(iova:byteCount:)``, if
   /// that is all there is to do: how many bytes were mapped; else nil, and nothing has changed.
   func clearHere(iova: UInt64, byteCount: UInt64) -> UInt64?
+  /// A mistake that a test has this make, to see that it would notice: tables are used again while hardware may walk them.
+  var reusesTablesEarly: Bool { get set }
 }
 
 /// What a map and an unmap need of such tables where memory and table are known: without a reference to count, or a call.

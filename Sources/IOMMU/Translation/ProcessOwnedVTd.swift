@@ -62,6 +62,12 @@ package final class ProcessOwnedVTd: HardwareTables {
   }
 
   package var budget: InvalidationBudget { channel.budget }
+
+  package var reusesTablesEarly: Bool {
+    get { stage1.reusesTablesEarly }
+    set { stage1.reusesTablesEarly = newValue }
+  }
+
   var kernel: any Kernel { descriptor.kernel }
 
   /// The granule: no smaller than a page of either stage.

@@ -1,15 +1,26 @@
 package import IOMMU
 import Synchronization
 
+/// An invalidation as the process sends it: a call of `IOMMU_HWPT_INVALIDATE`.
+package struct InvalidationCall: Sendable {
+  /// The nested page table or vIOMMU that it is for, by iommufd's number.
+  package var pageTable: UInt32
+  /// What its commands are, of ``NestingTypes``.
+  package let type: UInt32
+  /// The commands as words. Without any left, the call is reported as done and not made.
+  package var words: [UInt64]
+}
+
 /// What is done around each invalidation that the process sends: what another thread, or a device, might do at that moment, and
 /// what a library that is wrong would have sent.
 package struct InvalidationHook: Sendable {
-  /// Has the commands as words and may change them. Without any left, the call is reported as done and not made.
-  package var before: @Sendable (inout [UInt64]) -> Void
+  /// Has the call before it is made, and may change it.
+  package var before: @Sendable (inout InvalidationCall) -> Void
   /// The invalidation is complete, and the library does not know it yet.
   package var after: @Sendable () -> Void
 
-  package init(before: @escaping @Sendable (inout [UInt64]) -> Void, after: @escaping @Sendable () -> Void = {}) {
+  package init(before: @escaping @Sendable (inout InvalidationCall) -> Void, after: @escaping @Sendable () -> Void = {})
+  {
     (self.before, self.after) = (before, after)
   }
 }
@@ -34,17 +45,18 @@ extension FaultingKernel {
     around hook: InvalidationHook
   ) throws(Errno) -> Int {
     let count = byteCount > 0 ? entries.count / byteCount : 0
-    var words = (0..<entries.count / 8).map { unsafe entries.loadUnaligned(fromByteOffset: $0 * 8, as: UInt64.self) }
-    hook.before(&words)
-    if !words.isEmpty {
-      let sent: Result<Int, Errno> = unsafe words.withUnsafeBytes { bytes in
+    let words = (0..<entries.count / 8).map { unsafe entries.loadUnaligned(fromByteOffset: $0 * 8, as: UInt64.self) }
+    var call = InvalidationCall(pageTable: pageTable, type: type, words: words)
+    hook.before(&call)
+    if !call.words.isEmpty {
+      let sent: Result<Int, Errno> = unsafe call.words.withUnsafeBytes { bytes in
         do throws(Errno) {
           return .success(
             try unsafe base.hwptInvalidate(
-              iommufd, pageTable: pageTable, type: type, entries: bytes, byteCount: byteCount))
+              iommufd, pageTable: call.pageTable, type: type, entries: bytes, byteCount: byteCount))
         } catch { return .failure(error) }
       }
-      guard try sent.get() == words.count * 8 / max(byteCount, 1) else { return 0 }
+      guard try sent.get() == call.words.count * 8 / max(byteCount, 1) else { return 0 }
     }
     hook.after()
     return count

@@ -9,7 +9,7 @@ extension Cases {
       ("strict", Protection.strict), ("lazy-per-cpu", lazily(.perCPU)), ("lazy-single", lazily(.single)),
     ].map { name, protection in
       ConformanceCase(.dma, "stale/\(name)") { environment in
-        // The simulated machine has a test of its own that is as long.
+        // Simulated machines have a test of their own that is as long.
         let steps = environment.steps ?? (environment.isSimulated ? 300 : 10_000)
         let options = StaleAccess.Options(seed: environment.seed ?? 20_261, steps: steps, protection)
         let outcome = try run(options, "stale/\(name)", environment)

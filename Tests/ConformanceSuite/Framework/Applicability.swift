@@ -19,7 +19,11 @@ enum Applicability {
     Rule("iommufd/", reason: "an ioctl of iommufd") { $0.interface != .iommufd },
     Rule("nesting/", reason: "a type1 container does not nest") { $0.interface != .iommufd },
     Rule("nesting/raw-", reason: "no stage-1 tables of an SMMUv3 can be the process's here") { !$0.nestsOnSMMU },
-    Rule("stale/", "count/nested-", reason: "this process does not own the tables of an SMMUv3") {
+    Rule("stale/", reason: "this process does not own the tables that hardware walks") {
+      $0.translation != .process || !($0.nestsOnSMMU || $0.nestsOnVTd)
+    },
+    Rule("stale/seen-\(InvalidationMutant.wrongTag.rawValue)", reason: "the domain has one tag") { $0.nestsOnVTd },
+    Rule("count/nested-", reason: "this process does not own the tables of an SMMUv3") {
       $0.translation != .process || !$0.nestsOnSMMU
     },
     Rule("nesting/vtd-", reason: "no first-stage tables of a VT-d can be the process's here") { !$0.nestsOnVTd },

@@ -29,6 +29,9 @@ final class MarkedPages {
     unsafe UnsafeRawBufferPointer(start: memory.base + first * 4096, count: count * 4096)
   }
 
+  /// Where a page lies in memory.
+  func address(of page: Int) -> UInt64 { unsafe UInt64(UInt(bitPattern: memory.base + page * 4096)) }
+
   /// The pages that were written to since the last call, which have their marks again.
   func takeChanged() -> [Int] {
     var changed: [Int] = []

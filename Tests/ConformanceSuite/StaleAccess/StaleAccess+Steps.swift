@@ -2,7 +2,6 @@ import AddressSpace
 import AddressSpaceModels
 import Glibc
 import IOMMU
-import PageTables
 
 extension StaleAccess {
   /// A live mapping of marked pages.
@@ -67,7 +66,7 @@ extension StaleAccess {
   private func end(_ mapped: Mapped) throws {
     for page in mapped.inUse { try reach(mapped, page) }
     ending = mapped
-    endingPlace = mapped.isWhole ? smmu?.table.translate(mapped.address.rawValue)?.address : nil
+    endingPlace = mapped.isWhole ? pages.address(of: mapped.first) : nil
     defer { (ending, endingPlace) = (nil, nil) }
     try mapped.unmap()
     ending = nil

@@ -44,7 +44,7 @@ package final class StaleAccess: @unchecked Sendable {
   let dma: DMADomain
   let writer: any DeviceWriter
   let pages: MarkedPages
-  let smmu: ProcessOwnedSMMU?
+  let tables: any HardwareTables
   var random: SplitMix64
   var outcome = Outcome()
   var live: [Mapped] = []
@@ -57,8 +57,10 @@ package final class StaleAccess: @unchecked Sendable {
   // What the hook around invalidations goes by.
   /// The mapping whose unmap is under way.
   var ending: Mapped?
-  /// Where its entries lead, if all of them can be written again.
+  /// Where in memory its entries lead, if all of them can be written again.
   var endingPlace: UInt64?
+  /// The page tables or vIOMMUs that invalidations were for, in the order in which they were told first.
+  var told: [UInt32] = []
   var isInside = false
   var mistakesLeft: Int
   /// Entries that were written again, as if they had not been cleared yet.
@@ -67,11 +69,12 @@ package final class StaleAccess: @unchecked Sendable {
   var meanwhile: (() throws -> Void)?
   var failure: (any Error)?
 
-  private init(_ options: Options, _ device: Device, _ writer: any DeviceWriter, _ pages: MarkedPages) {
-    (self.options, self.writer, self.pages, dma) = (options, writer, pages, device.dma)
+  private init(
+    _ options: Options, _ dma: DMADomain, _ tables: any HardwareTables, _ writer: any DeviceWriter, _ pages: MarkedPages
+  ) {
+    (self.options, self.dma, self.tables, self.writer, self.pages) = (options, dma, tables, writer, pages)
     random = SplitMix64(seed: options.seed)
     mistakesLeft = options.nth
-    smmu = device.dma.processOwned as? ProcessOwnedSMMU
   }
 
   var isLazy: Bool { if case .lazy = options.protection { true } else { false } }
@@ -82,15 +85,18 @@ package final class StaleAccess: @unchecked Sendable {
   package static func run(
     _ options: Options, _ device: Device, _ writer: any DeviceWriter, on kernel: FaultingKernel
   ) throws -> Outcome {
-    let pages = try MarkedPages(kernel), program = StaleAccess(options, device, writer, pages)
+    guard let tables = device.dma.processOwned as? any HardwareTables else {
+      throw Failure("the page tables are not the process's")
+    }
+    let pages = try MarkedPages(kernel), program = StaleAccess(options, device.dma, tables, writer, pages)
     try program.dma.switchProtection(to: options.protection)
     let registration = try unsafe program.dma.register(unsafe: pages.memory.buffer)
     kernel.hookInvalidations(
       InvalidationHook(before: { program.before(&$0) }, after: { program.after() }))
-    program.smmu?.reusesTablesEarly = options.mutant == .tablesReusedEarly
+    tables.reusesTablesEarly = options.mutant == .tablesReusedEarly
     defer {
       kernel.hookInvalidations(nil)
-      program.smmu?.reusesTablesEarly = false
+      tables.reusesTablesEarly = false
     }
     while program.outcome.steps < options.steps, !program.isDone { try program.step() }
     kernel.hookInvalidations(nil)

@@ -286,6 +286,14 @@ struct FaultParserTests {
     #expect(Self.report(["some-driver: EVTQ overflow detected -- events lost"]).missing == nil)
   }
 
+  /// Bit 0 of a VT-d's status says so, and no other.
+  @Test(arguments: [("1", true), ("3", true), ("f3", true), ("2", false), ("10", false), ("", false)])
+  func overflowOfAVTd(_ status: String, _ hasLost: Bool) {
+    let report = Self.report(["DMAR: DRHD: handling fault status reg \(status)"])
+    #expect(report.hasOverflow == hasLost && report.mayBeIncomplete == hasLost && report.faults.isEmpty)
+    #expect(report.missing?.contains("overflowed") == (hasLost ? true : nil))
+  }
+
   @Test func virtioWithoutAnAddress() throws {
     let fault = try fault("virtio_iommu virtio0: unknown fault from EP 8 [W]")
     #expect((fault.iova, fault.access) == (nil, .write))

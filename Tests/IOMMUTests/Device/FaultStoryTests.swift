@@ -26,6 +26,7 @@ import Testing
     Way(testDescription: "vtd flat", machine: .vtd, tables: .process),
     Way(testDescription: "smmuv3", machine: .smmuv3),
     Way(testDescription: "smmuv3 type1", machine: .smmuv3, tables: .container),
+    Way(testDescription: "vtd nested", machine: .vtdNested, tables: .process),
     Way(testDescription: "smmuv3 nested", machine: .smmuv3Nested, tables: .process),
   ]
 

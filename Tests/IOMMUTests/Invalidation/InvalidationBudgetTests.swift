@@ -120,12 +120,11 @@ import Testing
     #expect(!budget.allows(4096))
   }
 
-  /// On tables of the process, in both formats: one command either way, and what the device has cached of others stays or goes.
-  @Test(arguments: SimulatedMachine.IOMMUKind.allCases, [(4, true), (3, false), (0, false)])
-  func unmapsBeyondAThreshold(_ kind: SimulatedMachine.IOMMUKind, _ threshold: (pages: UInt64, keeps: Bool)) throws {
+  /// On tables of the process, on either hardware: one command either way, and what the device has cached of others stays or goes.
+  @Test(arguments: NestedHardware.allCases, [(4, true), (3, false), (0, false)])
+  func unmapsBeyondAThreshold(_ hardware: NestedHardware, _ threshold: (pages: UInt64, keeps: Bool)) throws {
     let address = "0000:00:02.0"
-    let machine = SimulatedHost(
-      kind == .smmuv3 ? .smmuv3Nested : .vtd, devices: [address: EduModel(addressBits: 64)])
+    let machine = SimulatedHost(hardware.machine, devices: [address: EduModel(addressBits: 64)])
     let device = try Device(address, on: machine.host, translation: .process), dma = device.dma
     let other = try dma.map(try dma.buffer(byteCount: 4096), .bidirectional)
     let mapping = try dma.map(try dma.buffer(byteCount: 16_384), .bidirectional)
@@ -135,9 +134,10 @@ import Testing
     let address64 = other.address.rawValue, unmapped = mapping.address.rawValue
     #expect(reads(address64) ?? 0 > 0 && reads(address64) == 0 && reads(unmapped) != nil)
     dma.processOwned?.budget.setLongest(threshold.pages * 4096)
-    let before = dma.statistics.invalidations
+    let before = dma.statistics.invalidations, sent = hardware.counts(machine).process
     _ = try mapping.unmap()
     #expect(dma.statistics.invalidations == before + 1)
+    #expect((hardware.counts(machine).process - sent).ofTags == (threshold.keeps ? 0 : 1))
     #expect(reads(unmapped) == nil, "out of reach at any rate")
     #expect((reads(address64) == 0) == threshold.keeps)
     _ = try other.unmap()

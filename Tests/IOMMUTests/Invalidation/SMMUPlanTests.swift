@@ -1,3 +1,4 @@
+import AddressSpace
 import IOMMU
 import PageTables
 import Testing
@@ -68,16 +69,73 @@ import Testing
 
   /// The same where tables may have gone: one page more where the last five bits of the count are 1, as a command with all of
   /// NUM, SCALE and TTL zero is reserved.
-  @Test func anythingOfEveryCount() throws {
+  @Test(arguments: [12, 14, 16] as [UInt8])
+  func anythingOfEveryCount(_ granule: UInt8) throws {
     for count in 1...4096 as ClosedRange<UInt64> {
-      var plan = SMMUPlan(Self.shape())
-      plan.make(forAnythingIn: 0x40_0000, count << 12, budget: 63)
-      let found = Self.covered(plan, granule: 12)
-      let reading = try #require(found, "\(count) pages")
-      let expected = count & 31 == 1 ? count + 1 : count
-      #expect(reading.first == 0x40_0000 && reading.byteCount == expected << 12)
-      #expect(!reading.leafOnly && reading.level == 0)
-      for command in Self.commands(plan) { #expect(command.isValid(asid: 7, hasRanges: true)) }
+      var plan = SMMUPlan(Self.shape(granule))
+      plan.make(forAnythingIn: 0x40_0000, count << UInt64(granule), budget: 63)
+      try Self.expectTables(plan, 0x40_0000, count, granule)
+    }
+  }
+
+  /// By what an unmap gathered with a table that went.
+  @Test(arguments: [12, 14, 16] as [UInt8])
+  func tablesOfEveryCount(_ granule: UInt8) throws {
+    let space = TableSpace(granule), region = UInt64(1) << UInt64(2 * granule - 3), page = UInt64(1) << UInt64(granule)
+    for count in 1...4096 as ClosedRange<UInt64> {
+      var gather = Gather(tracksRanges: true), plan = SMMUPlan(Self.shape(granule))
+      // A page of its own at first; the other pages of the unmap follow.
+      #expect(space.takeTable(region, &gather))
+      if count > 1 { gather.add(region + page, (count - 1) * page, leafShift: granule) }
+      let (runs, isLeafOnly) = (gather.count, gather.isLeafOnly)
+      #expect(runs == 1 && !isLeafOnly)
+      plan.make(for: gather, budget: 63)
+      space.pool.give(back: gather.takeTables())
+      try Self.expectTables(plan, region, count, granule)
+    }
+  }
+
+  /// All pages and not one more than there has to be, with what is cached of the tables on the way to them.
+  private static func expectTables(
+    _ plan: borrowing SMMUPlan, _ start: UInt64, _ count: UInt64, _ granule: UInt8
+  ) throws {
+    let found = covered(plan, granule: granule), reading = try #require(found, "\(count) pages")
+    let expected = count & 31 == 1 ? count + 1 : count
+    #expect(reading.first == start && reading.byteCount == expected << UInt64(granule))
+    #expect(!reading.leafOnly && reading.level == 0 && reading.asid == 7)
+    for command in commands(plan) { #expect(command.isValid(asid: 7, hasRanges: true)) }
+  }
+
+  /// Tables of one granule.
+  @safe private final class TableSpace {
+    let pool: TablePool
+    private let table: SMMUTable
+
+    @safe private final class Memory: @unchecked Sendable {
+      let base: UnsafeMutableRawBufferPointer
+      init(_ byteCount: Int, alignment: Int) {
+        unsafe base = .allocate(byteCount: byteCount, alignment: alignment)
+        unsafe base.initializeMemory(as: UInt8.self, repeating: 0)
+      }
+      deinit { unsafe base.deallocate() }
+    }
+
+    init(_ granule: UInt8) {
+      let page = PageSize(shift: granule), byteCount = 8 << Int(granule)
+      let memory = Memory(byteCount, alignment: Int(page.byteCount))
+      unsafe pool = TablePool(
+        base: memory.base.baseAddress!, address: 1 << 40, byteCount: UInt64(byteCount), granule: page, owner: memory)
+      pool.extend(byteCount: UInt64(byteCount))
+      table = SMMUTable(pool: pool, inputBits: 48)!
+    }
+
+    /// Maps a page, unmaps it, and takes its table away.
+    func takeTable(_ iova: UInt64, _ gather: inout Gather) -> Bool {
+      let page = pool.granule.byteCount, region = page * page / 8
+      var unmapped = Gather(tracksRanges: false)
+      return table.map(iova: iova, to: 1 << 30, byteCount: page, attributes: .readable) == .mapped(entryCount: 1)
+        && table.unmap(iova: iova, byteCount: page, into: &unmapped) == .unmapped(byteCount: page)
+        && table.removeEmptyTable(iova: iova, byteCount: region, into: &gather)
     }
   }
 

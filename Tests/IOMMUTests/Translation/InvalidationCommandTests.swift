@@ -4,12 +4,14 @@ import IOMMUSimulation
 import Synchronization
 import Testing
 
-/// Which commands an SMMUv3 gets, from the process and from the kernel, counted by the simulated one.
+/// Which commands an SMMUv3 or a VT-d gets, from the process and from the kernel, counted by the simulated one.
 @Suite struct InvalidationCommandTests {
   private static let first = "0000:00:02.0", second = "0000:00:03.0"
 
-  private static func host(_ change: (inout SimulatedMachine) -> Void = { _ in }) -> SimulatedHost {
-    var machine = SimulatedMachine.smmuv3Nested
+  private static func host(
+    _ hardware: NestedHardware = .smmuv3, _ change: (inout SimulatedMachine) -> Void = { _ in }
+  ) -> SimulatedHost {
+    var machine = hardware.machine
     change(&machine)
     return SimulatedHost(machine, devices: [first: ScratchModel(), second: ScratchModel()])
   }
@@ -32,8 +34,8 @@ import Testing
   }
 
   /// Leaves of several sizes, far apart: in a lazy mode nobody keeps track of them.
-  @Test func lazyUnmapsTrackNothing() throws {
-    let machine = Self.host(), device = try Device(Self.first, on: machine.host, translation: .process)
+  @Test(arguments: NestedHardware.allCases) func lazyUnmapsTrackNothing(_ hardware: NestedHardware) throws {
+    let machine = Self.host(hardware), device = try Device(Self.first, on: machine.host, translation: .process)
     let dma = device.dma
     try unsafe Self.withMemory { memory in
       let registration = try unsafe dma.register(unsafe: memory)
@@ -42,16 +44,15 @@ import Testing
         let part = unsafe UnsafeRawBufferPointer(rebasing: memory[..<[4096, 65_536, 2 << 20, 4 << 20][index % 4]])
         return Box(try unsafe dma.map(unsafe: part, .bidirectional))
       }
-      let before = machine.smmuCounters(), calls = dma.statistics.systemCalls
+      let before = hardware.counts(machine), calls = dma.statistics.systemCalls
       for map in maps { try map.unmap() }
-      var after = machine.smmuCounters()
-      #expect(after.process == before.process && after.kernel == before.kernel)
+      #expect(hardware.counts(machine) == before)
       #expect(dma.statistics.gatheredRanges == 0 && dma.statistics.invalidations == 0)
       #expect(dma.statistics.systemCalls == calls && dma.statistics.queuedBytes == 50 * (4096 + 65_536 + 6 << 20))
       try dma.drain()
-      after = machine.smmuCounters()
-      #expect(after.process[.invalidateASID] == before.process[.invalidateASID] + 1)
-      #expect(after.process.syncs == before.process.syncs + 1 && dma.statistics.gatheredRanges == 0)
+      let after = hardware.counts(machine)
+      #expect(after.process - before.process == .init(invalidations: 1, ofTags: 1, syncs: 1))
+      #expect(after.kernel == before.kernel && dma.statistics.gatheredRanges == 0)
       // In strict mode they are kept track of.
       try dma.switchProtection(to: .strict)
       try unsafe dma.map(unsafe: memory, .bidirectional).unmap()
@@ -63,8 +64,8 @@ import Testing
 
   /// While another thread goes to and fro between the modes, an unmap is invalidated or waits for a flush, whichever it takes
   /// it for: what a device still reaches afterwards is gone with the next drain.
-  @Test func theModeIsReadOnce() throws {
-    let machine = Self.host(), device = try Device(Self.first, on: machine.host, translation: .process)
+  @Test(arguments: NestedHardware.allCases) func theModeIsReadOnce(_ hardware: NestedHardware) throws {
+    let machine = Self.host(hardware), device = try Device(Self.first, on: machine.host, translation: .process)
     let dma = device.dma, isDone = Atomic<Bool>(false), roles = Atomic<Int>(0)
     let reached = Mutex<(lazily: Int, still: Int, failures: [String])>((0, 0, []))
     let unmaps = Atomic<Int>(0)
@@ -110,7 +111,8 @@ import Testing
   /// Without range commands one a block, and everything where a round has no room; never one a page.
   @Test(arguments: [(63, 63, 0), (64, 0, 1)] as [(UInt64, Int, Int)], [false, true])
   func blocks(_ counts: (blocks: UInt64, byAddress: Int, byASID: Int), isHidden: Bool) throws {
-    let machine = Self.host { $0.smmu.hasRangeInvalidation = isHidden }, kernel = FaultingKernel(machine.kernel)
+    let machine = Self.host(.smmuv3) { $0.smmu.hasRangeInvalidation = isHidden }
+    let kernel = FaultingKernel(machine.kernel)
     if isHidden { kernel.hideRangeInvalidation() }
     let device = try Device(Self.first, on: Host(kernel: kernel), translation: .process), dma = device.dma
     try unsafe Self.withMemory { memory in
@@ -189,9 +191,11 @@ import Testing
   }
 
   /// Closing costs the process nothing however much is mapped; the kernel flushes the tag when the last device leaves. A tag that
-  /// another device goes on using is flushed once by the process.
-  @Test(arguments: [(false, 100_000), (true, 1000)]) func closing(isShared: Bool, _ count: Int) throws {
-    let machine = Self.host()
+  /// another device goes on using is flushed once: by the process, but on VT-d by the kernel, with each device that leaves.
+  @Test(arguments: NestedHardware.allCases, [(false, 100_000), (true, 1000)])
+  func closing(_ hardware: NestedHardware, _ maps: (isShared: Bool, count: Int)) throws {
+    let machine = Self.host(hardware), (isShared, count) = maps
+    let none = NestedHardware.Sent(invalidations: 0, ofTags: 0, syncs: 0)
     do {
       let first = try Device(Self.first, on: machine.host, translation: .process)
       let second = isShared ? try Device(Self.second, on: machine.host, sharing: first.dma) : nil, dma = first.dma
@@ -199,44 +203,42 @@ import Testing
         let registration = try unsafe dma.register(unsafe: memory)
         let page = unsafe UnsafeRawBufferPointer(rebasing: memory[..<4096])
         var maps = try (0..<count).map { _ in Box(try unsafe dma.map(unsafe: page, .bidirectional)) }
-        let before = machine.smmuCounters()
+        let before = hardware.counts(machine)
         first.close()
-        let after = machine.smmuCounters()
-        #expect(after.process.tlbInvalidations - before.process.tlbInvalidations == (isShared ? 1 : 0))
-        #expect(after.process[.invalidateASID] - before.process[.invalidateASID] == (isShared ? 1 : 0))
-        #expect(after.process.syncs - before.process.syncs == (isShared ? 1 : 0))
-        #expect(after.kernel[.invalidateVMID] - before.kernel[.invalidateVMID] == (isShared ? 0 : 1))
-        #expect(after.kernel.tlbInvalidations - before.kernel.tlbInvalidations == (isShared ? 0 : 1))
+        let after = hardware.counts(machine), kernel = after.kernel - before.kernel
+        let isProcess = isShared && hardware == .smmuv3, flushes = isProcess ? 0 : 1
+        #expect(after.process - before.process == (isProcess ? .init(invalidations: 1, ofTags: 1, syncs: 1) : none))
+        #expect(kernel.invalidations == flushes && kernel.ofTags == flushes)
         if let second {
           #expect(machine.storm(1, from: Self.second, at: maps.last!.address.rawValue) == 0, "the other goes on")
           second.close()
         }
         maps.removeAll()
         _ = consume registration
-        let last = machine.smmuCounters()
-        #expect(last.kernel.tlbInvalidations - before.kernel.tlbInvalidations == 1, "and nothing after it")
-        #expect(last.process.tlbInvalidations == after.process.tlbInvalidations)
+        let last = hardware.counts(machine), all = isShared && hardware == .vtd ? 2 : 1
+        #expect((last.kernel - before.kernel).invalidations == all, "and nothing after it")
+        #expect(last.process == after.process)
       }
     }
     #expect(machine.isClean)
   }
 
   /// What registering costs while a device is attached is the kernel's: for each area that goes, what is cached of stage 2 there
-  /// and all of stage 1. Neighbours that are registered as one area are one.
-  @Test(arguments: [(64, 1), (1, 64)]) func registrations(_ count: Int, _ pages: Int) throws {
-    let machine = Self.host(), device = try Device(Self.first, on: machine.host, translation: .process)
+  /// and all of stage 1, on VT-d both by one descriptor. Neighbours that are registered as one area are one.
+  @Test(arguments: NestedHardware.allCases, [(64, 1), (1, 64)])
+  func registrations(_ hardware: NestedHardware, _ areas: (count: Int, pages: Int)) throws {
+    let (count, pages) = areas, machine = Self.host(hardware)
+    let device = try Device(Self.first, on: machine.host, translation: .process)
     try unsafe Self.withMemory { memory in
-      let before = machine.smmuCounters()
+      let before = hardware.counts(machine)
       for index in 0..<count {
         let start = index * 8192
         let part = unsafe UnsafeRawBufferPointer(rebasing: memory[start..<start + pages * 4096])
         try unsafe device.dma.register(unsafe: part).unregister()
       }
-      let after = machine.smmuCounters()
-      #expect(after.kernel[.invalidateStage2] - before.kernel[.invalidateStage2] == count)
-      #expect(after.kernel[.invalidateAll] - before.kernel[.invalidateAll] == count)
-      #expect(after.kernel.tlbInvalidations - before.kernel.tlbInvalidations == 2 * count)
-      #expect(after.kernel.syncs - before.kernel.syncs == 2 * count)
+      let after = hardware.counts(machine), (each, tags) = hardware == .smmuv3 ? (2, 1) : (1, 0)
+      let sent = NestedHardware.Sent(invalidations: each * count, ofTags: tags * count, syncs: each * count)
+      #expect(after.kernel - before.kernel == sent)
       #expect(after.process == before.process)
     }
     device.close()

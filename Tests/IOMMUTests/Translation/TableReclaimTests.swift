@@ -61,7 +61,7 @@ import Testing
 
     /// Calls a function before each invalidation of everything, which may drop it.
     func beforeEverything(_ body: @escaping @Sendable (inout [UInt64]) -> Void) {
-      kernel.hookInvalidations(InvalidationHook { words in if words[0] & 0xff == 0x11 { body(&words) } })
+      kernel.hookInvalidations(InvalidationHook { call in if call.words[0] & 0xff == 0x11 { body(&call.words) } })
     }
 
     /// Calls a function before the first of them.

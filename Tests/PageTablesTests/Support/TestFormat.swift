@@ -1,9 +1,8 @@
 import AddressSpace
 import PageTables
-import Testing
 
 /// A format in one geometry: how to make its tables, and how the manual reads them.
-struct TestFormat: Sendable, CustomTestStringConvertible {
+struct TestFormat: Sendable, CustomStringConvertible {
   let name: String
   let granule: PageSize
   let last: UInt64
@@ -16,7 +15,7 @@ struct TestFormat: Sendable, CustomTestStringConvertible {
   let levels: @Sendable () -> [ReaderLevel]
   let make: @Sendable (TablePool) -> TestTable?
 
-  var testDescription: String { name }
+  var description: String { name }
 
   /// The size of leaves above the pages.
   var block: UInt64 {

@@ -37,20 +37,3 @@ enum FaultBytes {
     }
   }
 }
-
-/// What hardware says of itself: the first byte is its kind, and the next the size of pages that is asked about.
-enum HardwareBytes {
-  static func run(_ bytes: [UInt8]) {
-    guard bytes.count >= 2 else { return }
-    let info = HardwareInfo(type: UInt32(bytes[0] & 7), data: Array(bytes[2...]), capabilities: UInt64(bytes[1]))
-    let identity = SMMUIdentity(info)
-    precondition(identity == nil || info.type == 2, "an SMMU of another make")
-    guard let identity else { return }
-    precondition(identity.registers.count == 6 && 0..<64 ~= identity.streamBits)
-    let page: UInt64 = 1 << UInt64(bytes[1] & 63), granule = identity.granule(page: page)
-    if identity.refusal(page: page) == nil {
-      guard let granule else { fatalError("accepted without a granule") }
-      precondition(granule.byteCount <= page && identity.granules.rawValue & granule.byteCount != 0)
-    }
-  }
-}

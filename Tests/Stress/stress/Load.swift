@@ -2,11 +2,13 @@ import AddressSpaceModels
 import Glibc
 import IOMMU
 import IOMMUSimulation
+import Synchronization
 
 /// Threads that map and unmap on one domain of a simulated machine.
 struct Load {
   private let machine: SimulatedHost
   private let interface: Interface
+  private let translation: TranslationChoice
   private let model = BusModel()
   /// nil for what the environment says: `SWIFT_IOMMU_DEBUG=1` has all of them in debug mode.
   private let debug: DebugOptions?
@@ -14,12 +16,26 @@ struct Load {
 
   init(_ interface: Interface, isDebugged: Bool = false) {
     machine = SimulatedHost(devices: [Self.address: model])
-    self.interface = interface
+    (self.interface, translation) = (interface, .automatic)
     debug = isDebugged ? DebugOptions(onReport: { _ in }) : nil
   }
 
+  /// On tables of the process that hardware walks, with a device that does what it must not now and then, and a thread that asks for
+  /// the faults.
+  init(nested machine: SimulatedMachine) {
+    self.machine = SimulatedHost(machine, devices: [Self.address: model])
+    (interface, translation, debug) = (.iommufd, .process, nil)
+  }
+
   private func open() throws -> Device {
-    try Device(Self.address, on: machine.host, interface: interface, debug: debug)
+    try Device(Self.address, on: machine.host, interface: interface, translation: translation, debug: debug)
+  }
+
+  private var faults: Bool { translation == .process }
+
+  /// Page 0 is never mapped.
+  private static func fault(_ run: Run, _ bus: DeviceBus?) {
+    if let bus, (try? bus.load(0x10, as: UInt64.self)) != nil { run.fail("the device reaches page 0") }
   }
 
   private static let protections: [Protection] = [
@@ -39,7 +55,8 @@ struct Load {
 
   private func switchAndDrain(_ run: Run) throws -> String? {
     let device = try open(), dma = device.dma, work = Work(dma, model.bus)
-    run.inThreads(run.threads + 2) { index, numbers in
+    if faults { Self.fault(run, model.bus) }
+    run.inThreads(run.threads + 2) { [model, faults] index, numbers in
       while !run.isOver {
         switch index {
         case 0:
@@ -47,17 +64,20 @@ struct Load {
           usleep(UInt32(numbers.next(3000)))
         case 1:
           try dma.drain()
-          _ = dma.statistics
+          if faults { Self.fault(run, model.bus) }
+          _ = (dma.statistics, dma.faults)
           usleep(UInt32(numbers.next(2000)))
         default: try work.operate(run, &numbers)
         }
       }
     }
     try dma.drain()
-    let statistics = dma.statistics
+    let statistics = dma.statistics, told = dma.faults
     device.close()
     if let failure = run.firstFailure { return failure }
     if let report = dma.debugReports.first { return "\(report)" }
+    if (told.count > 0) != faults { return "\(told.count) faults" }
+    if let other = told.faults.first(where: { $0.iova.map { $0.rawValue >> 12 } != 0 }) { return "\(other)" }
     if statistics.maps != statistics.unmaps || statistics.liveBytes != 0 || statistics.queuedBytes != 0 {
       return "\(statistics)"
     }
@@ -67,16 +87,23 @@ struct Load {
   /// The device is closed in the midst of it; what fails then says so.
   func closing(_ run: Run) throws -> String? {
     while !run.isOver {
-      let device = try open(), dma = device.dma, work = Work(dma, nil)
+      let device = try open(), dma = device.dma, work = Work(dma, nil), isClosed = Atomic<Bool>(false)
       try dma.switchProtection(to: Self.protections[run.operations % Self.protections.count])
-      run.inThreads(run.threads + 1) { index, numbers in
+      run.inThreads(run.threads + 2) { [model, faults] index, numbers in
         if index == 0 {
           usleep(UInt32(numbers.next(4000)))
-          return device.close()
+          device.close()
+          return isClosed.store(true, ordering: .relaxed)
+        }
+        // Faults are told while the device goes, and after.
+        while index == 1, !isClosed.load(ordering: .relaxed) {
+          if faults { Self.fault(run, model.bus) }
+          _ = dma.faults
         }
         do throws(DMAError) {
-          while !run.isOver { try work.operate(run, &numbers) }
+          while index > 1, !run.isOver { try work.operate(run, &numbers) }
         } catch { if error.code != .closed { throw error } }
+        _ = dma.faults
         device.close()
       }
       if let failure = run.firstFailure { return failure }

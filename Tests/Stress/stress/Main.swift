@@ -43,8 +43,17 @@ struct Scenario: Sendable {
   let name: String
   let body: @Sendable (Run) throws -> String?
 
+  private static let nested = [("SMMUv3", SimulatedMachine.smmuv3Nested), ("VT-d", .vtdNested)]
+
   static let all =
-    Interface.allCases.flatMap { interface in
+    nested.flatMap { name, machine in
+      [
+        Scenario(name: "switching under load, \(name)") { try Load(nested: machine).switching($0) },
+        Scenario(name: "closing under load, \(name)") { try Load(nested: machine).closing($0) },
+        Scenario(name: "forks under load, \(name)") { try Load(nested: machine).forking($0) },
+      ]
+    }
+    + Interface.allCases.flatMap { interface in
       [
         Scenario(name: "switching under load, \(interface.rawValue)") { try Load(interface).switching($0) },
         Scenario(name: "closing under load, \(interface.rawValue)") { try Load(interface).closing($0) },
@@ -53,6 +62,7 @@ struct Scenario: Sendable {
     } + [
       Scenario(name: "switching under load, debug mode") { try Load(.iommufd, isDebugged: true).switching($0) },
       Scenario(name: "closing under load, debug mode") { try Load(.type1, isDebugged: true).closing($0) },
+      Scenario(name: "threads in one tree of tables") { try Trees().run($0) },
       Scenario(name: "addresses that wander, SMMUv3") { try Wandering(.smmuv3Nested).run($0) },
       Scenario(name: "addresses that wander, VT-d") { try Wandering(.vtdNested).run($0) },
       Scenario(name: "threads that end with full magazines") { try Allocation().endingThreads($0) },

@@ -105,7 +105,8 @@ public struct FaultReport: Hashable, Sendable {
   public var suppressed: UInt64 = 0
   /// Events that a full event queue of the process's has lost, of any device behind the same IOMMU: it says so, or its numbers do.
   public var lostEvents: UInt64 = 0
-  /// Whether an event queue of the hardware's own was full; how many it has lost nobody knows.
+  /// Whether an event queue of the hardware's own was full, or a VT-d's fault recording registers; how many faults it has lost nobody
+  /// knows.
   public var hasOverflow = false
   /// Whether the log was overwritten before it was read.
   public var hasGap = false
@@ -120,7 +121,7 @@ public struct FaultReport: Hashable, Sendable {
     var parts: [String] = []
     if suppressed > 0 { parts.append("the kernel has held back \(suppressed) messages") }
     if lostEvents > 0 { parts.append("a full event queue has lost \(lostEvents) events") }
-    if hasOverflow { parts.append("an event queue of the IOMMU has overflowed") }
+    if hasOverflow { parts.append("the IOMMU's own record of faults has overflowed") }
     if hasGap { parts.append("the kernel's log was overwritten before it was read") }
     if let unreadable { parts.append("the kernel's log cannot be read: \(unreadable)") }
     return parts.isEmpty ? nil : parts.joined(separator: "; ")

@@ -16,7 +16,7 @@ struct VTdFaults: Sendable {
   mutating func read(_ text: LineScanner, _ line: KernelLogLine) -> FaultParser.Outcome {
     var text = text
     guard text.skip(past: "DMAR:") else { return .nothing }
-    guard text.has("Request device [") else { return readReason(text) }
+    guard text.has("Request device [") else { return Self.hasLost(text) ? .overflow : readReason(text) }
     pending = nil
     guard text.skip(past: "["), let what = text.upTo("]"), text.skip(past: "Request device ["),
       let device = text.upTo("]"), let address = PCIAddress(device)
@@ -39,6 +39,13 @@ struct VTdFaults: Sendable {
       return .fault(fault)
     }
     return .fault(fault.refused(reason))
+  }
+
+  /// `DMAR: DRHD: handling fault status reg 3`: bit 0 of `FSTS_REG`, `PFO`, is set where a fault found the recording registers full.
+  private static func hasLost(_ text: LineScanner) -> Bool {
+    var text = text
+    guard text.skip(past: "handling fault status reg "), let status = text.hexadecimal() else { return false }
+    return status & 1 == 1
   }
 
   private mutating func readReason(_ text: LineScanner) -> FaultParser.Outcome {

@@ -1,0 +1,1 @@
+../../PageTablesTests/Readers/TableReader.swift

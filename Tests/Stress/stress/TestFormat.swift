@@ -1,0 +1,1 @@
+../../PageTablesTests/Support/TestFormat.swift
