@@ -239,6 +239,11 @@ extension ProcessOwnedVTd {
     }
   }
 
+  package var requiresRegistration: Bool {
+    get { memory.isRegistrationRequired }
+    set { memory.isRegistrationRequired = newValue }
+  }
+
   package func register(
     address: UInt64, byteCount: UInt64, file: Int32?, areaByteCount: UInt64
   ) throws(Errno) -> (areas: Int, fileAreas: Int) {
