@@ -29,7 +29,10 @@ extension FaultingKernel {
         iommufd, ioas: ioas, flags: flags, address: address, byteCount: byteCount, iova: iova)
     }
     let key = FaultPlan.MapKey(descriptor: iommufd, ioas: ioas)
-    plan.withLock { $0.mapped(key, iova: start, byteCount: byteCount) }
+    plan.withLock {
+      $0.mapped(key, iova: start, byteCount: byteCount)
+      $0.lastMapped = (address, byteCount)
+    }
     return start
   }
 
@@ -121,7 +124,15 @@ extension FaultingKernel {
   package func readEventQueue(
     _ descriptor: Int32, _ buffer: UnsafeMutableRawBufferPointer
   ) throws(Errno) -> Int {
-    try pass { () throws(Errno) in try unsafe base.readEventQueue(descriptor, buffer) }
+    try pass { () throws(Errno) in
+      guard let words = plan.withLock({ $0.takeEvent() }) else {
+        return try unsafe base.readEventQueue(descriptor, buffer)
+      }
+      // The header: no flag, and the first number.
+      let record = [0] + words
+      unsafe record.withUnsafeBytes { bytes in unsafe buffer.copyMemory(from: bytes) }
+      return record.count * 8
+    }
   }
 
   package var hasFlatFormat: Bool { base.hasFlatFormat }
