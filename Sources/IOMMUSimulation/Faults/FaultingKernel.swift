@@ -186,6 +186,7 @@ struct FaultPlan {
   var event: [UInt64]?
   /// The memory that an IOAS mapped last, at addresses of this process.
   var lastMapped: (address: UInt64, byteCount: UInt64)?
+  var journal = Journal()
   var counts: [String: Int] = [:]
   var names: [String] = []
   var clock: (@Sendable () -> UInt64)?
