@@ -61,6 +61,9 @@ import iommuctl
       // Behind an SMMUv3, and where nobody knows behind what, only opening the device tells; behind a VT-d its registers, if they
       // are there.
       let possible = shown["translation"]["candidates"][1]["possible"].flag
+      let services = shown["translation"]["ats"]
+      #expect(services.isNull == (possible == false || shown["iommu"].isNull))
+      #expect(services.isNull || services.keys == ["enabled", "reason"])
       if let unit = shown["iommu"].text, !unit.hasPrefix("dmar") {
         #expect(possible == (unit.hasPrefix("smmu3") ? nil : false))
       } else {

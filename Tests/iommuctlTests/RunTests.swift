@@ -124,6 +124,7 @@ import iommuctl
     #expect(type1["interface"]["chosen"].text == "simulated-type1")
     #expect(type1["translation"]["chosen"].text == "kernel")
     #expect(type1["translation"]["candidates"][1]["possible"].flag == false)
+    #expect(shown["translation"]["ats"]["enabled"].flag == false && type1["translation"]["ats"].isNull)
     #expect(type1["usable"].list.count == shown["usable"].list.count)
     let closed = try Invocation("--json --simulated show 0:2.0 --no-open").document
     #expect(closed["usable"].isNull && closed["translation"]["chosen"].text == "process")
@@ -131,6 +132,28 @@ import iommuctl
     let unbound = try Invocation("--json --simulated show 0:3.0").document
     #expect(unbound["interface"]["chosen"].isNull && unbound["usable"].isNull)
     #expect(unbound["interface"]["reason"].text == "Chosen once the device is bound to vfio-pci")
+  }
+
+  /// Devices do not translate by themselves over tables of the process on an SMMUv3; on a VT-d the kernel decides.
+  @Test func showTellsOfATS() throws {
+    func simulation(_ machine: SimulatedMachine) -> Simulation {
+      .changed { standard in
+        let devices = standard.devices
+        standard = machine
+        standard.devices = devices
+      }
+    }
+    let smmu = simulation(.smmuv3Nested), reason = "EATS is 0 in the stream table entry: translation requests of "
+    for line in ["--simulated show 0:2.0", "--simulated show 0:2.0 --no-open"] {
+      let services = try Invocation("--json \(line)", simulation: smmu).document["translation"]["ats"]
+      #expect(services["enabled"].flag == false && services["reason"].text?.hasPrefix(reason) == true)
+      let text = Invocation(line, simulation: smmu).out
+      #expect(text.contains("\nats          off with tables of the process. \(reason)"))
+    }
+    let vtd = Invocation("--simulated show 0:2.0", simulation: simulation(.vtdNested))
+    #expect(vtd.out.contains("\nats          the kernel's with tables of the process. The kernel switches it on "))
+    let neither = Invocation("--simulated show 0:2.0 --interface type1", simulation: smmu)
+    #expect(!neither.out.contains("\nats "))
   }
 
   /// Which owner of page tables is chosen, and why: the same sentence as of the open device.
@@ -143,7 +166,7 @@ import iommuctl
   ])
   func showSaysWhichTranslationAndWhy(_ line: String, _ name: String, _ reason: String) throws {
     let chosen = try Invocation("--json --simulated \(line)").document["translation"]
-    #expect(chosen.keys == ["chosen", "reason", "candidates"])
+    #expect(chosen.keys == ["chosen", "reason", "candidates", "ats"])
     #expect(chosen["chosen"].text == name && chosen["reason"].text == reason)
     let text = Invocation("--simulated \(line)").out
     #expect(text.contains("\ntranslation  \(name): \(reason)\ncandidate    kernel: possible. "), "\(text)")

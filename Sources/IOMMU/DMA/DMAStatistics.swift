@@ -17,7 +17,8 @@ public struct DMAStatistics: Hashable, Sendable {
   /// How often this process waited for its commands: a system call each.
   public var syncs: UInt64 = 0
   /// Maps of memory that was not registered, which had the kernel pin it for the mapping's life: a system call each way that
-  /// memory of the arenas does not cost. Zero where the kernel owns the page tables.
+  /// memory of the arenas does not cost. Zero where the kernel owns the page tables. ``RegistrationPolicy/requireRegistered`` refuses
+  /// them.
   public var implicitRegistrations: UInt64 = 0
   /// Ranges of which unmaps kept track for the invalidation that follows, on page tables of this process. In a lazy mode none
   /// is: a flush is of everything.

@@ -15,8 +15,9 @@ extension DomainCore {
   ) -> MapFailure? {
     if lazyMode.load(ordering: .relaxed) != .strict { flushOverdue() }
     var walk = unsafe AreaWalk(parts, count: count, granuleMask: granuleMask)
-    var done = 0, mapped: UInt64 = 0
+    var done = 0, mapped: UInt64 = 0, before = walk
     while let area = walk.next() {
+      defer { before = walk }
       var failure: MapFailure?, calls: UInt64 = 0, stuck: Range<UInt64> = 0..<0
       do throws(Errno) {
         if mapped > 0, isClosed.load(ordering: .relaxed) {
@@ -26,6 +27,12 @@ extension DomainCore {
             iova: iova.rawValue + area.placement, address: area.host, byteCount: area.byteCount, access: access)
         }
       } catch {
+        // Neighbours may be in a registration each.
+        if error == .notRegistered, area.partsDone - done > 1 {
+          walk = before
+          walk.joinsParts = false
+          continue
+        }
         let back = unsafe unmapAreas(parts, count: count, from: iova, mapped: mapped, acrossGaps: reserved == nil)
         calls = 1 + back.calls
         failure = Self.failure(error, takenBack: back.failure)
@@ -137,6 +144,9 @@ extension DomainCore {
         (end, byteCount) = (next.end, byteCount + next.byteCount)
         area = unmapped + byteCount < mapped ? walk.next() : nil
       }
+      // What one call unmaps may have taken several to map, the last of which failed.
+      let excess = byteCount - min(byteCount, mapped - unmapped)
+      (end, byteCount) = (end - excess, byteCount - excess)
       calls += 1
       do throws(Errno) {
         let done = try translation.unmap(iova: iova.rawValue + first.placement, byteCount: end - first.placement)

@@ -99,6 +99,10 @@ extension DomainCore {
     case .noEntry:
       error.code = .notMapped
       error.detail = "The kernel has nothing mapped there"
+    case .notRegistered:
+      (error.code, error.errno) = (.notRegistered, nil)
+      error.detail = "Memory has to be registered here, and this is not, or not all of it in one registration"
+      error.remedy = "Register it with register(unsafe:) and keep the registration, or set the policy to .implicit"
     case .noDevice: error.code = .gone
     case .overflow: error.code = .overflow
     default: break

@@ -80,6 +80,8 @@ struct AreaWalk {
   private var index = 0
   /// What was mapped of the part already.
   private var done: UInt64 = 0
+  /// Whether neighbours go together. Unmapping does not depend on it, where the process owns the page tables.
+  var joinsParts = true
 
   /// - Parameter parts: Sorted by placement; stays valid while the walk is in use.
   init(_ parts: UnsafePointer<MemoryPart>, count: Int, granuleMask: UInt64) {
@@ -100,7 +102,7 @@ struct AreaWalk {
       return area
     }
     (index, done) = (index + 1, 0)
-    while index < count {
+    while joinsParts, index < count {
       let next = unsafe parts[index].pages(granuleMask)
       guard next.host == area.host + area.byteCount, unsafe parts[index].placement == area.end,
         area.byteCount + next.byteCount <= most

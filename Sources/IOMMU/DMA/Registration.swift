@@ -27,6 +27,8 @@ import Synchronization
 /// Dropping the value ends the registration. While mappings inside are live that is delayed: no later map finds it, and it
 /// goes with the last of them, or with the next ``DMADomain/drain()``. When the domain is closed, all registrations end.
 ///
+/// ``DMADomain/setRegistrationPolicy(_:)`` has maps of memory that is not registered refused, where this process owns the tables.
+///
 /// Ending is for set-up and tear-down, and not for the data path. Where this process owns the page tables it looks whether any
 /// of the memory is mapped, and no index leads from memory to its mappings, which would cost every map: it looks at all of them.
 /// See ``unregister()``.

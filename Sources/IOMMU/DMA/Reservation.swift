@@ -54,7 +54,7 @@ public struct Reservation: ~Copyable, Sendable {
   /// page, and ``LinkedRange/address`` then lies as far in the range's first page; memory at any offset may end in mid page.
   /// Otherwise as ``link(_:at:_:)``.
   ///
-  /// - Throws: `.empty`, `.unaligned`, `.overflow`, `.badMemory`, and as ``link(_:at:_:)``.
+  /// - Throws: `.empty`, `.unaligned`, `.overflow`, `.badMemory`, `.notRegistered`, and as ``link(_:at:_:)``.
   public mutating func link(
     unsafe memory: UnsafeRawBufferPointer, at offset: Int, _ direction: DMADirection, widening: Bool = false
   ) throws(DMAError) {

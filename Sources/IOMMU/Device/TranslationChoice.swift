@@ -68,6 +68,20 @@ extension TranslationInUse {
   /// Whether only opening a device tells if its page tables can be the process's.
   package static func isDecidedByOpening(on kernel: any Kernel) -> Bool { !kernel.hasFlatFormat }
 
+  /// Whether a device may translate by itself (Address Translation Services) where the page tables are the process's, and why. No
+  /// answer where the IOMMU is not known; neither yes nor no where it is the kernel's to decide.
+  ///
+  /// - Parameter unit: The name of the IOMMU unit that translates for the device.
+  package static func deviceTranslation(on kernel: any Kernel, unit: String?) -> (isAllowed: Bool?, reason: String)? {
+    if kernel.hasFlatFormat { return (false, "The simulated machine has no translation by devices") }
+    switch unit.map(IOMMUUnit.kind(of:)) {
+    case .smmuv3: return (false, "EATS is 0 in the stream table entry: translation requests of the device are refused")
+    case .vtd:
+      return (nil, "The kernel switches it on where the device has it, and invalidates what the device caches")
+    default: return nil
+    }
+  }
+
   static let asked = "Asked for"
   package static let nests = "Nested translation is possible here"
 }

@@ -64,8 +64,12 @@ extension DomainCore {
       unsafe memory = try kernel.mapMemory(byteCount: length, descriptor: -1, offset: 0)
     } catch { throw DMAError(.outOfMemory, "calibrate", errno: error, byteCount: UInt64(length)) }
     unsafe memory.initializeMemory(as: UInt8.self, repeating: 0, count: length)
-    var isMapped = false
-    defer { if !isMapped { unsafe kernel.unmapMemory(memory, byteCount: length) } }
+    var isMapped = false, isRegistered = false
+    defer {
+      if isRegistered, !isMapped, unsafe !unregister(afterTiming: memory, length) { isMapped = true }
+      if !isMapped { unsafe kernel.unmapMemory(memory, byteCount: length) }
+    }
+    isRegistered = try unsafe register(forTiming: memory, length)
     var isAbove = false, samples: [CopyLimits.Sample] = []
     var byteCount = Int(granuleMask) + 1
     while byteCount <= length {
@@ -76,6 +80,28 @@ extension DomainCore {
       byteCount *= 2
     }
     return (CopyLimits(samples), isAbove)
+  }
+
+  /// Where only registered memory can be mapped, that is what a copy is compared with. Whether it is registered now.
+  private func register(forTiming memory: UnsafeMutableRawPointer, _ byteCount: Int) throws(DMAError) -> Bool {
+    guard let processOwned, processOwned.requiresRegistration else { return false }
+    do throws(Errno) {
+      _ = try processOwned.register(
+        address: UInt64(UInt(bitPattern: memory)), byteCount: UInt64(byteCount), file: nil,
+        areaByteCount: UInt64(Limits.areaByteCount))
+    } catch { throw failed(.system(error), "calibrate", byteCount: byteCount) }
+    return true
+  }
+
+  /// False when the kernel will not let go of it: then it stays where it is.
+  private func unregister(afterTiming memory: UnsafeMutableRawPointer, _ byteCount: Int) -> Bool {
+    let address = UInt64(UInt(bitPattern: memory))
+    processOwned!.hide(address: address)
+    do throws(Errno) { try processOwned!.unregister(address: address) } catch {
+      locked { $0.statistics.leakedBytes += UInt64(byteCount) }
+      return false
+    }
+    return true
   }
 
   private static var timingsEach: Int { 7 }

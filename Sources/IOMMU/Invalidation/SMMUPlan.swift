@@ -32,6 +32,15 @@ package struct SMMUPlan: ~Copyable {
 
   package init(_ shape: Shape) { self.shape = shape }
 
+  /// Of commands as they are, right or wrong; no more than a round has. For tests.
+  package init(_ shape: Shape, commands list: [SMMUCommand]) {
+    self.shape = shape
+    for command in list {
+      commands[count] = command
+      count += 1
+    }
+  }
+
   /// The commands as they are sent.
   @inline(__always)
   package func withBytes<Result>(
@@ -43,6 +52,13 @@ package struct SMMUPlan: ~Copyable {
   }
 
   package subscript(index: Int) -> SMMUCommand { commands[index] }
+
+  /// Whether kernel and hardware take every command for what they are, whatever this was made for:
+  /// ``SMMUCommand/isValid(asid:hasRanges:)``.
+  package func isValid(as shape: Shape) -> Bool {
+    for index in 0..<count where !commands[index].isValid(asid: shape.asid, hasRanges: shape.hasRanges) { return false }
+    return true
+  }
 }
 
 extension SMMUPlan {

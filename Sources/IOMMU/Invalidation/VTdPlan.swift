@@ -20,6 +20,15 @@ package struct VTdPlan: ~Copyable {
 
   package init(largestOrder: UInt8) { self.largestOrder = largestOrder }
 
+  /// Of commands as they are, right or wrong; no more than a plan has. For tests.
+  package init(largestOrder: UInt8, commands list: [VTdCommand]) {
+    self.largestOrder = largestOrder
+    for command in list {
+      commands[count] = command
+      count += 1
+    }
+  }
+
   /// The commands as they are sent.
   @inline(__always)
   package func withBytes<Result>(
@@ -31,6 +40,12 @@ package struct VTdPlan: ~Copyable {
   }
 
   package subscript(index: Int) -> VTdCommand { commands[index] }
+
+  /// Whether the kernel takes every command, and makes descriptors of just these pages: ``VTdCommand/isValid``.
+  package var isValid: Bool {
+    for index in 0..<count where !commands[index].isValid { return false }
+    return true
+  }
 }
 
 extension VTdPlan {

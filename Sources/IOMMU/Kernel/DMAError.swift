@@ -109,6 +109,8 @@ public struct DMAError: Error, Hashable, Sendable, CustomStringConvertible {
     public static let notMapped = Code("not-mapped")
     /// The memory is not of this process, or cannot be pinned as asked.
     public static let badMemory = Code("bad-memory")
+    /// The memory is not registered, and has to be: ``RegistrationPolicy/requireRegistered``.
+    public static let notRegistered = Code("not-registered")
     /// Out of memory.
     public static let outOfMemory = Code("out-of-memory")
     /// The kernel did something else than it was asked: byte counts differ.

@@ -66,7 +66,7 @@ extension OwnedStage1 where Format: ~Copyable {
     }
   }
 
-  /// Registers memory for the mapping's life.
+  /// Registers memory for the mapping's life, where that may be.
   ///
   /// - Parameter registered: What the device may do with it as far as stage 2 knows: no less than `access`, and no more than
   ///   that where the hardware takes it.
@@ -75,6 +75,7 @@ extension OwnedStage1 where Format: ~Copyable {
     _ iova: UInt64, _ address: UInt64, _ byteCount: UInt64, _ access: DMAAccess, registered: DMAAccess,
     for owner: any ProcessOwnedTranslation
   ) throws(Errno) {
+    if memory.isRegistrationRequired { throw .notRegistered }
     guard let range = IOVARange(start: IOVA(iova), byteCount: byteCount) else { throw .overflow }
     channel.counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
     let ipa = try stage2.enter(address, byteCount, registered)

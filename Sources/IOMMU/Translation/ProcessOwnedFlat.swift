@@ -80,11 +80,12 @@ extension ProcessOwnedFlat {
     throw .notTypewriter
   }
 
-  /// Registers memory for the mapping's life, with no more access than the mapping has.
+  /// Registers memory for the mapping's life, where that may be, with no more access than the mapping has.
   @inline(never)
   private func mapUnregistered(_ iova: UInt64, _ address: UInt64, _ byteCount: UInt64, _ access: DMAAccess)
     throws(Errno)
   {
+    if memory.isRegistrationRequired { throw .notRegistered }
     counts.systemCalls.wrappingAdd(1, ordering: .relaxed)
     let ipa = try stage2.enter(address, byteCount, access)
     let entry = FlatTable.Entry(iova: iova, byteCount: byteCount, ipa: ipa, access: access, ownsMemory: true)
@@ -147,6 +148,11 @@ extension FlatTable.Entry {
 // MARK: - Registration
 
 extension ProcessOwnedFlat {
+  package var requiresRegistration: Bool {
+    get { memory.isRegistrationRequired }
+    set { memory.isRegistrationRequired = newValue }
+  }
+
   package func register(
     address: UInt64, byteCount: UInt64, file: Int32?, areaByteCount: UInt64
   ) throws(Errno) -> (areas: Int, fileAreas: Int) {

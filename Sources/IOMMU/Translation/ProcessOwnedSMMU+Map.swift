@@ -67,6 +67,11 @@ extension ProcessOwnedSMMU {
 // MARK: - Registration
 
 extension ProcessOwnedSMMU {
+  package var requiresRegistration: Bool {
+    get { memory.isRegistrationRequired }
+    set { memory.isRegistrationRequired = newValue }
+  }
+
   package func register(
     address: UInt64, byteCount: UInt64, file: Int32?, areaByteCount: UInt64
   ) throws(Errno) -> (areas: Int, fileAreas: Int) {

@@ -21,7 +21,7 @@ package final class ProcessOwnedSMMU: HardwareTables {
   let channel: CommandChannel
   /// Where the context descriptor is.
   private let contextTable: Table
-  let shape: SMMUPlan.Shape
+  package let shape: SMMUPlan.Shape
   let state: Mutex<State>
   /// Held while event queues are read.
   let reading = Mutex<Void>(())
@@ -122,12 +122,14 @@ package final class ProcessOwnedSMMU: HardwareTables {
 
 extension ProcessOwnedSMMU {
   /// Sends a plan to each physical SMMU, each by a call that waits for it. On return it is done everywhere.
-  func send(_ plan: borrowing SMMUPlan) throws(Errno) {
-    for index in 0..<plan.count { assert(plan[index].isValid(asid: Self.asid, hasRanges: shape.hasRanges)) }
-    let everything = SMMUCommand.addressSpace(Self.asid)
+  ///
+  /// Every command is looked at before: of a call with one that the kernel refuses, nobody knows what was done. One command for
+  /// everything goes in the place of such a plan.
+  package func send(_ plan: borrowing SMMUPlan) throws(Errno) {
+    let everything = SMMUCommand.addressSpace(Self.asid), isValid = plan.isValid(as: shape)
     try unsafe plan.withBytes { commands throws(Errno) in
       try unsafe withUnsafeBytes(of: everything) { everything throws(Errno) in
-        try unsafe channel.send(commands, orElse: everything)
+        try unsafe channel.send(isValid ? commands : everything, orElse: everything)
       }
     }
   }

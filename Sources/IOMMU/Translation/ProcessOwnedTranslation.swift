@@ -6,7 +6,7 @@ import PageTables
 /// at once, and one ``invalidateAll()`` for many of them later. Until then devices may reach what was cleared.
 ///
 /// Memory must be *registered* before it can be mapped without a system call: the kernel pins it and enters it into stage 2.
-/// A map of memory that nobody registered registers it for the mapping's life.
+/// A map of memory that nobody registered registers it for the mapping's life, or is refused: ``requiresRegistration``.
 package protocol ProcessOwnedTranslation: Translation {
   /// Clears the entries of whole mappings, without an invalidation and without a system call; returns the bytes that were
   /// mapped. ENOENT for a mapping that the range cuts; those before stay cleared. O(mappings · log n).
@@ -32,6 +32,9 @@ package protocol ProcessOwnedTranslation: Translation {
   /// Ends a registration of which nothing was ever mapped. When the kernel does not let go of it, it is pinned until the
   /// translation is closed.
   func giveUp(address: UInt64)
+
+  /// Whether a map of memory that is not registered is ``Errno/notRegistered`` instead, with nothing done.
+  var requiresRegistration: Bool { get set }
 
   /// What decides between the range of an unmap and everything.
   var budget: InvalidationBudget { get }
@@ -88,4 +91,10 @@ extension ProcessOwnedTranslation {
   package var gatheredRanges: UInt64 { 0 }
   package var tableBytes: UInt64 { 0 }
   package var reclaim: TableReclaim? { nil }
+}
+
+extension Errno {
+  /// The memory is not registered, or not all of it in one registration, and has to be: no answer of the kernel's, which was not
+  /// asked. Errors do not show it.
+  package static let notRegistered = Errno(rawValue: 0)
 }

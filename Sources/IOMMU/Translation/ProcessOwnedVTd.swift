@@ -235,14 +235,21 @@ extension ProcessOwnedVTd {
   }
 
   /// Sends a plan to each nested page table, each by a call that waits for it. On return it is done everywhere.
-  private func send(_ plan: borrowing VTdPlan) throws(Errno) {
-    for index in 0..<plan.count { assert(plan[index].isValid) }
-    let everything = VTdCommand.everything
+  ///
+  /// Every command is looked at before: of one that is no aligned block the kernel would make another range. One command for
+  /// everything goes in the place of such a plan.
+  package func send(_ plan: borrowing VTdPlan) throws(Errno) {
+    let everything = VTdCommand.everything, isValid = plan.isValid
     try unsafe plan.withBytes { commands throws(Errno) in
       try unsafe withUnsafeBytes(of: everything) { everything throws(Errno) in
-        try unsafe channel.send(commands, orElse: everything)
+        try unsafe channel.send(isValid ? commands : everything, orElse: everything)
       }
     }
+  }
+
+  package var requiresRegistration: Bool {
+    get { memory.isRegistrationRequired }
+    set { memory.isRegistrationRequired = newValue }
   }
 
   package func register(

@@ -27,6 +27,7 @@ final class RegisteredMemory: Sendable {
   private let cache = RegistrationCache()
   /// How many are retired: nothing needs the lock where there are none.
   private let retiredCount = Atomic<Int>(0)
+  private let isRequired = Atomic<Bool>(false)
 
   private struct State: ~Copyable {
     /// IPAs in use; nil until the first device tells what there is.
@@ -177,6 +178,12 @@ extension RegisteredMemory {
 // MARK: - Memory of single mappings
 
 extension RegisteredMemory {
+  /// Whether no mapping may register memory for itself. Read where one is about to.
+  var isRegistrationRequired: Bool {
+    get { isRequired.load(ordering: .relaxed) }
+    set { isRequired.store(newValue, ordering: .relaxed) }
+  }
+
   /// Enters memory that a mapping has registered for itself; false when no memory is left for that.
   func own(_ iova: IOVARange, ipa: UInt64) -> Bool {
     state.withLock { state in

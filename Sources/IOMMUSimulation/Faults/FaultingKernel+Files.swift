@@ -1,4 +1,5 @@
 package import IOMMU
+import Synchronization
 
 extension FaultingKernel {
   package func readFile(_ path: String) throws(Errno) -> [UInt8] {
@@ -31,6 +32,9 @@ extension FaultingKernel {
 
   package func close(_ descriptor: Int32) {
     note()
+    plan.withLock { plan in
+      if let name = plan.journal.descriptors.removeValue(forKey: descriptor) { plan.journal.enter("close \(name)") }
+    }
     base.close(descriptor)
   }
 
@@ -43,6 +47,8 @@ extension FaultingKernel {
   package func pwrite(
     _ descriptor: Int32, _ buffer: UnsafeRawBufferPointer, at offset: UInt64
   ) throws(Errno) -> Int {
-    try pass { () throws(Errno) in try unsafe base.pwrite(descriptor, buffer, at: offset) }
+    try entering(unsafe busMastering(buffer, at: offset)) { () throws(Errno) in
+      try pass("pwrite") { () throws(Errno) in try unsafe base.pwrite(descriptor, buffer, at: offset) }
+    }
   }
 }

@@ -4,13 +4,22 @@ import Synchronization
 
 extension FaultingKernel {
   package func iommufdDestroy(_ iommufd: Int32, id: UInt32) throws(Errno) {
-    try pass { () throws(Errno) in try base.iommufdDestroy(iommufd, id: id) }
+    let object = Journal.Object(iommufd: iommufd, id: id)
+    let name = plan.withLock { $0.journal.objects[object] } ?? "object"
+    try entering("destroy \(name)") { () throws(Errno) in
+      try pass("iommufdDestroy") { () throws(Errno) in try base.iommufdDestroy(iommufd, id: id) }
+    }
     // The id may be given to another object.
-    plan.withLock { $0.areas[FaultPlan.MapKey(descriptor: iommufd, ioas: id)] = nil }
+    plan.withLock {
+      $0.areas[FaultPlan.MapKey(descriptor: iommufd, ioas: id)] = nil
+      $0.journal.objects[object] = nil
+    }
   }
 
   package func ioasAllocate(_ iommufd: Int32) throws(Errno) -> UInt32 {
-    try pass { () throws(Errno) in try base.ioasAllocate(iommufd) }
+    try making("ioas", in: iommufd) { () throws(Errno) in
+      try pass("ioasAllocate") { () throws(Errno) in try base.ioasAllocate(iommufd) }
+    }
   }
 
   package func ioasRanges(_ iommufd: Int32, ioas: UInt32) throws(Errno) -> IOASRanges {
@@ -29,7 +38,10 @@ extension FaultingKernel {
         iommufd, ioas: ioas, flags: flags, address: address, byteCount: byteCount, iova: iova)
     }
     let key = FaultPlan.MapKey(descriptor: iommufd, ioas: ioas)
-    plan.withLock { $0.mapped(key, iova: start, byteCount: byteCount) }
+    plan.withLock {
+      $0.mapped(key, iova: start, byteCount: byteCount)
+      $0.lastMapped = (address, byteCount)
+    }
     return start
   }
 
@@ -50,6 +62,7 @@ extension FaultingKernel {
     _ iommufd: Int32, ioas: UInt32, iova: UInt64, byteCount: UInt64
   ) throws(Errno) -> UInt64 {
     try pass { () throws(Errno) in
+      plan.withLock { $0.journal.enter("unmap") }
       let key = FaultPlan.MapKey(descriptor: iommufd, ioas: ioas)
       let last = byteCount == .max ? UInt64.max : iova &+ (byteCount &- 1)
       let swallowed = plan.withLock { $0.unmaps.swallows() ? $0.unmapped(key, iova: iova, last: last) : nil }
@@ -68,16 +81,20 @@ extension FaultingKernel {
   package func hwptAllocate(
     _ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32
   ) throws(Errno) -> UInt32 {
-    try pass { () throws(Errno) in
-      try base.hwptAllocate(iommufd, flags: flags, device: device, pageTable: pageTable)
+    try making("parent", in: iommufd) { () throws(Errno) in
+      try pass("hwptAllocate") { () throws(Errno) in
+        try base.hwptAllocate(iommufd, flags: flags, device: device, pageTable: pageTable)
+      }
     }
   }
 
   package func hwptAllocate(
     _ iommufd: Int32, flags: UInt32, device: UInt32, pageTable: UInt32, data: HWPTData
   ) throws(Errno) -> UInt32 {
-    try pass { () throws(Errno) in
-      try base.hwptAllocate(iommufd, flags: flags, device: device, pageTable: pageTable, data: data)
+    try making("nested", in: iommufd) { () throws(Errno) in
+      try pass("hwptAllocate") { () throws(Errno) in
+        try base.hwptAllocate(iommufd, flags: flags, device: device, pageTable: pageTable, data: data)
+      }
     }
   }
 
@@ -85,6 +102,7 @@ extension FaultingKernel {
     _ iommufd: Int32, pageTable: UInt32, type: UInt32, entries: UnsafeRawBufferPointer, byteCount: Int
   ) throws(Errno) -> Int {
     try pass { () throws(Errno) in
+      plan.withLock { $0.journal.enter("invalidate") }
       if plan.withLock({ $0.invalidations.swallows() }) { return byteCount > 0 ? entries.count / byteCount : 0 }
       guard let hook = plan.withLock({ $0.invalidationHook }) else {
         return try unsafe base.hwptInvalidate(
@@ -97,31 +115,48 @@ extension FaultingKernel {
   package func viommuAllocate(
     _ iommufd: Int32, type: UInt32, device: UInt32, pageTable: UInt32
   ) throws(Errno) -> UInt32 {
-    try pass { () throws(Errno) in
-      try base.viommuAllocate(iommufd, type: type, device: device, pageTable: pageTable)
+    try making("viommu", in: iommufd) { () throws(Errno) in
+      try pass("viommuAllocate") { () throws(Errno) in
+        try base.viommuAllocate(iommufd, type: type, device: device, pageTable: pageTable)
+      }
     }
   }
 
   package func vdeviceAllocate(
     _ iommufd: Int32, viommu: UInt32, device: UInt32, number: UInt64
   ) throws(Errno) -> UInt32 {
-    try pass { () throws(Errno) in
-      try base.vdeviceAllocate(iommufd, viommu: viommu, device: device, number: number)
+    try making("vdevice", in: iommufd) { () throws(Errno) in
+      try pass("vdeviceAllocate") { () throws(Errno) in
+        try base.vdeviceAllocate(iommufd, viommu: viommu, device: device, number: number)
+      }
     }
   }
 
   package func eventQueueAllocate(
     _ iommufd: Int32, viommu: UInt32, type: UInt32, depth: UInt32
   ) throws(Errno) -> (id: UInt32, descriptor: Int32) {
-    try pass { () throws(Errno) in
+    let queue = try pass { () throws(Errno) in
       try base.eventQueueAllocate(iommufd, viommu: viommu, type: type, depth: depth)
     }
+    plan.withLock {
+      $0.journal.objects[.init(iommufd: iommufd, id: queue.id)] = "events"
+      $0.journal.descriptors[queue.descriptor] = "events"
+    }
+    return queue
   }
 
   package func readEventQueue(
     _ descriptor: Int32, _ buffer: UnsafeMutableRawBufferPointer
   ) throws(Errno) -> Int {
-    try pass { () throws(Errno) in try unsafe base.readEventQueue(descriptor, buffer) }
+    try pass { () throws(Errno) in
+      guard let words = plan.withLock({ $0.takeEvent() }) else {
+        return try unsafe base.readEventQueue(descriptor, buffer)
+      }
+      // The header: no flag, and the first number.
+      let record = [0] + words
+      unsafe record.withUnsafeBytes { bytes in unsafe buffer.copyMemory(from: bytes) }
+      return record.count * 8
+    }
   }
 
   package var hasFlatFormat: Bool { base.hasFlatFormat }

@@ -25,8 +25,12 @@ extension FaultingKernel {
   package func vfioInterruptAction(
     _ device: Int32, index: UInt32, start: UInt32, count: UInt32, _ action: VFIOInterruptAction
   ) throws(Errno) {
-    try pass { () throws(Errno) in
-      try base.vfioInterruptAction(device, index: index, start: start, count: count, action)
+    // Those of the device itself: not errors and requests of the kernel's.
+    let isOff = index < VFIOPCI.error && count == 0
+    try entering(isOff ? "interrupts off" : nil) { () throws(Errno) in
+      try pass("vfioInterruptAction") { () throws(Errno) in
+        try base.vfioInterruptAction(device, index: index, start: start, count: count, action)
+      }
     }
   }
 
@@ -35,15 +39,23 @@ extension FaultingKernel {
   }
 
   package func vfioBind(_ device: Int32, iommufd: Int32, token: [UInt8]?) throws(Errno) -> UInt32 {
-    try pass { () throws(Errno) in try base.vfioBind(device, iommufd: iommufd, token: token) }
+    let id = try pass { () throws(Errno) in try base.vfioBind(device, iommufd: iommufd, token: token) }
+    plan.withLock {
+      ($0.journal.descriptors[device], $0.journal.descriptors[iommufd]) = ("device", "iommufd")
+    }
+    return id
   }
 
   package func vfioAttach(_ device: Int32, pageTable: UInt32) throws(Errno) -> UInt32 {
-    try pass { () throws(Errno) in try base.vfioAttach(device, pageTable: pageTable) }
+    try entering("attach") { () throws(Errno) in
+      try pass("vfioAttach") { () throws(Errno) in try base.vfioAttach(device, pageTable: pageTable) }
+    }
   }
 
   package func vfioDetach(_ device: Int32) throws(Errno) {
-    try pass { () throws(Errno) in try base.vfioDetach(device) }
+    try entering("detach") { () throws(Errno) in
+      try pass("vfioDetach") { () throws(Errno) in try base.vfioDetach(device) }
+    }
   }
 }
 

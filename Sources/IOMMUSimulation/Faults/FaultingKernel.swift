@@ -47,6 +47,16 @@ extension FaultingKernel {
   /// it: all the commands of that call.
   package func swallowInvalidation(_ n: Int? = nil) { plan.withLock { $0.invalidations.left = .some(n ?? 0) } }
 
+  /// Has the next read of an event queue find a record that no device is the cause of: the four words of an SMMU's.
+  package func reportEvent(_ words: [UInt64]) { plan.withLock { $0.event = words } }
+
+  /// Changes words of the memory that an IOAS mapped last by its address: what a stray pointer might do to tables.
+  package func changeLastMapped(_ change: (_ word: UInt64) -> UInt64) {
+    guard let (address, byteCount) = plan.withLock({ $0.lastMapped }) else { return }
+    let words = unsafe UnsafeMutablePointer<UInt64>(bitPattern: UInt(address))!
+    for index in 0..<Int(byteCount / 8) { unsafe words[index] = change(words[index]) }
+  }
+
   /// Calls a function when the next call of a name comes in, before it is passed on or failed: what another thread
   /// might do at that moment. Once.
   package func interject(before name: String, _ body: @escaping @Sendable () -> Void) {
@@ -173,6 +183,10 @@ struct FaultPlan {
   var invalidationHook: InvalidationHook?
   var hardwareChange: (@Sendable (inout HardwareInfo) -> Void)?
   var hold: (name: String, calls: HeldCalls)?
+  var event: [UInt64]?
+  /// The memory that an IOAS mapped last, at addresses of this process.
+  var lastMapped: (address: UInt64, byteCount: UInt64)?
+  var journal = Journal()
   var counts: [String: Int] = [:]
   var names: [String] = []
   var clock: (@Sendable () -> UInt64)?
@@ -206,6 +220,11 @@ struct FaultPlan {
     failed += 1
     failedName = name
     return plan.errno
+  }
+
+  mutating func takeEvent() -> [UInt64]? {
+    defer { event = nil }
+    return event
   }
 
   mutating func takeInterjection(_ function: String) -> (@Sendable () -> Void)? {

@@ -24,6 +24,7 @@ struct Show: Subcommand {
     if let used = reach.translation { candidates[1].note(used) }
     let chosen: (name: String?, reason: String) =
       reach.translation.map { ($0.owner.rawValue, $0.reason) } ?? TranslationCandidate.choice(of: candidates)
+    let services = TranslationServices(found, machine, candidates[1])
     if context.isJSON {
       context.document(
         found.keys + [
@@ -38,6 +39,7 @@ struct Show: Subcommand {
             .object([
               ("chosen", JSON(chosen.name)), ("reason", .string(chosen.reason)),
               ("candidates", .array(candidates.map { .object($0.keys) })),
+              ("ats", services.map { .object($0.keys) } ?? .null),
             ])
           ),
           ("usable", reach.usable.map { .array($0.map { .object($0.keys) }) } ?? .null),
@@ -54,6 +56,7 @@ struct Show: Subcommand {
       context.say("interface    \(reach.interface.map(machine.name) ?? "-"): \(reach.reason)")
       context.say("translation  \(chosen.name ?? "-"): \(chosen.reason)")
       for candidate in candidates { context.say("candidate    \(candidate.line)") }
+      if let services { context.say("ats          \(services.line)") }
       for range in reach.usable ?? [] { context.say("usable       \(range)") }
       if reach.usable == nil { context.say("usable       not known before the device is opened") }
       for region in reserved?.regions ?? [] { context.say("reserved     \(region.range) \(region.type)") }
@@ -155,6 +158,25 @@ private struct TranslationCandidate {
   var line: String {
     let answer = isPossible.map { $0 ? "possible" : "not possible" } ?? "unknown"
     return "\(name): \(answer). \(reason)"
+  }
+}
+
+/// What becomes of a device's own translation (ATS) with page tables of the process, where these are possible.
+private struct TranslationServices {
+  let isAllowed: Bool?
+  let reason: String
+
+  init?(_ device: PCIDevice, _ machine: Machine, _ process: TranslationCandidate) {
+    guard process.isPossible != false,
+      let answer = TranslationInUse.deviceTranslation(on: machine.host.kernel, unit: device.unit)
+    else { return nil }
+    (isAllowed, reason) = answer
+  }
+
+  var keys: [(String, JSON)] { [("enabled", JSON(isAllowed)), ("reason", .string(reason))] }
+  var line: String {
+    let answer = isAllowed.map { $0 ? "on" : "off" } ?? "the kernel's"
+    return "\(answer) with tables of the process. \(reason)"
   }
 }
 

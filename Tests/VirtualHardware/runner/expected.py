@@ -16,7 +16,7 @@ from pathlib import Path
 
 import machines
 
-MACHINES = ("vtd-scalable", "smmuv3")
+MACHINES = ("vtd-scalable", "smmuv3", "smmuv3-nested")
 
 
 @dataclass(frozen=True)

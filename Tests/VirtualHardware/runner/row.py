@@ -149,9 +149,9 @@ class Row:
     def outputs(self) -> None:
         """What iommuctl writes, against the files kept for the machine; the row's interface has no part in it, so that one
         row of a machine has it."""
-        why = f"expected outputs are kept for {' and '.join(expected.MACHINES)}"
+        why = f"expected outputs are kept for {', '.join(expected.MACHINES)}"
         if self.machine in expected.MACHINES and not self.expected:
-            why = "the machine's row over the other interface has it"
+            why = "the machine's last row has it"
         if self.machine not in expected.MACHINES or not self.expected:
             self.add("boot/expected", "skip", why)
             for name in expected.names(self.machine):
