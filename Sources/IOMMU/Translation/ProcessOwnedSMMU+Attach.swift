@@ -18,7 +18,10 @@ extension ProcessOwnedSMMU {
     let device = try descriptor.open(target)
     do throws(DMAError) {
       let id = try descriptor.bind(device, target)
-      do throws(NestingRefusal) { try attach(device, id: id, target) } catch { throw error.joining(target, kernel) }
+      do throws(NestingRefusal) {
+        try admit(id)
+        try attach(device, id: id, target)
+      } catch { throw error.joining(target, kernel) }
       do throws(Errno) { try stage2.limitSpace() } catch {
         leave(device, id)
         throw DMAError(.system, "IOMMU_IOAS_IOVA_RANGES", errno: error)
