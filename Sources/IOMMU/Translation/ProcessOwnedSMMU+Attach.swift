@@ -144,6 +144,7 @@ extension ProcessOwnedSMMU {
       let isLast = !members.contains { $0.device != id && $0.group == group && $0.companion == nil }
       let gone = members.filter { $0.device == id || (isLast && $0.group == group) }
       state.slices[index].members.removeAll { member in gone.contains { $0.device == member.device } }
+      state.forgetFaults()
       guard state.slices[index].members.isEmpty else { return (gone, nil, state.slices[index].viommu) }
       return (gone, state.slices.count > 1 ? state.slices[index] : nil, nil)
     }

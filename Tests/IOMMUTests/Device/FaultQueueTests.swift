@@ -105,6 +105,51 @@ import Testing
     rig.device.close()
   }
 
+  /// Two devices behind one SMMU, whose events come by one queue.
+  private struct Pair {
+    let machine: SimulatedHost, kernel: FaultingKernel
+    let first: Device
+    static let names = ["0000:00:02.0", "0000:00:03.0"]
+
+    init() throws {
+      var description = SimulatedMachine.smmuv3Nested
+      description.devices = Self.names.map { SimulatedDevice($0, EduModel(addressBits: 64)) }
+      machine = SimulatedHost(description)
+      kernel = FaultingKernel(machine.kernel)
+      first = try Device(Self.names[0], on: Host(kernel: kernel), translation: .process)
+    }
+
+    func second() throws -> Device { try Device(Self.names[1], on: Host(kernel: kernel), sharing: first.dma) }
+    /// Has a device fault.
+    func fault(_ number: Int, at page: UInt64) {
+      #expect(machine.storm(1, from: Self.names[number], at: page << 12) == 1)
+    }
+    /// The pages of the faults that a device is told of.
+    static func pages(_ device: Device) -> [UInt64?] {
+      device.dma.faults.faults.map { $0.iova.map { $0.rawValue >> 12 } }
+    }
+  }
+
+  /// What a device did that has left is not told of the one that is opened at its address next, though nobody had asked: neither what
+  /// was taken out of the queue with another's, nor what was in it still.
+  @Test func theNextAtTheSameAddress() throws {
+    let pair = try Pair()
+    for isRead in [true, false] {
+      let second = try pair.second()
+      pair.fault(1, at: 0x1_0000)
+      if isRead { #expect(Pair.pages(pair.first).isEmpty) }
+      second.close()
+      let next = try pair.second()
+      #expect(Pair.pages(next).isEmpty && next.dma.faults.lostEvents == 0)
+      pair.fault(1, at: 0x1_0001)
+      #expect(Pair.pages(next) == [0x1_0001])
+      next.close()
+    }
+    #expect(Pair.pages(pair.first).isEmpty && pair.first.dma.faults.lostEvents == 0)
+    pair.first.close()
+    #expect(pair.machine.kernel.census.pinnedBytes == 0)
+  }
+
   /// Stage 2 is the kernel's: its faults are in the log, and the story is of the mapping that the process made all the same. In debug
   /// mode the mistakes that both ways tell are told, each once.
   @Test func stageTwo() throws {
