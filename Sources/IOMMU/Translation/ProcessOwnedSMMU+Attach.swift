@@ -71,8 +71,7 @@ extension ProcessOwnedSMMU {
     }
     for var slice in candidates {
       do throws(NestingRefusal) {
-        try descriptor.join(&slice, device: id, descriptor: device, target)
-        keep(slice)
+        try descriptor.join(&slice, device: id, descriptor: device, target, publishing: keep)
         return
       } catch {
         if !error.isOfAnotherUnit { throw error }
@@ -90,12 +89,13 @@ extension ProcessOwnedSMMU {
         destroy(slice)
         throw NestingRefusal("A domain has at most eight physical SMMUs")
       }
-      do throws(NestingRefusal) { try descriptor.join(&slice, device: id, descriptor: device, target) } catch {
+      do throws(NestingRefusal) {
+        try descriptor.join(&slice, device: id, descriptor: device, target, publishing: keep)
+      } catch {
         remove(slice)
         destroy(slice)
         throw error
       }
-      keep(slice)
     } catch {
       try? kernel.iommufdDestroy(descriptor.iommufd, id: parent)
       throw error
@@ -110,10 +110,11 @@ extension ProcessOwnedSMMU {
     }
   }
 
-  private func keep(_ slice: SMMUSlice) {
+  func keep(_ slice: SMMUSlice) {
     state.withLock { state in
       guard let index = state.slices.firstIndex(where: { $0.viommu == slice.viommu }) else { return }
       state.slices[index] = slice
+      state.forgetFaults()
     }
   }
 

@@ -76,12 +76,9 @@ extension ProcessOwnedSMMU {
       device.id, unit: target.unit, parent: parent, contextAddress: contextAddress)
     state.withLock { $0.slices = [slice] }
     _ = channel.tags.set([slice.viommu])
-    try descriptor.join(&slice, device: device.id, descriptor: device.descriptor, target)
+    try descriptor.join(&slice, device: device.id, descriptor: device.descriptor, target, publishing: keep)
     let attachment = Attachment(target: target, descriptor: device.descriptor, deviceID: device.id)
-    state.withLock { state in
-      state.slices = [slice]
-      state.first = attachment
-    }
+    state.withLock { $0.first = attachment }
     try check(slice)
     channel.counts.reset()
   }
