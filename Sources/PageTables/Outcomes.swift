@@ -9,19 +9,20 @@ package enum MapOutcome: Equatable, Sendable {
   case exists(iova: UInt64)
   /// The pool has no table: extend it, and call again. Tables that were linked so far stay for that call.
   case noTables
-  /// A block is to go where a table without entries was linked. It is unlinked now; invalidate its region, not only leaves,
-  /// then give it back, and call again.
+  /// A block is to go where a table without leaves was linked. It is unlinked now; invalidate its region, not only leaves,
+  /// then take it apart, give it back, and call again. When the invalidation fails, link it again.
   case mustInvalidate(UnlinkedTables)
 }
 
-/// Tables that were unlinked from a region that has no leaf.
+/// Tables that were unlinked from a region that has no leaf, and are as they were: hardware may still walk them. Either
+/// ``PageTable/takeApart(_:)`` or ``PageTable/relink(_:)`` is called with them, once.
 package struct UnlinkedTables: Equatable, Sendable {
   /// The first address of the region.
   package var iova: UInt64
   /// The region's length: what the topmost of the tables covered.
   package var byteCount: UInt64
-  /// The tables, to be given back when the invalidation has completed.
-  package var tables: TableList
+  /// The entry that led to them.
+  let entry: UInt64
 }
 
 /// How an unmap ended.

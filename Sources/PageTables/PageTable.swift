@@ -49,6 +49,17 @@ package protocol PageTable: ~Copyable, Sendable {
   /// - Complexity: O(entries).
   borrowing func mapPages(iova: UInt64, to address: UInt64, byteCount: UInt64, attributes: LeafAttributes) -> Bool
 
+  /// Takes apart what a map has unlinked, once its invalidation has completed: the tables can be given back then.
+  ///
+  /// - Complexity: O(entries of the tables).
+  borrowing func takeApart(_ unlinked: UnlinkedTables) -> TableList
+
+  /// Links again what a map has unlinked, when the invalidation failed: what hardware may have cached of the way there is right
+  /// again, for whoever maps there next. The caller has owned the range all the time.
+  ///
+  /// - Complexity: O(levels).
+  borrowing func relink(_ unlinked: UnlinkedTables)
+
   /// Clears the leaves of a range that the caller owns, and keeps owning until the invalidation of what was gathered has completed.
   /// There may be gaps. Tables all of whose region lies inside go too; those that lie partly inside stay, even empty.
   ///

@@ -51,6 +51,12 @@ extension SMMUTable {
     tree.mapInOneTable(iova, address, byteCount, attributes)
   }
 
+  /// Takes unlinked tables apart: ``PageTable/takeApart(_:)``.
+  package borrowing func takeApart(_ unlinked: UnlinkedTables) -> TableList { tree.takeApart(unlinked) }
+
+  /// Links unlinked tables again: ``PageTable/relink(_:)``.
+  package borrowing func relink(_ unlinked: UnlinkedTables) { tree.relink(unlinked) }
+
   /// Clears a range: ``PageTable/unmap(iova:byteCount:into:)``.
   package borrowing func unmap(iova: UInt64, byteCount: UInt64, into gather: inout Gather) -> UnmapOutcome {
     tree.unmap(iova, byteCount, into: &gather)

@@ -192,15 +192,43 @@ struct OccupiedTests {
       }
       #expect(unlinked.iova == block)
       #expect(unlinked.byteCount == block)
-      #expect(unlinked.tables.count > 0)
       // Unlinked, and nobody's until it is given back: nothing stands there now.
-      #expect(try space.contents().tables.count == tables - Int(unlinked.tables.count))
-      #expect(space.pool.statistics.inUse == UInt64(tables))
+      let left = try space.contents().tables.count
+      #expect(left < tables && space.pool.statistics.inUse == UInt64(tables))
       #expect(try space.walk(block) == nil)
       #expect(try space.leaves().map(\.iova) == [2 * block])
-      space.pool.give(back: unlinked.tables)
+      let taken = space.table.takeApart(unlinked)
+      #expect(Int(taken.count) == tables - left && space.table.tableCount == left)
+      space.pool.give(back: taken)
       #expect(space.map(block, to: 3 * block, block) == .mapped(entryCount: 1))
       #expect(try space.walk(2 * block - 1)?.byteCount == block)
+      #expect(space.pool.statistics.inUse == UInt64(space.table.tableCount))
+    }
+  }
+
+  /// When the invalidation fails, what was unlinked is linked again: each of the tables is where hardware may have cached it, and
+  /// serves the next pages there; at every size of block.
+  @Test(arguments: TestFormat.all.filter { $0.pageSizes.nonzeroBitCount > 1 })
+  func unlinkedTablesAreLinkedAgain(_ format: TestFormat) throws {
+    for shift in Int(format.granule.shift) + 1..<40 where format.pageSizes >> UInt64(shift) & 1 != 0 {
+      let space = TestSpace(format), page = format.granule.byteCount, block: UInt64 = 1 << UInt64(shift)
+      let places = [block, 2 * block - page, block + block / 2]
+      for place in places { #expect(space.map(place, to: 0, page) == .mapped(entryCount: 1)) }
+      for place in places { #expect(space.unmap(place, page) == .unmapped(byteCount: page)) }
+      let before = try space.contents().tables, count = space.table.tableCount
+      for _ in 0..<2 {
+        guard case .mustInvalidate(let unlinked) = space.map(block, to: 3 * block, block) else {
+          Issue.record("a table is in the way")
+          return
+        }
+        space.table.relink(unlinked)
+        #expect(try space.contents().tables == before)
+        #expect(space.table.tableCount == count && space.pool.statistics.inUse == UInt64(count))
+      }
+      for place in places { #expect(space.map(place, to: page, page) == .mapped(entryCount: 1)) }
+      #expect(try space.contents().tables == before && space.leaves().map(\.iova) == places.sorted())
+      for place in places { #expect(space.unmap(place, page) == .unmapped(byteCount: page)) }
+      #expect(space.mapAnyway(block, to: 3 * block, block) == .mapped(entryCount: 1))
       #expect(space.pool.statistics.inUse == UInt64(space.table.tableCount))
     }
   }

@@ -22,7 +22,7 @@ struct TableModelTests {
     try trace.end()
     // A trace that never gets there proves nothing.
     let blocks = format.pageSizes.nonzeroBitCount > 1 && format.block == format.regionByteCount
-    for name in ["mapped", "exists", "unmapped", "reclaimed"] + (blocks ? ["cuts", "mustInvalidate"] : []) {
+    for name in ["mapped", "exists", "unmapped", "reclaimed"] + (blocks ? ["cuts", "mustInvalidate", "relinked"] : []) {
       #expect(trace.counts[name, default: 0] > 0, "SEED=\(Self.seed): \(name)")
     }
   }

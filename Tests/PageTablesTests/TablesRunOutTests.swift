@@ -1,4 +1,5 @@
 import AddressSpace
+import Glibc
 import PageTables
 import Testing
 
@@ -45,5 +46,27 @@ struct TablesRunOutTests {
     let space = TestSpace(format, tables: 1)
     #expect(format.make(space.pool) == nil)
     #expect(space.pool.statistics.inUse == 1)
+  }
+
+  /// Tables that cannot be made keep no memory: in a process of its own, where nobody else asks for any.
+  @Test func noRootAndNothingElse() async {
+    await #expect(processExitsWith: .success) {
+      let format = TestFormat.all[0], space = TestSpace(format, tables: 1)
+      var before = 0
+      for round in 0..<40_000 {
+        // The first rounds may fill caches.
+        if round == 1000 { before = Self.mostKiB() }
+        guard format.make(space.pool) == nil else { fatalError("tables without a root") }
+      }
+      let kept = Self.mostKiB() - before
+      if kept > 4096 { fatalError("\(kept) KiB are kept") }
+    }
+  }
+
+  /// The most memory that this process has ever had.
+  private static func mostKiB() -> Int {
+    var usage = rusage()
+    guard unsafe getrusage(0, &usage) == 0 else { fatalError("no usage") }
+    return usage.ru_maxrss
   }
 }

@@ -172,7 +172,8 @@ extension DMADomain {
   ///
   /// Inside of a ``Registration`` under ``Protection/persistent``, and under ``Protection/bounce``, it makes no call, and the memory
   /// need not be whole pages; under the latter an `address` is refused as `.notSupported`. On a VT-d whose page tables this process
-  /// owns, memory that it may not write is copied likewise, up to 32 MiB and without an `address`; beyond that it is `.badMemory`.
+  /// owns, memory that it may not write is copied likewise, up to 32 MiB of pages and without an `address`; beyond that it is
+  /// `.badMemory`.
   ///
   /// - Throws: `.empty`, `.unaligned`, `.overflow`; for a fixed address `.outsideAperture`, `.reserved`, `.outsideMask`,
   ///   `.overlap` (both ranges in the detail); `.badMemory` for memory that is not mapped or not writable as asked;
@@ -197,13 +198,14 @@ extension DMADomain {
     {
       return mapping
     }
-    if memory.count > Limits.areaByteCount {
+    let pages = try unsafe pages(of: memory, widening: widening)
+    // As the unmap decides: by the pages, which may be more than the memory.
+    if pages.byteCount > Limits.areaByteCount {
       let mapping = try unsafe mapBulkUnrecorded(
         memory, direction, at: address, widening: widening, threads: 1, isCancelled: { false })
       guard let mapping else { preconditionFailure("nothing stops this") }
       return mapping
     }
-    let pages = try unsafe pages(of: memory, widening: widening)
     let limits = addressing.limits
     let result =
       if let address {

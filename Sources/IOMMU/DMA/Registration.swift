@@ -150,8 +150,9 @@ extension DomainCore {
   /// Ends a registration, or has it end with the last mapping inside of it.
   fileprivate func unregister(_ range: StandingMaps.Range) -> MapFailure? {
     guard isOwner else { return .forked }
-    unsafe endStanding(range)
+    // Before it has ended: then whoever looks first takes it out, and frees the range.
     processOwned?.hide(address: unsafe range.pointee.host)
+    unsafe endStanding(range)
     let failure = finishEnded(waits: true)
     if isClosed.load(ordering: .acquiring) { waitUntilEmptied() }
     return failure

@@ -58,10 +58,11 @@ extension OwnedStage1 where Format: ~Copyable {
         do throws(Errno) { try tables.grow(beyond: ready) } catch { if reclaimed == .none { throw error } }
       case .mustInvalidate(let unlinked):
         do throws(Errno) { try owner.invalidate(iova: unlinked.iova, byteCount: unlinked.byteCount) } catch {
-          deferred.add(unlinked.tables, in: tables.pool)
+          // The addresses are anybody's next, while hardware may know of the old table there: it has to be the right one.
+          table.relink(unlinked)
           throw error
         }
-        tables.pool.give(back: unlinked.tables)
+        tables.pool.give(back: table.takeApart(unlinked))
       }
     }
   }

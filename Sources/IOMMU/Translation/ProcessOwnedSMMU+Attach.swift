@@ -18,7 +18,10 @@ extension ProcessOwnedSMMU {
     let device = try descriptor.open(target)
     do throws(DMAError) {
       let id = try descriptor.bind(device, target)
-      do throws(NestingRefusal) { try attach(device, id: id, target) } catch { throw error.joining(target, kernel) }
+      do throws(NestingRefusal) {
+        try admit(id)
+        try attach(device, id: id, target)
+      } catch { throw error.joining(target, kernel) }
       do throws(Errno) { try stage2.limitSpace() } catch {
         leave(device, id)
         throw DMAError(.system, "IOMMU_IOAS_IOVA_RANGES", errno: error)
@@ -68,8 +71,7 @@ extension ProcessOwnedSMMU {
     }
     for var slice in candidates {
       do throws(NestingRefusal) {
-        try descriptor.join(&slice, device: id, descriptor: device, target)
-        keep(slice)
+        try descriptor.join(&slice, device: id, descriptor: device, target, publishing: keep)
         return
       } catch {
         if !error.isOfAnotherUnit { throw error }
@@ -87,12 +89,13 @@ extension ProcessOwnedSMMU {
         destroy(slice)
         throw NestingRefusal("A domain has at most eight physical SMMUs")
       }
-      do throws(NestingRefusal) { try descriptor.join(&slice, device: id, descriptor: device, target) } catch {
+      do throws(NestingRefusal) {
+        try descriptor.join(&slice, device: id, descriptor: device, target, publishing: keep)
+      } catch {
         remove(slice)
         destroy(slice)
         throw error
       }
-      keep(slice)
     } catch {
       try? kernel.iommufdDestroy(descriptor.iommufd, id: parent)
       throw error
@@ -107,10 +110,11 @@ extension ProcessOwnedSMMU {
     }
   }
 
-  private func keep(_ slice: SMMUSlice) {
+  func keep(_ slice: SMMUSlice) {
     state.withLock { state in
       guard let index = state.slices.firstIndex(where: { $0.viommu == slice.viommu }) else { return }
       state.slices[index] = slice
+      state.forgetFaults()
     }
   }
 
@@ -141,6 +145,7 @@ extension ProcessOwnedSMMU {
       let isLast = !members.contains { $0.device != id && $0.group == group && $0.companion == nil }
       let gone = members.filter { $0.device == id || (isLast && $0.group == group) }
       state.slices[index].members.removeAll { member in gone.contains { $0.device == member.device } }
+      state.forgetFaults()
       guard state.slices[index].members.isEmpty else { return (gone, nil, state.slices[index].viommu) }
       return (gone, state.slices.count > 1 ? state.slices[index] : nil, nil)
     }

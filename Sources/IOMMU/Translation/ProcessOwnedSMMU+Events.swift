@@ -11,7 +11,7 @@ extension ProcessOwnedSMMU {
     reading.withLock { _ in
       for slice in state.withLock({ $0.slices }) {
         let events = readEvents(of: slice)
-        if !events.isEmpty { state.withLock { keep(events, of: slice, in: &$0) } }
+        if !events.isEmpty { state.withLock { keep(events, of: slice.viommu, in: &$0) } }
       }
     }
     return state.withLock { $0.faults.removeValue(forKey: device) ?? UnreadFaults() }
@@ -38,7 +38,9 @@ extension ProcessOwnedSMMU {
     return events
   }
 
-  private func keep(_ events: [SMMUEvent], of slice: SMMUSlice, in state: inout State) {
+  /// By the devices that there are now: one that has joined since the queue was looked up may have faulted before it was read.
+  private func keep(_ events: [SMMUEvent], of viommu: UInt32, in state: inout State) {
+    guard let slice = state.slices.first(where: { $0.viommu == viommu }) else { return }
     for event in events {
       let lost = event.lost(next: &state.nextEvent[slice.viommu, default: 0])
       for member in slice.members {

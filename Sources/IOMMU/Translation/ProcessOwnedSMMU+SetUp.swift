@@ -26,11 +26,7 @@ extension ProcessOwnedSMMU {
   /// What the hardware is, if it will do. The kernel says whether it nests before it looks at the parent's number.
   private static func identity(_ descriptor: IOMMUFDDescriptor, _ device: UInt32) throws(NestingRefusal) -> SMMUIdentity
   {
-    let kernel = descriptor.kernel, info: HardwareInfo
-    do throws(Errno) { info = try kernel.hardwareInfo(descriptor.iommufd, device: device) } catch {
-      throw NestingRefusal("IOMMU_GET_HW_INFO", error)
-    }
-    guard let identity = SMMUIdentity(info) else { throw NestingRefusal("The IOMMU is not an SMMUv3") }
+    let kernel = descriptor.kernel, identity = try registers(descriptor, device)
     if let reason = identity.refusal(page: UInt64(kernel.pageByteCount)) { throw NestingRefusal(reason) }
     do throws(Errno) {
       let id = try kernel.viommuAllocate(
@@ -49,6 +45,26 @@ extension ProcessOwnedSMMU {
     return identity
   }
 
+  /// What the registers say.
+  private static func registers(_ descriptor: IOMMUFDDescriptor, _ device: UInt32) throws(NestingRefusal)
+    -> SMMUIdentity
+  {
+    let info: HardwareInfo
+    do throws(Errno) { info = try descriptor.kernel.hardwareInfo(descriptor.iommufd, device: device) } catch {
+      throw NestingRefusal("IOMMU_GET_HW_INFO", error)
+    }
+    guard let identity = SMMUIdentity(info) else { throw NestingRefusal("The IOMMU is not an SMMUv3") }
+    return identity
+  }
+
+  /// Whether the SMMU of a device that is to join reads the tables, and knows the commands, that the first one's does.
+  func admit(_ device: UInt32) throws(NestingRefusal) {
+    let identity = try Self.registers(descriptor, device)
+    let reason = identity.refusal(
+      joining: self.identity, granule: stage1.table.geometry.granule, page: UInt64(kernel.pageByteCount))
+    if let reason { throw NestingRefusal(reason) }
+  }
+
   /// Doorbells, the first slice, the device; and whether it all answers as it should.
   private func begin(with device: BoundDevice, _ target: AttachTarget, parent: UInt32) throws(NestingRefusal) {
     do throws(Errno) {
@@ -60,12 +76,9 @@ extension ProcessOwnedSMMU {
       device.id, unit: target.unit, parent: parent, contextAddress: contextAddress)
     state.withLock { $0.slices = [slice] }
     _ = channel.tags.set([slice.viommu])
-    try descriptor.join(&slice, device: device.id, descriptor: device.descriptor, target)
+    try descriptor.join(&slice, device: device.id, descriptor: device.descriptor, target, publishing: keep)
     let attachment = Attachment(target: target, descriptor: device.descriptor, deviceID: device.id)
-    state.withLock { state in
-      state.slices = [slice]
-      state.first = attachment
-    }
+    state.withLock { $0.first = attachment }
     try check(slice)
     channel.counts.reset()
   }

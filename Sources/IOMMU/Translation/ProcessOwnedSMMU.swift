@@ -35,6 +35,12 @@ package final class ProcessOwnedSMMU: HardwareTables {
     /// The number that the next event of a vIOMMU's queue should have.
     var nextEvent: [UInt32: UInt32] = [:]
     var isClosed = false
+
+    /// Drops the faults of devices that are not there any more: who is opened at such an address later is another.
+    mutating func forgetFaults() {
+      let members = slices.flatMap(\.members)
+      faults = faults.filter { fault in members.contains { $0.address == fault.key } }
+    }
   }
 
   /// How many bits of an IOVA are translated: four tables with a granule of 4 KiB.

@@ -161,17 +161,18 @@ extension RegisteredMemory {
 
   /// Lets the registration that begins at an address be found no more.
   func hide(_ address: UInt64) {
-    guard let hidden = takeFound(address) else { return }
-    keep(hidden)
+    state.withLock { state in
+      if let hidden = takeFound(address, &state) { state.hidden.append(hidden) }
+    }
   }
 
   /// Takes out the registration that begins at an address and is found.
-  func takeFound(_ address: UInt64) -> Hidden? {
-    state.withLock { state in
-      guard let node = state.registrations.remove(IOVA(address)) else { return nil }
-      cache.forget(first: address)
-      return Hidden(address: address, ipa: node.tag, byteCount: node.byteCount)
-    }
+  func takeFound(_ address: UInt64) -> Hidden? { state.withLock { takeFound(address, &$0) } }
+
+  private func takeFound(_ address: UInt64, _ state: inout State) -> Hidden? {
+    guard let node = state.registrations.remove(IOVA(address)) else { return nil }
+    cache.forget(first: address)
+    return Hidden(address: address, ipa: node.tag, byteCount: node.byteCount)
   }
 }
 

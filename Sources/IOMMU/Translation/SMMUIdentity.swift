@@ -46,6 +46,25 @@ package struct SMMUIdentity: Hashable, Sendable {
     return nil
   }
 
+  /// Why a device behind it cannot use tables that were made for another; nil when it can.
+  ///
+  /// What its own addresses come to is the kernel's to look at, when it makes a nest parent of the same address space.
+  ///
+  /// - Parameters:
+  ///   - first: The SMMU that the domain was made for.
+  ///   - granule: That of the domain's tables.
+  ///   - page: The smallest page of stage 2, in bytes.
+  package func refusal(joining first: SMMUIdentity, granule: PageSize, page: UInt64) -> String? {
+    if let refusal = refusal(page: page) { return refusal }
+    if !granules.contains(granule) {
+      return "IDR5: the domain's tables have a granule of \(granule.byteCount) bytes, which the SMMU does not know"
+    }
+    if first.hasRanges, !hasRanges {
+      return "IDR3.RIL: the domain invalidates ranges at once, which the SMMU does not know"
+    }
+    return nil
+  }
+
   /// The granule of stage 1: the page of stage 2 where it is one, else the largest smaller one.
   package func granule(page: UInt64) -> PageSize? {
     PageSizes(rawValue: granules.rawValue & (page << 1 &- 1)).largest

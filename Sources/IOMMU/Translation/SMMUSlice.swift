@@ -65,9 +65,13 @@ extension IOMMUFDDescriptor {
   }
 
   /// Gives a device its number on a slice and attaches it to the nested table; the other devices of its group get theirs first,
-  /// since the kernel attaches all of a group. Nothing is left of it when a step fails.
+  /// since the kernel attaches all of a group. Nothing is left of it when a step fails, but that numbers are not given twice.
+  ///
+  /// - Parameter publish: Says what the slice is from now on. It has the devices before they are attached, as their first events may
+  ///   be read before that call has returned.
   func join(
-    _ slice: inout SMMUSlice, device: UInt32, descriptor: Int32, _ target: AttachTarget
+    _ slice: inout SMMUSlice, device: UInt32, descriptor: Int32, _ target: AttachTarget,
+    publishing publish: (SMMUSlice) -> Void
   ) throws(NestingRefusal) {
     var joined = slice
     do throws(NestingRefusal) {
@@ -76,10 +80,13 @@ extension IOMMUFDDescriptor {
       {
         try bind(companion, target.group, in: &joined)
       }
+      publish(joined)
       do throws(Errno) { _ = try kernel.vfioAttach(descriptor, pageTable: slice.nested) } catch {
         throw NestingRefusal(NestingRefusal.attach, error)
       }
     } catch {
+      slice.nextNumber = joined.nextNumber
+      publish(slice)
       for member in joined.members.dropFirst(slice.members.count).reversed() { release(member) }
       throw error
     }

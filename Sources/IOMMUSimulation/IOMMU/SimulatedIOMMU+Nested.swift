@@ -10,8 +10,8 @@ extension SimulatedIOMMU {
   }
 
   /// A domain whose stage 1 is the process's.
-  mutating func makeDomain(over parent: DomainID, _ table: FlatTable) -> DomainID {
-    let id = makeDomain(unit: unit(of: parent))
+  mutating func makeDomain(over parent: DomainID, _ table: FlatTable) throws(Errno) -> DomainID {
+    let id = try makeDomain(unit: unit(of: parent))
     domains[id]!.nesting = Nesting(parent: parent, table: table)
     domains[parent]!.children.insert(id)
     return id

@@ -8,7 +8,13 @@ import IOMMU
 /// same five: make, map, unmap, attach, translate.
 struct SimulatedIOMMU {
   /// One translation context: the page table of a HWPT or of a type1 container.
-  struct DomainID: Hashable { let number: Int }
+  struct DomainID: Hashable {
+    /// Never used again.
+    let number: Int
+    /// What hardware knows it by: a VMID, which all that an SMMU nests over a parent has from that, or a VT-d's domain id. Another
+    /// has it when this one is gone.
+    let tag: UInt16
+  }
 
   /// What a device may do with an area.
   struct Permissions: OptionSet {
@@ -70,12 +76,16 @@ struct SimulatedIOMMU {
   var driverTables: DriverTables?
   private let units: [PCIAddress: Int]
   private var nextDomain = 1
+  /// Tags of the domains that there are, and the last that there can be.
+  private var tags: Set<UInt16> = []
+  private let lastTag: UInt16
   var iotlb: IOTLB
   /// The bits of an address within a page.
   let pageShift: Int
 
   init(_ machine: SimulatedMachine, _ kind: SimulatedMachine.IOMMUKind) {
     self.kind = kind
+    lastTag = kind == .smmuv3 && !machine.smmu.has16BitVMIDs ? 255 : .max
     if kind == .smmuv3 { smmus = (0..<machine.unitCount).map { SMMU(machine, number: $0) } }
     let registers = machine.effectiveVTdRegisters
     if let registers {
@@ -107,9 +117,12 @@ struct SimulatedIOMMU {
 // MARK: - Domains
 
 extension SimulatedIOMMU {
-  /// An empty domain with no device in it.
-  mutating func makeDomain(unit: Int = 0) -> DomainID {
-    let id = DomainID(number: nextDomain)
+  /// An empty domain with no device in it, under the lowest tag that is free, or that of its parent. ENOSPC where none is free, as
+  /// `ida_alloc_range` answers the driver.
+  mutating func makeDomain(unit: Int = 0, sharing tag: UInt16? = nil) throws(Errno) -> DomainID {
+    guard let tag = tag ?? (1...lastTag).first(where: { !tags.contains($0) }) else { throw .noSpace }
+    tags.insert(tag)
+    let id = DomainID(number: nextDomain, tag: tag)
     nextDomain += 1
     domains[id] = Domain()
     domains[id]!.unit = unit
@@ -120,6 +133,7 @@ extension SimulatedIOMMU {
   mutating func destroy(_ id: DomainID) {
     assert(domains[id]?.members.isEmpty == true)
     if let parent = domains[id]?.parent { domains[parent]?.children.remove(id) }
+    if domains[id]?.hardware == nil { tags.remove(id.tag) }
     domains[id] = nil
   }
 

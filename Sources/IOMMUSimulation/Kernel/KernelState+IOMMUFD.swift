@@ -71,7 +71,7 @@ extension KernelState {
     for ioas: IOAS, unit: Int, isAutomatic: Bool, isNestParent: Bool = false, in context: IOMMUFDContext
   ) throws(Errno) -> HWPageTable {
     guard granule <= 4096 else { throw .invalidArgument }
-    let domain = iommu!.makeKernelDomain(unit: unit, isNestParent: isNestParent)
+    let domain = try iommu!.makeKernelDomain(unit: unit, isNestParent: isNestParent)
     let table = HWPageTable(ioas, domain, isAutomatic: isAutomatic)
     table.isNestParent = isNestParent
     // Stage 2 of an SMMU takes in as many bits as it puts out.

@@ -38,7 +38,7 @@ extension KernelState {
   private func makeNested(over parent: HWPageTable, _ table: FlatTable, in context: IOMMUFDContext) throws(Errno)
     -> UInt32
   {
-    let domain = iommu!.makeDomain(over: parent.domain, table)
+    let domain = try iommu!.makeDomain(over: parent.domain, table)
     let nested = HWPageTable(parent.ioas, domain, isAutomatic: false)
     nested.parent = parent
     parent.users += 1

@@ -70,7 +70,7 @@ extension KernelState {
   /// Puts the kernel's own tag and stream ids where the process's are. EIO for what a process may not send.
   private func convert(_ command: SMMUCommand, for viommu: VIOMMU) throws(Errno) -> SMMUCommand {
     var command = command
-    let vmid = SimulatedIOMMU.vmid(of: viommu.parent.domain)
+    let vmid = viommu.parent.domain.tag
     switch command.opcode {
     case .invalidateEverything:
       command = SMMUCommand(UInt64(SMMUOpcode.invalidateAll.rawValue))

@@ -117,7 +117,7 @@ extension KernelState {
     guard data.bytes.dropFirst(16).allSatisfy({ $0 == 0 }) else { throw .tooBig }
     let words = SMMUCommand(bytes: data.bytes.prefix(16))
     let entry = try StreamTableEntry(validating: words.word0, words.word1)
-    let domain = iommu!.makeDomain(over: viommu.parent.domain, entry, unit: viommu.unit)
+    let domain = try iommu!.makeDomain(over: viommu.parent.domain, entry, unit: viommu.unit)
     let nested = HWPageTable(viommu.parent.ioas, domain, isAutomatic: false)
     (nested.parent, nested.viommu) = (viommu.parent, viommu)
     viommu.users += 1

@@ -13,7 +13,7 @@ extension KernelState {
     guard let data, data.type != 0, flags & ~0xc == 0 else { throw .notSupported }
     guard parent.isNestParent else { throw .invalidArgument }
     guard flags & ~8 == 0, data.type == NestingTypes.vtdData else { throw .notSupported }
-    let domain = iommu!.makeDomain(over: parent.domain, try VTdStage1(data.bytes))
+    let domain = try iommu!.makeDomain(over: parent.domain, try VTdStage1(data.bytes))
     let nested = HWPageTable(parent.ioas, domain, isAutomatic: false)
     nested.parent = parent
     parent.users += 1

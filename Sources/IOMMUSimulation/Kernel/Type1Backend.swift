@@ -46,7 +46,7 @@ extension KernelState {
           + "\"allow_unsafe_interrupts\" to enable VFIO IOMMU support on this platform", at: clock.now)
       throw .notPermitted
     }
-    let domain = domain(of: backend, for: group)
+    let domain = try domain(of: backend, for: group)
     for member in group.members { iommu!.attach(member.address, to: domain) }
     backend.groups.append(group)
   }
@@ -63,10 +63,10 @@ extension KernelState {
   }
 
   /// The domain for a group, with all that is mapped. A domain of an SMMU is for that one alone.
-  private func domain(of backend: Type1Backend, for group: GroupState) -> SimulatedIOMMU.DomainID {
+  private func domain(of backend: Type1Backend, for group: GroupState) throws(Errno) -> SimulatedIOMMU.DomainID {
     let unit = machine.iommu == .smmuv3 ? group.members.first?.unit ?? 0 : 0
     if let domain = backend.domains[unit] { return domain }
-    let domain = iommu!.makeKernelDomain(unit: unit)
+    let domain = try iommu!.makeKernelDomain(unit: unit)
     backend.domains[unit] = domain
     for area in backend.entries.areas {
       enter(area.value, Span64(start: area.start, last: area.last), in: domain)

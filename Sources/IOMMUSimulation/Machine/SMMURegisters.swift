@@ -79,6 +79,11 @@ extension SMMURegisters {
     get { Self.field(idr0, 12...12) == 1 }
     set { Self.set(&idr0, 12...12, newValue ? 1 : 0) }
   }
+  /// VMIDs of 16 bits, `IDR0.VMID16`; of 8 without: so many nest parents there can be at once.
+  public var has16BitVMIDs: Bool {
+    get { Self.field(idr0, 18...18) == 1 }
+    set { Self.set(&idr0, 18...18, newValue ? 1 : 0) }
+  }
   /// `IDR0.TTENDIAN`; reserved values read as little endian.
   public var tableByteOrder: ByteOrder {
     get { ByteOrder(rawValue: Self.field(idr0, 21...22)) ?? .little }

@@ -104,7 +104,9 @@ extension SMMU {
   /// By address: leaves, and unless the command says leaf only, what is cached of tables on the way to them.
   private mutating func invalidate(_ tag: SMMUTLB.Tag, _ command: SMMUCommand) -> Bool {
     guard let span = command.span(hasRanges: registers.hasRangeInvalidation) else { return false }
-    counters.invalidatedBytes += span.last - span.start + 1
+    // At most 2^52, and as often as a process likes.
+    let (sum, overflow) = counters.invalidatedBytes.addingReportingOverflow(span.last - span.start + 1)
+    counters.invalidatedBytes = overflow ? .max : sum
     // Hints come with a granule, or not at all.
     let granule = command.granuleShift, level = granule == nil ? 0 : command.level
     tlb.invalidate(tag, span, level: level, granuleShift: granule)

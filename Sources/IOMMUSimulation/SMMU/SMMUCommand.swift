@@ -75,7 +75,8 @@ extension SMMUCommand {
     guard hasRanges, number | scale | UInt64(level) != 0 else { return nil }
     let shift = granuleShift!, start = address.rounded(downTo: shift)
     // At most 2^52 bytes. What would lie beyond the top of the address space is nothing.
-    return Span64(start: start, last: start &+ ((number + 1) << (scale + shift) - 1))
+    let (last, overflow) = start.addingReportingOverflow((number + 1) << (scale + shift) - 1)
+    return Span64(start: start, last: overflow ? .max : last)
   }
 
   /// Binary logarithm of the granule that is named.

@@ -10,17 +10,14 @@ extension SimulatedIOMMU {
   }
 
   /// A domain whose stage 1 is what a stream table entry leads to.
-  mutating func makeDomain(over parent: DomainID, _ entry: StreamTableEntry, unit: Int) -> DomainID {
-    let id = makeDomain(unit: unit)
+  mutating func makeDomain(over parent: DomainID, _ entry: StreamTableEntry, unit: Int) throws(Errno) -> DomainID {
+    let id = try makeDomain(unit: unit, sharing: parent.tag)
     var entry = entry
-    (entry.vmid, entry.stage2) = (Self.vmid(of: parent), parent)
+    (entry.vmid, entry.stage2) = (id.tag, parent)
     domains[id]!.hardware = HardwareNesting(parent: parent, entry: entry)
     domains[parent]!.children.insert(id)
     return id
   }
-
-  /// The tag of a nest parent, which all that is nested over it shares.
-  static func vmid(of parent: DomainID) -> UInt16 { UInt16(truncatingIfNeeded: parent.number) }
 
   /// Whether a device's requests go through a stage 1 in the hardware's format.
   func isNested(_ device: PCIAddress) -> Bool { domain(of: device).flatMap { domains[$0]?.hardware } != nil }
@@ -68,7 +65,7 @@ extension SimulatedIOMMU {
     guard domain.hardware != nil || hasHardwareChildren(id) else { return false }
     let parent = domain.hardware?.parent ?? id
     guard !isAttached(parent) else { return true }
-    let vmid = Self.vmid(of: parent)
+    let vmid = parent.tag
     send([SMMUCommand(UInt64(SMMUOpcode.invalidateVMID.rawValue) | UInt64(vmid) << 32)], to: domain.unit)
     count { $0.invalidations += 1 }
     return true
@@ -82,7 +79,7 @@ extension SimulatedIOMMU {
   /// frees; and each time all of stage 1, which may have any of it cached. False where nothing is nested.
   mutating func invalidateHardware(over id: DomainID, _ area: Span64, _ freedTables: [Span64]) -> Bool {
     guard hasHardwareChildren(id) else { return false }
-    let unit = domains[id]!.unit, vmid = Self.vmid(of: id), hasRanges = smmus[unit].registers.hasRangeInvalidation
+    let unit = domains[id]!.unit, vmid = id.tag, hasRanges = smmus[unit].registers.hasRangeInvalidation
     let everything = SMMUCommand(UInt64(SMMUOpcode.invalidateAll.rawValue) | UInt64(vmid) << 32)
     for (span, isLeafOnly) in freedTables.map({ ($0, false) }) + [(area, true)] {
       send(SMMUCommand.stage2(span, vmid: vmid, isLeafOnly: isLeafOnly, hasRanges: hasRanges), to: unit)

@@ -10,7 +10,7 @@ struct StreamTableEntry: Equatable, Sendable, BitwiseCopyable {
   var word1: UInt64
   /// The stage 2 below, which is the kernel's to say: its tag, and the domain that has its map.
   var vmid: UInt16 = 0
-  var stage2 = SimulatedIOMMU.DomainID(number: 0)
+  var stage2 = SimulatedIOMMU.DomainID(number: 0, tag: 0)
 
   enum Configuration: UInt8 {
     /// Every transaction ends without an event.

@@ -82,7 +82,7 @@ private final class StageTable<Format: PageTable & ~Copyable>: DriverTable {
       case .mapped: return
       case .mustInvalidate(let unlinked):
         invalidate(Span64(start: unlinked.iova, last: unlinked.iova + (unlinked.byteCount - 1)))
-        pool.give(back: unlinked.tables)
+        pool.give(back: table.takeApart(unlinked))
       case .exists(let iova): preconditionFailure("the IOAS has two areas at \(iova)")
       case .noTables: preconditionFailure("the simulated kernel has no memory for page tables")
       }

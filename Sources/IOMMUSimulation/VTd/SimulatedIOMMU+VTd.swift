@@ -11,8 +11,8 @@ extension SimulatedIOMMU {
 
   /// A domain that the kernel fills, with the tables that a VT-d's driver would make: for a nest parent the second stage, else the
   /// first where there is one.
-  mutating func makeKernelDomain(unit: Int = 0, isNestParent: Bool = false) -> DomainID {
-    let id = makeDomain(unit: unit)
+  mutating func makeKernelDomain(unit: Int = 0, isNestParent: Bool = false) throws(Errno) -> DomainID {
+    let id = try makeDomain(unit: unit)
     guard let registers = vtds.first?.registers, let tables = driverTables else { return id }
     let isFirst = registers.prefersFirstStage && !isNestParent
     domains[id]!.table1 = isFirst ? tables.makeFirstStage(registers) : nil
@@ -20,16 +20,13 @@ extension SimulatedIOMMU {
     return id
   }
 
-  /// A domain whose stage 1 is what the process says.
-  mutating func makeDomain(over parent: DomainID, _ stage1: VTdStage1) -> DomainID {
-    let id = makeDomain()
+  /// A domain whose stage 1 is what the process says. It has a tag of its own.
+  mutating func makeDomain(over parent: DomainID, _ stage1: VTdStage1) throws(Errno) -> DomainID {
+    let id = try makeDomain()
     domains[id]!.vtd = VTdNesting(parent: parent, stage1: stage1)
     domains[parent]!.children.insert(id)
     return id
   }
-
-  /// The tag of a domain; each nested one has its own.
-  static func domainID(of id: DomainID) -> UInt16 { UInt16(truncatingIfNeeded: id.number) }
 
   /// The highest address that a domain's tables translate.
   func apertureLast(of id: DomainID) -> UInt64 {
@@ -39,7 +36,7 @@ extension SimulatedIOMMU {
 
   /// What the hardware finds of a domain in memory.
   private func entry(of id: DomainID) -> PASIDEntry {
-    let domain = domains[id]!, tag = Self.domainID(of: id)
+    let domain = domains[id]!, tag = id.tag
     if let nesting = domain.vtd {
       var entry = PASIDEntry(.nested, domain: tag)
       let second = domains[nesting.parent]!.table2!
@@ -68,7 +65,7 @@ extension SimulatedIOMMU {
     let entry = new.map { self.entry(of: $0) }
     vtds[unit].pasidTable[source] = entry
     guard let old, let before = domains[old] else { return }
-    let tag = Self.domainID(of: old)
+    let tag = old.tag
     let isScalable = vtds[unit].registers.hasScalableMode
     send([isScalable ? .entry(tag) : .context(tag, source: source)], to: unit)
     send([before.table1 == nil ? .domain(tag) : .pasid(tag)], to: unit)
@@ -83,7 +80,7 @@ extension SimulatedIOMMU {
     var tags: [Int: Set<UInt16>] = [:]
     for domain in [id] + domains[id]!.children {
       for device in domains[domain]?.members ?? [] {
-        tags[unit(of: device), default: []].insert(Self.domainID(of: domain))
+        tags[unit(of: device), default: []].insert(domain.tag)
       }
     }
     return tags
@@ -130,7 +127,7 @@ extension SimulatedIOMMU {
 
   /// A command of the process for its stage 1: on each unit a descriptor and a wait.
   mutating func invalidateVTd(_ id: DomainID, _ block: VTdBlock, leafOnly: Bool) {
-    let tag = Self.domainID(of: id), units = Set((domains[id]?.members ?? []).map { unit(of: $0) })
+    let tag = id.tag, units = Set((domains[id]?.members ?? []).map { unit(of: $0) })
     for unit in units.sorted() {
       let waits = vtds[unit].issue(
         [block.isEverything ? .pasid(tag) : .pasidPages(tag, block, leafOnly: leafOnly)], from: .process)

@@ -125,19 +125,37 @@ extension TableTree {
     if table.isClear(first, run.count) { return nil }
     if run.level == 0 { return occupied(table, first, run.count, iova) }
     for place in 0..<run.count where table.peek(first + place) != 0 {
-      let start = iova + UInt64(place) << UInt64(geometry.shift(level: run.level))
-      return cleared(table.load(first + place), run.level, start)
+      return cleared(table, first + place, run.level, iova + UInt64(place) << UInt64(geometry.shift(level: run.level)))
     }
     return nil
   }
 
   /// A block is to go where an entry is: that of a leaf stays, a table without leaves is unlinked.
-  private func cleared(_ entry: UInt64, _ level: Level, _ start: UInt64) -> MapOutcome {
+  private func cleared(_ table: Table, _ index: Int, _ level: Level, _ start: UInt64) -> MapOutcome {
+    let entry = table.load(index)
     guard Format.isTable(entry) else { return .exists(iova: start) }
     if let leaf = firstLeaf(child(entry), level - 1, start: start) { return .exists(iova: leaf) }
+    table.store(0, at: index)
+    return .mustInvalidate(UnlinkedTables(iova: start, byteCount: mask(level) + 1, entry: entry))
+  }
+
+  /// ``PageTable/takeApart(_:)``.
+  func takeApart(_ unlinked: UnlinkedTables) -> TableList {
     var gather = Gather(tracksRanges: false)
-    _ = clear(start, start + mask(level), into: &gather)
-    return .mustInvalidate(
-      UnlinkedTables(iova: start, byteCount: mask(level) + 1, tables: gather.takeTables()))
+    let level = level(of: unlinked)
+    _ = takeApart(child(unlinked.entry), level, unlinked.iova, unlinked.iova + mask(level), into: &gather)
+    return gather.takeTables()
+  }
+
+  /// ``PageTable/relink(_:)``.
+  func relink(_ unlinked: UnlinkedTables) {
+    let level = level(of: unlinked)
+    guard let table = find(unlinked.iova, level) else { preconditionFailure("a table of an owned range went") }
+    table.store(unlinked.entry, at: index(unlinked.iova, level))
+  }
+
+  /// That of the entry which led to them.
+  private func level(of unlinked: UnlinkedTables) -> Level {
+    geometry.level(shift: UInt8(unlinked.byteCount.trailingZeroBitCount))!
   }
 }

@@ -121,6 +121,13 @@ extension TableTree {
     guard isWhole else { return clear(below, level - 1, start, end, into: &gather) }
     // The way there goes first. Hardware that is past it sees each entry either as it was or gone.
     table.store(0, at: index)
+    return takeApart(below, level, start, end, into: &gather)
+  }
+
+  /// Clears a table that was unlinked, and all below it. Its entry was of this level and all of this range.
+  func takeApart(
+    _ below: Table, _ level: Level, _ start: UInt64, _ end: UInt64, into gather: inout Gather
+  ) -> UInt64 {
     let ranges = gather.rangeCount
     let byteCount = clear(below, level - 1, start, end, into: &gather)
     // What is cached of the way to this table goes with any address below it, so that there has to be one.

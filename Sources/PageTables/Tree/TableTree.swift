@@ -18,7 +18,7 @@ struct TableTree<Format: TableFormat>: ~Copyable, @unchecked Sendable {
   let root: Table
   let memory: TableMemory
   let pool: TablePool
-  let hints = LeafTableHints()
+  let hints: LeafTableHints
   let writer: PageWriter
   /// How many tables are linked.
   let linked = Atomic<Int>(1)
@@ -42,6 +42,7 @@ struct TableTree<Format: TableFormat>: ~Copyable, @unchecked Sendable {
     self.last = last
     self.topLeafLevel = topLeafLevel
     self.root = root
+    hints = LeafTableHints()
     rootShift = geometry.shift(level: geometry.levels - 1)
     self.pool = pool
     memory = pool.memory

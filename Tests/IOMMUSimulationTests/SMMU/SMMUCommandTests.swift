@@ -202,6 +202,27 @@ import Testing
     stale.rig.close()
   }
 
+  /// The longest ranges there are, at the end of all addresses: what would be beyond it is nothing, and below it all of it goes. In
+  /// such numbers as no counter holds.
+  @Test func rangesBeyondTheEnd() throws {
+    let stale = try Stale(), longest = Self.range(31, 31)
+    #expect(try stale.rig.invalidate(longest, 0xffff_ffff_ffff_f000 | 1 << 10 | 1) == 1)
+    #expect(try stale.served() == "01234567bg")
+    #expect(stale.rig.counters.invalidatedBytes == 4096)
+    let far = [(longest, 0xfff8_0000_0000_0000 as UInt64 | 3 << 10 | 1)]
+    for _ in 0..<140 {
+      #expect(try stale.rig.invalidate(Array(repeating: far[0], count: 63)) == 63)
+    }
+    #expect(stale.rig.counters.invalidatedBytes == .max && stale.rig.counters.illegalCommands == 0)
+    // Of stage 2, where a whole VMID's areas are looked at.
+    stale.rig.machine.kernel.issue([(0x2a | SMMURig.vmid | 31 << 12 | 31 << 20, 0xffff_ffff_ffff_f000 | 1 << 10 | 1)])
+    #expect(try stale.served() == "01234567bg")
+    // From the beginning, it has them all.
+    #expect(try stale.rig.invalidate(longest, 1 << 10 | 1) == 1)
+    #expect(try stale.served() == "")
+    stale.rig.close()
+  }
+
   /// Ranges in the granules of larger pages.
   @Test(arguments: [(14, 2), (16, 3)] as [(UInt64, UInt64)])
   func largerGranules(_ shift: UInt64, _ granule: UInt64) throws {

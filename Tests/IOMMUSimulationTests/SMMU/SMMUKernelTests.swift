@@ -37,6 +37,48 @@ import Testing
     rig.close()
   }
 
+  /// The tag of a nest parent that is gone is given out again, the lowest first: however many come and go, no two have the same. What
+  /// is nested over one has that of the parent.
+  @Test func tagsAreGivenBack() throws {
+    let host = SimulatedHost(
+      .smmuv3Nested, devices: [SMMURig.address: EduModel(addressBits: 64), "0000:04:00.0": EduModel(addressBits: 64)])
+    let first = try SMMURig(on: host), table = try first.nest()
+    for _ in 0..<3 {
+      let parent = try first.kernel.hwptAllocate(
+        first.iommufd, flags: HWPTFlags.nestParent, device: first.deviceID, pageTable: first.ioas)
+      try first.kernel.iommufdDestroy(first.iommufd, id: parent)
+    }
+    try first.kernel.iommufdDestroy(first.iommufd, id: table)
+    let second = try SMMURig(on: host, node: 1), stage1 = Stage1(second)
+    stage1.map(0x1000, page: 2)
+    try second.attach(try second.nest())
+    #expect(try second.page(at: 0x1000) == 2)
+    stage1.clear(0x1000)
+    for tag in [1, 3, 4, 5] as [UInt64] { host.kernel.issue([(0x28 | tag << 32, 0)]) }
+    #expect(try second.access(0x1000))
+    host.kernel.issue([(0x28 | 2 << 32, 0)])
+    #expect(try !second.access(0x1000))
+    first.leave()
+    second.close()
+  }
+
+  /// VMIDs of 8 bits, of which 0 is nobody's.
+  @Test func noTagIsLeft() throws {
+    var machine = SimulatedMachine.smmuv3Nested
+    machine.smmu.has16BitVMIDs = false
+    let rig = try SMMURig(machine)
+    func parent() throws(Errno) -> UInt32 {
+      try rig.kernel.hwptAllocate(
+        rig.iommufd, flags: HWPTFlags.nestParent, device: rig.deviceID, pageTable: rig.ioas)
+    }
+    let last = try (0..<254).map { _ in try parent() }.last!
+    #expect(throws: Errno.noSpace) { _ = try parent() }
+    _ = try rig.nest()
+    try rig.kernel.iommufdDestroy(rig.iommufd, id: last)
+    _ = try parent()
+    rig.close()
+  }
+
   /// Moving from one nested table to another keeps the tag: what the first had cached under an ASID is served under it.
   @Test func replacingKeepsTheTag() throws {
     let (rig, stage1, _) = try attached()

@@ -26,6 +26,7 @@ import Testing
     #expect(try word(0) { $0.hasStage1 = false } == 0x0d44_1019)
     #expect(try word(0) { $0.hasStage2 = false } == 0x0d44_101a)
     #expect(try word(0) { $0.has16BitASIDs = false } == 0x0d44_001b)
+    #expect(try word(0) { $0.has16BitVMIDs = false } == 0x0d40_101b)
     #expect(try word(0) { $0.tableByteOrder = .big } == 0x0d64_101b)
     #expect(try word(0) { $0.tableByteOrder = .chosen } == 0x0d04_101b)
     #expect(try word(0) { $0.stallModel = .forced } == 0x0e44_101b)

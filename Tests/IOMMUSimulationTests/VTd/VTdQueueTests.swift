@@ -208,6 +208,22 @@ import Testing
     rig.close()
   }
 
+  /// The tag of a nested table that is gone is given out again: however many come and go, no two have the same.
+  @Test func tagsAreGivenBack() throws {
+    let rig = try VTdRig(), stage1 = FirstStage(rig)
+    for _ in 0..<3 { try rig.kernel.iommufdDestroy(rig.iommufd, id: try rig.nest()) }
+    stage1.map(0x1000, page: 1)
+    try rig.attach(try rig.nest())
+    #expect(try rig.page(at: 0x1000) == 1)
+    stage1.clear(0x1000)
+    // The first is the parent's.
+    for tag in [1, 3, 4, 5] as [UInt64] { rig.machine.kernel.issueVTd([(0x26 | tag << 16, 0)]) }
+    #expect(try rig.access(0x1000))
+    rig.machine.kernel.issueVTd([(0x26 | 2 << 16, 0)])
+    #expect(try !rig.access(0x1000))
+    rig.close()
+  }
+
   /// Faults that come faster than the kernel reads the registers fill them, and what does not fit is lost, which shows.
   @Test(arguments: [1, 8])
   func faultOverflow(_ registers: Int) throws {

@@ -67,6 +67,33 @@ import Testing
     }
   }
 
+  /// Whose the page tables are, and on a VT-d whether the process writes them in its format.
+  private static let owners: [(LazyTests.Tables, isVTd: Bool)] = [
+    (.ioas, false), (.container, false), (.process, false), (.smmu, false), (.process, true),
+  ]
+
+  /// As much as an area that begins in mid page has a page more: it is cut in the same places when it is mapped and unmapped.
+  @Test(arguments: owners, [nil, IOVA(0x4000_0000)])
+  func anAreaThatBeginsInMidPage(_ owner: (LazyTests.Tables, isVTd: Bool), _ address: IOVA?) throws {
+    let rig = try StandingRig(owner.0, owner.isVTd ? .vtdNested : nil), dma = rig.dma
+    let length = Self.area + 4096, base = unsafe try rig.kernel.mapMemory(byteCount: length, descriptor: -1, offset: 0)
+    defer { unsafe rig.kernel.unmapMemory(base, byteCount: length) }
+    let memory = unsafe UnsafeRawBufferPointer(start: base + 16, count: Self.area)
+    let before = rig.machine.kernel.census.pinnedBytes - dma.statistics.tableBytes
+    for _ in 0..<2 {
+      let mapping = try unsafe dma.map(unsafe: memory, .bidirectional, at: address, widening: true)
+      let start = mapping.address, end = start + (Self.area - 8)
+      #expect(mapping.byteCount == Self.area && start.rawValue & 4095 == 16)
+      #expect(address == nil || start == address! + 16)
+      #expect(try rig.writes(start) && rig.writes(end))
+      try mapping.unmap()
+      #expect(try !rig.writes(start) && !rig.writes(end))
+      #expect(rig.machine.kernel.census.pinnedBytes - dma.statistics.tableBytes == before)
+      #expect(dma.statistics.liveMappings == 0 && dma.statistics.leakedBytes == 0)
+    }
+    rig.device.close()
+  }
+
   /// What is mapped when somebody stops it comes back, and can be gone on with.
   @Test(arguments: Interface.allCases, [0, 1, 2, 4])
   func stoppedHalfWay(_ interface: Interface, _ areas: Int) throws {

@@ -102,6 +102,27 @@ import Testing
     rig.device.close()
   }
 
+  /// Whoever ends one, or unmaps, looks for all that have ended: what another thread has taken out is unpinned all the same. Of
+  /// memory that is registered once only, as the next end at its address would make good for this one.
+  @Test(arguments: [LazyTests.Tables.process, .smmu])
+  func endedUnderOthersEyes(_ tables: LazyTests.Tables) async throws {
+    let rig = try StandingRig(tables), dma = rig.dma, count = 400, pages = Pages(6 * count), other = Pages(1)
+    let before = rig.machine.kernel.census.pinnedBytes - dma.statistics.tableBytes
+    let failures = await inThreads(6) { thread in
+      for page in thread * count..<(thread + 1) * count {
+        try unsafe dma.register(unsafe: pages.part(page * 4096..<(page + 1) * 4096)).unregister()
+        if page % 8 == 0 { try unsafe dma.map(unsafe: other.all, .toDevice).unmap() }
+      }
+    }
+    #expect(failures.isEmpty, "\(failures.first ?? "")")
+    #expect(dma.statistics.registrations == 0)
+    #expect(rig.machine.kernel.census.pinnedBytes - dma.statistics.tableBytes == before)
+    let implicit = dma.statistics.implicitRegistrations
+    try unsafe dma.map(unsafe: pages.part(0..<4096), .toDevice).unmap()
+    #expect(dma.statistics.implicitRegistrations == implicit + 1)
+    rig.device.close()
+  }
+
   private final class Box: Sendable {
     private let registration: Registration
     init(_ registration: consuming Registration) { self.registration = registration }

@@ -88,13 +88,29 @@ struct FaultParserTests {
     #expect(Self.report(["DMAR:[fault reason 05] PTE Write access is not set"]).count == 0)
   }
 
+  /// The registers were full: what the status says, in hexadecimal and without 0x, before the faults that they had.
+  @Test(arguments: ["1", "3", "93", "11 "])
+  func vtdOverflow(_ status: String) {
+    for line in ["DMAR: DRHD: handling fault status reg \(status)", "DMAR:DRHD: handling fault status reg \(status)"] {
+      let report = Self.report([line])
+      #expect(report.hasOverflow && report.count == 0 && report.missing?.contains("overflowed") == true)
+    }
+    // It does not come between a fault and its reason.
+    let report = Self.report([
+      "DMAR:[DMA Write] Request device [00:01.0] fault addr 1000 ", "DMAR:DRHD: handling fault status reg \(status)",
+      "DMAR:[fault reason 05] PTE Write access is not set",
+    ])
+    #expect(report.hasOverflow && report.count == 1 && report.faults.first?.kind == .translation)
+  }
+
   @Test func vtdWithoutAText() throws {
     let fault = try fault("DMAR: [DMA Read] Request device [00:01.0] fault addr 0x1000 [fault reason 0x99]")
     #expect(fault.reason == "fault reason 153")
   }
 
   @Test(arguments: [
-    "DMAR: DRHD: handling fault status reg 2",
+    "DMAR: DRHD: handling fault status reg 2", "DMAR: DRHD: handling fault status reg 100",
+    "DMAR: DRHD: handling fault status reg ", "DMAR: DRHD: handling fault status reg x1",
     "DMAR: Dump dmar0 table entries for IOVA 0x1000",
     "DMAR: [DMA Write NO_PASID] Request device [nonsense] fault addr 0x1000 [fault reason 0x05] x",
     "DMAR: [DMA Write NO_PASID] Request device [00:01.0] fault addr zzz [fault reason 0x05] x",

@@ -1,4 +1,5 @@
 import AddressSpace
+import Glibc
 import IOMMU
 import IOMMUSimulation
 import Testing
@@ -103,6 +104,99 @@ import Testing
     #expect(report.hasOverflow && report.lostEvents == 0 && report.missing?.contains("overflowed") == true)
     #expect(report.count == 1)
     rig.device.close()
+  }
+
+  /// Two devices behind one SMMU, whose events come by one queue.
+  private struct Pair: Sendable {
+    let machine: SimulatedHost, kernel: FaultingKernel
+    let first: Device
+    static let names = ["0000:00:02.0", "0000:00:03.0"]
+
+    init() throws {
+      var description = SimulatedMachine.smmuv3Nested
+      description.devices = Self.names.map { SimulatedDevice($0, EduModel(addressBits: 64)) }
+      machine = SimulatedHost(description)
+      kernel = FaultingKernel(machine.kernel)
+      first = try Device(Self.names[0], on: Host(kernel: kernel), translation: .process)
+    }
+
+    func second() throws -> Device { try Device(Self.names[1], on: Host(kernel: kernel), sharing: first.dma) }
+    /// Has a device fault.
+    func fault(_ number: Int, at page: UInt64) {
+      #expect(machine.storm(1, from: Self.names[number], at: page << 12) == 1)
+    }
+    /// Every open device may do DMA, as one may that a launcher has opened.
+    func letMasterTheBus() {
+      let command: [UInt8] = [6, 0]
+      for descriptor in 0x4000_0000..<0x4000_0040 as Range<Int32> {
+        unsafe command.withUnsafeBytes { bytes in
+          _ = try? unsafe machine.kernel.pwrite(descriptor, bytes, at: UInt64(VFIOPCI.config) << 40 | 4)
+        }
+      }
+    }
+    /// The pages of the faults that a device is told of.
+    static func pages(_ device: Device) -> [UInt64?] {
+      device.dma.faults.faults.map { $0.iova.map { $0.rawValue >> 12 } }
+    }
+  }
+
+  /// What a device did that has left is not told of the one that is opened at its address next, though nobody had asked: neither what
+  /// was taken out of the queue with another's, nor what was in it still.
+  @Test func theNextAtTheSameAddress() throws {
+    let pair = try Pair()
+    for isRead in [true, false] {
+      let second = try pair.second()
+      pair.fault(1, at: 0x1_0000)
+      if isRead { #expect(Pair.pages(pair.first).isEmpty) }
+      second.close()
+      let next = try pair.second()
+      #expect(Pair.pages(next).isEmpty && next.dma.faults.lostEvents == 0)
+      pair.fault(1, at: 0x1_0001)
+      #expect(Pair.pages(next) == [0x1_0001])
+      next.close()
+    }
+    #expect(Pair.pages(pair.first).isEmpty && pair.first.dma.faults.lostEvents == 0)
+    pair.first.close()
+    #expect(pair.machine.kernel.census.pinnedBytes == 0)
+  }
+
+  /// A device is opened, and faults, while the queue is being read for another: what it did is told.
+  @Test func oneThatJoinsWhileTheQueueIsRead() throws {
+    let pair = try Pair(), second = Shared<Device?>(nil)
+    pair.kernel.interject(before: "readEventQueue") {
+      let device = try? pair.second()
+      second.change { $0 = device }
+      pair.fault(1, at: 0x1_0000)
+    }
+    #expect(Pair.pages(pair.first).isEmpty)
+    let device = try #require(second.value)
+    #expect(Pair.pages(device) == [0x1_0000] && pair.first.dma.faults.lostEvents == 0)
+    device.close()
+    pair.first.close()
+  }
+
+  /// Its first events are there before the call has returned that attaches it: they have its name by then.
+  @Test func eventsDuringTheAttach() throws {
+    let pair = try Pair(), before = pair.kernel.count(of: "vfioAttach"), calls = Shared(0), thread = pthread_self()
+    // Asked before and after each call of this thread's; and those of others.
+    pair.kernel.keepTimes { [pair] in
+      guard pthread_self() == thread, pair.kernel.count(of: "vfioAttach") > before else { return 0 }
+      let isAfter = calls.change { count in
+        count += 1
+        return count == 2
+      }
+      if isAfter {
+        pair.letMasterTheBus()
+        pair.fault(1, at: 0x1_0000)
+        #expect(Pair.pages(pair.first).isEmpty)
+      }
+      return 0
+    }
+    let second = try pair.second()
+    pair.kernel.keepTimes { 0 }
+    #expect(calls.value >= 2 && Pair.pages(second) == [0x1_0000])
+    second.close()
+    pair.first.close()
   }
 
   /// Stage 2 is the kernel's: its faults are in the log, and the story is of the mapping that the process made all the same. In debug

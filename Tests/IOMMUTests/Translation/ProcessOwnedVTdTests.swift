@@ -292,6 +292,19 @@ import Testing
     #expect(machine.isClean)
   }
 
+  /// Faults that come faster than the kernel reads the registers: what was lost is said to be, however many it were.
+  @Test func aStormOfFaults() throws {
+    let machine = Self.host { $0.vtdRegisters!.faultRegisterCount = 8 }, device = try Self.open(machine)
+    #expect(machine.storm(8, from: Self.first, at: 0x1_0000_0000) == 8)
+    var report = device.dma.faults
+    #expect(report.count == 8 && !report.mayBeIncomplete)
+    #expect(machine.storm(200, from: Self.first, at: 0x1_0000_0000) == 200)
+    report = device.dma.faults
+    #expect(report.count == 16 && report.hasOverflow && report.mayBeIncomplete)
+    #expect(machine.vtdCounters().lostFaults == 192)
+    device.close()
+  }
+
   /// Devices behind two IOMMUs see one domain, and an unmap tells both; also where the kernel takes no table for another's device.
   @Test func twoUnits() throws {
     let machine = Self.host({ _ in }) { $0[1].iommuUnit = 1 }

@@ -1,3 +1,4 @@
+import AddressSpace
 import IOMMU
 import PageTables
 import Testing
@@ -49,6 +50,21 @@ import Testing
     // Pages of 64 KiB only, over a stage 2 of 4 KiB.
     #expect(Self.identity { $0[5] = 0x44 }.refusal(page: 4096)?.hasPrefix("IDR5") == true)
     #expect(Self.identity { $0[5] = 0x44 }.refusal(page: 65536) == nil)
+  }
+
+  /// What another SMMU must have that is to read the same tables: all that it needs itself, and what was chosen by the first.
+  @Test func joining() {
+    let whole = Self.identity(), small = Self.identity { $0[5] = 0x14 }, without = Self.identity { $0[3] &= ~(1 << 10) }
+    func refusal(_ identity: SMMUIdentity, _ first: SMMUIdentity, _ granule: PageSize, page: UInt64 = 65536) -> String {
+      identity.refusal(joining: first, granule: granule, page: page) ?? ""
+    }
+    #expect(refusal(whole, whole, .fourKiB) == "" && refusal(whole, without, .fourKiB) == "")
+    #expect(refusal(small, whole, .fourKiB) == "")
+    // It would have had pages of 4 KiB by itself.
+    #expect(refusal(small, whole, PageSize(shift: 16)).hasPrefix("IDR5"))
+    #expect(refusal(without, whole, .fourKiB).hasPrefix("IDR3.RIL"))
+    #expect(refusal(Self.identity { $0[0] |= 3 << 21 }, whole, .fourKiB).hasPrefix("IDR0.TTENDIAN"))
+    #expect(refusal(Self.identity { $0[5] = 0x44 }, whole, PageSize(shift: 16), page: 4096).hasPrefix("IDR5"))
   }
 }
 

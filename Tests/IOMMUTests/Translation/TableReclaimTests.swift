@@ -305,6 +305,40 @@ import Testing
     try rig.close()
   }
 
+  /// A block that cannot take the place of an empty table, as the invalidation fails: pages there go by that table, which hardware
+  /// knows, and the block comes when invalidations do.
+  @Test(arguments: [0, 1]) func aBlockInItsPlace(_ machine: Int) throws {
+    let rig = try Rig(Self.machines[machine]), region: UInt64 = 4, length = 2 << 20
+    let base = unsafe try rig.kernel.mapMemory(byteCount: length, descriptor: -1, offset: 0)
+    defer { unsafe rig.kernel.unmapMemory(base, byteCount: length) }
+    let block = unsafe UnsafeRawBufferPointer(start: base, count: length)
+    let registration = try unsafe rig.dma.register(unsafe: block)
+    for page in 0..<3 as Range<UInt64> {
+      let live = try rig.map(region, page: page)
+      #expect(rig.reaches(region, page: page))
+      try live.unmap()
+    }
+    rig.kernel.failFrom(1, of: "hwptInvalidate", with: .inputOutput)
+    do throws(DMAError) {
+      _ = try unsafe rig.dma.map(unsafe: block, .bidirectional, at: Rig.address(region))
+      Issue.record("mapped")
+    } catch { #expect(error.errno == .inputOutput) }
+    rig.kernel.passAll()
+    #expect(rig.dma.statistics.leakedBytes == 0 && rig.dma.statistics.failedMaps == 1)
+    for page in 0..<4 as Range<UInt64> {
+      let live = try rig.map(region, page: page)
+      #expect(rig.reaches(region, page: page), "page \(page)")
+      try live.unmap()
+      #expect(!rig.reaches(region, page: page))
+    }
+    let mapping = try unsafe rig.dma.map(unsafe: block, .bidirectional, at: Rig.address(region))
+    #expect(rig.reaches(region) && rig.reaches(region, page: 511))
+    try mapping.unmap()
+    #expect(!rig.reaches(region) && !rig.reaches(region, page: 511))
+    try registration.unregister()
+    try rig.close()
+  }
+
   // MARK: - At once
 
   /// Threads that wander through the same regions, each at pages of its own.

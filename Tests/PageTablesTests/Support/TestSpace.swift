@@ -66,7 +66,7 @@ extension TestSpace {
     while true {
       let outcome = map(iova, to: address, byteCount, attributes)
       guard case .mustInvalidate(let unlinked) = outcome else { return outcome }
-      pool.give(back: unlinked.tables)
+      pool.give(back: table.takeApart(unlinked))
     }
   }
 

@@ -13,6 +13,8 @@ class TestTable: @unchecked Sendable {
   func map(iova: UInt64, to address: UInt64, byteCount: UInt64, attributes: LeafAttributes) -> MapOutcome {
     fatalError()
   }
+  func takeApart(_ unlinked: UnlinkedTables) -> TableList { fatalError() }
+  func relink(_ unlinked: UnlinkedTables) { fatalError() }
   func unmap(iova: UInt64, byteCount: UInt64, into gather: inout Gather) -> UnmapOutcome { fatalError() }
   func mapPages(iova: UInt64, to address: UInt64, byteCount: UInt64, attributes: LeafAttributes) -> Bool {
     fatalError()
@@ -39,6 +41,10 @@ final class TestTableOf<Table: PageTable & ~Copyable>: TestTable, @unchecked Sen
   override func map(iova: UInt64, to address: UInt64, byteCount: UInt64, attributes: LeafAttributes) -> MapOutcome {
     table.map(iova: iova, to: address, byteCount: byteCount, attributes: attributes)
   }
+
+  override func takeApart(_ unlinked: UnlinkedTables) -> TableList { table.takeApart(unlinked) }
+
+  override func relink(_ unlinked: UnlinkedTables) { table.relink(unlinked) }
 
   override func unmap(iova: UInt64, byteCount: UInt64, into gather: inout Gather) -> UnmapOutcome {
     table.unmap(iova: iova, byteCount: byteCount, into: &gather)

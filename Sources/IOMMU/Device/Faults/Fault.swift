@@ -105,8 +105,7 @@ public struct FaultReport: Hashable, Sendable {
   public var suppressed: UInt64 = 0
   /// Events that a full event queue of the process's has lost, of any device behind the same IOMMU: it says so, or its numbers do.
   public var lostEvents: UInt64 = 0
-  /// Whether an event queue of the hardware's own was full, or a VT-d's fault recording registers; how many faults it has lost nobody
-  /// knows.
+  /// Whether an event queue of the hardware's own, or the fault registers of a VT-d, were full; how many were lost nobody knows.
   public var hasOverflow = false
   /// Whether the log was overwritten before it was read.
   public var hasGap = false

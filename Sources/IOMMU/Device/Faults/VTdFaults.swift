@@ -7,7 +7,9 @@ import AddressSpace
 /// DMAR: [DMA Read PASID 0x5] Request device [00:02.0] fault addr 0x1000 [fault reason 0x71] SM: Present bit …
 /// DMAR: [DMA Write] Request device [00:02.0] PASID ffffffff fault addr 1000 [fault reason 05] PTE Write access …
 /// DMAR: [INTR-REMAP] Request device [00:02.0] fault index 0x7 [fault reason 0x22] Present field in the IRTE entry …
+/// DMAR: DRHD: handling fault status reg 3
 /// ```
+/// The last comes before the faults that are read then; bit 0 of the number (`FSTS.PFO`) says that others found no register free.
 /// Before 5.x the address has no 0x and the reason is decimal; before 4.x the reason has a line of its own.
 struct VTdFaults: Sendable {
   /// A fault whose reason is still to come.
