@@ -12,7 +12,11 @@ extension SimulatedKernel {
     return try HostSystem.takeEvent(descriptor)
   }
 
-  package func signalEvent(_ descriptor: Int32) throws(Errno) { try HostSystem.signalEvent(descriptor) }
+  package func signalEvent(_ descriptor: Int32) throws(Errno) {
+    // As for ``close(_:)``.
+    guard locked({ $0.memory.events.contains(descriptor) }) else { throw .badDescriptor }
+    try HostSystem.signalEvent(descriptor)
+  }
 
   /// Waits. When a device asked to be woken before the time is up, the clock jumps there instead of waiting.
   package func waitReadable(_ descriptors: [Int32], timeout: Duration?) throws(Errno) -> Int? {

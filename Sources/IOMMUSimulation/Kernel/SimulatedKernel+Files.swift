@@ -40,11 +40,13 @@ extension SimulatedKernel {
 
   package func close(_ descriptor: Int32) {
     guard DescriptorTable.isSimulated(descriptor) else {
-      locked { state in
-        state.memory.files[descriptor] = nil
-        state.memory.events.remove(descriptor)
-        _ = state.closeEventQueue(descriptor)
+      // EBADF of a descriptor that was closed before: by now it may be one of another machine in this process.
+      let isOurs = locked { state in
+        let isFile = state.memory.files.removeValue(forKey: descriptor) != nil
+        let isEvent = state.memory.events.remove(descriptor) != nil
+        return state.closeEventQueue(descriptor) || isFile || isEvent
       }
+      if !isOurs { return }
       return HostSystem.close(descriptor)
     }
     systemCall { $0.close(descriptor) }?.reset()

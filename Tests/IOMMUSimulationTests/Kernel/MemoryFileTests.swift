@@ -105,6 +105,19 @@ import Testing
     #expect(kernel.census.isEmpty)
   }
 
+  /// A number is a descriptor of the process's: one that is closed here may be another machine's by now, which is left alone.
+  @Test func ofAnotherMachine() throws {
+    let kernel = SimulatedKernel(.vtd), another = SimulatedKernel(.vtd)
+    let theirs = try another.createEvent()
+    kernel.close(theirs)
+    #expect(throws: Errno.badDescriptor) { try kernel.signalEvent(theirs) }
+    #expect(try another.takeEvent(theirs) == nil)
+    try another.signalEvent(theirs)
+    #expect(try another.takeEvent(theirs) == 1)
+    another.close(theirs)
+    #expect(another.census.isEmpty)
+  }
+
   @Test func noHugePagesIsAnError() throws {
     let kernel = SimulatedKernel(.vtd)
     // Either the machine has pages of 1 GiB reserved or this is ENOMEM at the map; no descriptor may leak.
