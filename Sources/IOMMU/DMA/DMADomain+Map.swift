@@ -177,7 +177,8 @@ extension DMADomain {
   ///
   /// - Throws: `.empty`, `.unaligned`, `.overflow`; for a fixed address `.outsideAperture`, `.reserved`, `.outsideMask`,
   ///   `.overlap` (both ranges in the detail); `.badMemory` for memory that is not mapped or not writable as asked;
-  ///   `.notRegistered` under ``RegistrationPolicy/requireRegistered``; `.memoryLock`, `.noSpace`, `.tooManyMappings`, `.closed`, `.forked`, `.system`.
+  ///   `.notRegistered` under ``RegistrationPolicy/requireRegistered``; `.memoryLock`, `.noSpace`, `.tooManyMappings`, `.closed`,
+  ///   `.forked`, `.system`.
   public func map(
     unsafe memory: UnsafeRawBufferPointer, _ direction: DMADirection, at address: IOVA? = nil, widening: Bool = false
   ) throws(DMAError) -> UnsafeMapping {
