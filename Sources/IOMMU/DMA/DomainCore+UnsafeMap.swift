@@ -23,7 +23,9 @@ extension DomainCore {
         .unaligned, operation, address: host, byteCount: UInt64(memory.count),
         detail:
           "Memory must begin and end on a multiple of \(mask + 1) bytes, or the device reaches more than it was given",
-        remedy: "Use buffer(byteCount:), align the memory, or allow widening: true")
+        remedy: operation == "register"
+          ? "Use buffer(byteCount:), or align the memory"
+          : "Use buffer(byteCount:), align the memory, or allow widening: true")
     }
     let first = host & ~mask
     guard let byteCount = Int(exactly: ((end + mask) & ~mask) - first) else {

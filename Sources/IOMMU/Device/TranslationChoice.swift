@@ -13,7 +13,7 @@ public enum TranslationChoice: String, Hashable, Sendable, CaseIterable {
 }
 
 /// Who writes the page tables that translate for an open device, and why.
-public struct TranslationInUse: Hashable, Sendable {
+public struct TranslationInUse: Hashable, Sendable, CustomStringConvertible {
   /// An owner of page tables.
   public enum Owner: String, Hashable, Sendable, CaseIterable {
     /// The kernel writes them, by a system call each time.
@@ -25,6 +25,8 @@ public struct TranslationInUse: Hashable, Sendable {
   public let owner: Owner
   /// Why, in one sentence.
   public let reason: String
+  /// Both, as in `process: Asked for`.
+  public var description: String { "\(owner.rawValue): \(reason)" }
 
   package init(_ owner: Owner, _ reason: String) { (self.owner, self.reason) = (owner, reason) }
 }

@@ -178,6 +178,7 @@ import Testing
       return nil
     }
     for range in [1..<4096, 0..<4095, 8..<16] { #expect(register(range)?.code == .unaligned) }
+    #expect(register(8..<16)?.remedy == "Use buffer(byteCount:), or align the memory", "it does not widen")
     #expect(register(0..<0)?.code == .empty)
     let none = unsafe UnsafeRawBufferPointer(start: UnsafeRawPointer(bitPattern: 1 << 20), count: 4096)
     let noMemory = StandingRig.code { _ = try unsafe dma.register(unsafe: none) }

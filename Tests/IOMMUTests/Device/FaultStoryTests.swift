@@ -34,7 +34,7 @@ import Testing
   struct Rig {
     let machine: SimulatedHost
     let device: Device
-    private let bar: Registers
+    let bar: Registers
     var dma: DMADomain { device.dma }
 
     init(_ way: Way, _ options: DebugOptions?) throws {
@@ -94,6 +94,22 @@ import Testing
     #expect(ended.place == .ended && ended.mapping?.range == range && ended.mapping?.end == .unmapped)
     #expect(ended.offset == (way.isExact ? 0x1008 : 0x1000) && ended.mapping?.endedAgo == nil)
     #expect(ended.description.hasSuffix("of the mapping of 8192 bytes at 0x10000000, which was unmapped"), "\(ended)")
+    rig.device.close()
+  }
+
+  /// Told after the unmap, a write that was refused before it: without debug mode nobody remembers what was allowed.
+  @Test(arguments: ways) func refusedWhileMapped(_ way: Way) throws {
+    if Self.isDebugged { return }
+    let rig = try way.rig(), mapping = try rig.dma.map(try rig.dma.buffer(byteCount: 64), .toDevice)
+    let address = mapping.address
+    _ = rig.dma.faults
+    try EndToEndTests.transfer(rig.bar, address, 8, toDevice: false)
+    _ = try mapping.unmap()
+    let fault = try #require(rig.dma.faults.faults.last), story = try #require(fault.story)
+    // A VT-d gives one reason for what is not there and for what may not be written.
+    let isTold = fault.kind == .permission, ending = "; or it was not, and did not let the device write"
+    #expect(story.place == .ended && (isTold || !way.isExact))
+    #expect(story.description.hasSuffix(", which was unmapped\(isTold ? ending : "")"), "\(story)")
     rig.device.close()
   }
 

@@ -26,6 +26,7 @@ import Testing
   @Test func theKernelWhereAskedForOrAlone() throws {
     let asked = try Device(Self.address, on: machine().host, translation: .kernel)
     #expect(asked.translation.owner == .kernel && asked.translation.reason == "Asked for")
+    #expect("\(asked.translation)" == "kernel: Asked for")
     asked.close()
     let without = try Device(Self.address, on: machine { $0.hasNestedTranslation = false }.host)
     #expect(without.translation.owner == .kernel)

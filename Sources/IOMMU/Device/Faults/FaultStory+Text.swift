@@ -68,7 +68,13 @@ extension Fault.Story {
   private var ending: String {
     guard let mapping else { return "" }
     let ago = mapping.endedAgo.map { " \($0.milliseconds) before the fault was read" } ?? ""
-    let never = mapping.forbids(access) == true ? "; nor did it ever let the device \(access.rawValue)" : ""
+    let never =
+      switch mapping.forbids(access) {
+      case true: "; nor did it ever let the device \(access.rawValue)"
+      // What it allowed is remembered in debug mode only, but nothing else refuses so.
+      case nil where kind == .permission: "; or it was not, and did not let the device \(access.rawValue)"
+      default: ""
+      }
     switch mapping.end {
     case .queued: return ", which was unmapped\(ago) and waits for a flush\(never)"
     case .flushed: return ", which was unmapped\(ago) and is flushed\(never)"
